@@ -1,0 +1,39 @@
+"""Counter-based uniforms: a number in [0, 1) for each (seed, stream, row, position), the same on every device and batch.
+
+The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014), applied once per key.
+"""
+
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def uniforms(seed: int, stream: int, row_N: Tensor, position_N: Tensor) -> Tensor:
+    """(N,) float64 in [0, 1).
+
+    Args:
+        seed: the run's seed.
+        stream: what the number is for, so that two uses never share one (0 options, 1 tokens).
+        row_N: (N,) id of the request.
+        position_N: (N,) position in its response.
+    """
+    start = _signed(seed * _GOLDEN + stream + 1)
+    x = _mix(_mix(row_N.long() + start) + _signed(_GOLDEN) * (position_N.long() + 1))
+    return _shift(_mix(x), 11).double() * 2.0**-53

@@ -1,0 +1,71 @@
+"""Every error this project raises: one root, and each is also the builtin a caller would expect.
+
+A message states the fact, the user's own input, and the next step, in one paragraph.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LatentKnobsError(Exception):
+    """Root of all errors raised on purpose by latentknobs."""
+
+
+class UnknownNameError(LatentKnobsError, LookupError):
+    """A knob, reward, level or objective was asked for by a name nobody registered."""
+
+
+class GridError(LatentKnobsError, ValueError):
+    """A knob's option grid is empty, unsorted, repeated, not finite or out of the knob's range."""
+
+
+class SpaceError(LatentKnobsError, ValueError):
+    """A knob space that makes no sense: no knobs, a knob twice, an order or subset naming the unknown."""
+
+
+class PluginError(LatentKnobsError, ImportError):
+    """An entry point could not be imported or does not hold what its group promises."""
+
+
+class ConfigError(LatentKnobsError, ValueError):
+    """A setting from Python, YAML or the command line is wrong."""
+
+
+class DataError(LatentKnobsError, ValueError):
+    """A prompts file is missing or malformed, or a prompt does not fit the model."""
+
+
+class RewardError(LatentKnobsError, ValueError):
+    """A reward returned the wrong number of values, or values that are not finite numbers."""
+
+
+class NoPairsError(LatentKnobsError, ValueError):
+    """The scored rollouts hold nothing to prefer."""
+
+
+class UnreachableTokenError(LatentKnobsError, ValueError):
+    """A response holds a token that no option of the space can produce."""
+
+
+class AdapterError(LatentKnobsError, ValueError):
+    """An adapter folder is incomplete, of another version, or made for another model."""
+
+
+class DecodingError(LatentKnobsError, RuntimeError):
+    """`generate` was called in a way the attached policy cannot honour."""
+
+
+class RunError(LatentKnobsError, RuntimeError):
+    """A run directory is in use, damaged, or belongs to another run."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The tail of an unknown-name message: the nearest name, if any is near, and the full list.
+
+    >>> did_you_mean("temprature", ["temperature", "top_p"])
+    'Did you mean "temperature"? Known: temperature, top_p.'
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f'Did you mean "{near[0]}"? ' if near else ""
+    return f"{hint}Known: {', '.join(names) or '(none)'}."

@@ -1,0 +1,62 @@
+"""The head: features of one position -> a categorical over the options of a space.
+
+A 3-layer MLP with SiLU (arXiv 2411.09661, section 3.1; hidden width 2048 there). Its last layer starts at zero, so that
+an untrained head is exactly the uniform distribution, which is also the reference of the first round.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from latentknobs.space import KnobSpace
+
+
+class OptionHead(nn.Module):
+    """log pi(option | features).
+
+    Args:
+        space: whose K options are chosen from.
+        in_features: F, the number of features.
+        hidden: width of both hidden layers.
+        factorised: one categorical per knob instead of one over all K options; for a subset of the product the joint
+            is renormalised over the options that exist.
+
+    Buffers `shift_F` and `scale_F` standardise the features; `fit_scaler` sets them from data.
+    """
+
+    shift_F: Tensor
+    scale_F: Tensor
+    grid_KJ: Tensor
+
+    def __init__(self, space: KnobSpace, in_features: int, hidden: int = 256, factorised: bool = False) -> None:
+        super().__init__()
+        self.sizes = tuple(len(knob.options) for knob in space.knobs)
+        self.factorised = factorised
+        self.hidden = hidden
+        self.in_features = in_features
+        outputs = sum(self.sizes) if factorised else space.K
+        self.mlp = nn.Sequential(
+            nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
+        )
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.register_buffer("shift_F", torch.zeros(in_features))
+        self.register_buffer("scale_F", torch.ones(in_features))
+        self.register_buffer("grid_KJ", torch.tensor(space.grid_KJ), persistent=False)
+
+    def fit_scaler(self, feature_NF: Tensor) -> None:
+        """Sets shift and scale to the mean and standard deviation of (N, F) features; constant features keep scale 1."""
+        std_F = feature_NF.double().std(0, correction=0)
+        self.shift_F.copy_(feature_NF.double().mean(0))
+        self.scale_F.copy_(torch.where(std_F > 1e-6, std_F, 1.0))
+
+    def forward(self, feature_NF: Tensor) -> Tensor:
+        """(..., F) features -> (..., K) log-probabilities of the options."""
+        out = self.mlp((feature_NF.to(self.shift_F.dtype) - self.shift_F) / self.scale_F)
+        if self.factorised:
+            per_knob = [part.log_softmax(-1) for part in out.split(self.sizes, -1)]
+            out = sum(
+                (part[..., self.grid_KJ[:, j]] for j, part in enumerate(per_knob)), torch.zeros((), dtype=out.dtype)
+            )
+        return out.log_softmax(-1)

@@ -1,0 +1,140 @@
+"""The LPO family (arXiv 2411.09661, section 3.2) as pure functions of tensors.
+
+Every score is the log-ratio log P'(response) / P_ref(response) of one response, un-reduced over the batch, before beta.
+`lpo_loss` turns the scores of chosen and rejected responses into -log sigmoid. Nothing here knows what a knob does:
+the language model enters only through `option_logps_BTK`, which has no gradient because the LM is frozen.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from latentknobs.errors import ConfigError, did_you_mean
+
+Objective = Literal["latent", "tokens_separate", "tokens", "nll"]
+LengthNorm = Literal["none", "mean"]
+OBJECTIVES: tuple[Objective, ...] = ("latent", "tokens_separate", "tokens", "nll")
+
+
+@dataclass(frozen=True)
+class Responses:
+    """A batch of responses as the frozen LM left them. T is the longest response; shorter rows are masked.
+
+    Attributes:
+        option_logps_BTK: log P(y_t | option k), -inf where the option removes y_t.
+        segment_BT: segment ids 0, 1, ... in each row.
+        mask_BT: True at response tokens.
+        option_BT: the option that each token was sampled with (only the token variants need it).
+        base_logps_BT: log P(y_t) under the LM without knobs (only `tokens` needs it).
+    """
+
+    option_logps_BTK: Tensor
+    segment_BT: Tensor
+    mask_BT: Tensor
+    option_BT: Tensor | None = None
+    base_logps_BT: Tensor | None = None
+
+
+def segment_starts(segment_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, T) True at the first token of each segment."""
+    before_BT = torch.cat([torch.full_like(segment_BT[:, :1], -1), segment_BT[:, :-1]], 1)
+    return (segment_BT != before_BT) & mask_BT
+
+
+def log_marginals(log_pi_BTK: Tensor, responses: Responses) -> Tensor:
+    """(B, S) log sum_k pi_k prod_{t in segment} P(y_t | k), the exact marginal of each segment; 0 beyond a row's last.
+
+    With one token per segment this is the inner sum of Eq. 11; with one segment it is the exact sequence marginal, which
+    the paper does not distinguish. pi is read at the first token of a segment: it must not see the segment itself.
+    """
+    segment_BT, mask_BT = responses.segment_BT, responses.mask_BT
+    starts_BT = segment_starts(segment_BT, mask_BT)
+    S = int(segment_BT.max()) + 1
+    index_BTK = segment_BT.unsqueeze(-1).expand_as(log_pi_BTK)
+    zeros_BSK = log_pi_BTK.new_zeros(log_pi_BTK.shape[0], S, log_pi_BTK.shape[-1])
+    log_pi_BSK = zeros_BSK.scatter_add(1, index_BTK, torch.where(starts_BT.unsqueeze(-1), log_pi_BTK, 0.0))
+    logps_BTK = torch.where(mask_BT.unsqueeze(-1), responses.option_logps_BTK, 0.0).to(log_pi_BTK.dtype)
+    logps_BSK = zeros_BSK.scatter_add(1, index_BTK, logps_BTK)
+    marginal_BS = (log_pi_BSK + logps_BSK).logsumexp(-1)
+    exists_BS = torch.zeros_like(marginal_BS).scatter_add(1, segment_BT, starts_BT.to(marginal_BS.dtype)) > 0
+    return torch.where(exists_BS, marginal_BS, 0.0)
+
+
+def latent_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
+    """(B,) Eq. 11: sum over segments of log marginal under pi minus log marginal under the reference."""
+    return (log_marginals(log_pi_BTK, responses) - log_marginals(ref_log_pi_BTK, responses)).sum(-1)
+
+
+def tokens_separate_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
+    """(B,) Eq. 10: sum over segments of log pi(sampled option) minus the same under the reference.
+
+    The paper omits the reference because its uniform one cancels between chosen and rejected of equal length; here it
+    stays, so that later rounds and unequal lengths are right.
+    """
+    assert responses.option_BT is not None, "tokens variants need the sampled options"
+    picked_BT1 = responses.option_BT.unsqueeze(-1)
+    ratio_BT = (log_pi_BTK.gather(-1, picked_BT1) - ref_log_pi_BTK.gather(-1, picked_BT1)).squeeze(-1)
+    return torch.where(segment_starts(responses.segment_BT, responses.mask_BT), ratio_BT, 0.0).sum(-1)
+
+
+def tokens_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
+    """(B,) Eq. 9: Eq. 10 plus log P(y | sampled options) - log P_ref(y), the LM without knobs.
+
+    With a frozen LM the added part is a constant of each response: it weighs pairs, it does not steer the head.
+    """
+    assert responses.option_BT is not None and responses.base_logps_BT is not None, "tokens needs base_logps_BT"
+    sampled_BT = responses.option_logps_BTK.gather(-1, responses.option_BT.unsqueeze(-1)).squeeze(-1)
+    offset_BT = torch.where(responses.mask_BT, sampled_BT - responses.base_logps_BT, 0.0)
+    return tokens_separate_score(log_pi_BTK, ref_log_pi_BTK, responses) + offset_BT.sum(-1).to(log_pi_BTK.dtype)
+
+
+SCORES = {"latent": latent_score, "tokens_separate": tokens_separate_score, "tokens": tokens_score}
+
+
+def lpo_loss(
+    objective: Objective,
+    chosen: Responses,
+    rejected: Responses,
+    log_pi_chosen_BTK: Tensor,
+    log_pi_rejected_BTK: Tensor,
+    ref_chosen_BTK: Tensor | None = None,
+    ref_rejected_BTK: Tensor | None = None,
+    beta: float = 0.1,
+    length_norm: LengthNorm = "none",
+) -> Tensor:
+    """(B,) the un-reduced loss: -log sigmoid(beta * (score of chosen - score of rejected)), Eq. 9, 10 or 11.
+
+    Args:
+        objective: `latent` (Eq. 11), `tokens_separate` (Eq. 10), `tokens` (Eq. 9), or `nll`: minus the log-probability
+            of the chosen response's sampled options (section 4.6.1), which uses neither beta nor the reference.
+        ref_chosen_BTK, ref_rejected_BTK: reference log-probabilities over options; None is uniform.
+        length_norm: `mean` divides each score by its number of segments, `none` sums, as in the paper.
+
+    Raises:
+        ConfigError: an unknown objective.
+    """
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"There is no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
+    if objective == "nll":
+        zero_BTK = torch.zeros_like(log_pi_chosen_BTK)
+        return -tokens_separate_score(log_pi_chosen_BTK, zero_BTK, chosen) / _lengths(chosen, length_norm)
+    score = SCORES[objective]
+    ref_c = uniform_like(log_pi_chosen_BTK) if ref_chosen_BTK is None else ref_chosen_BTK
+    ref_r = uniform_like(log_pi_rejected_BTK) if ref_rejected_BTK is None else ref_rejected_BTK
+    score_c = score(log_pi_chosen_BTK, ref_c, chosen) / _lengths(chosen, length_norm)
+    score_r = score(log_pi_rejected_BTK, ref_r, rejected) / _lengths(rejected, length_norm)
+    return -logsigmoid(beta * (score_c - score_r))
+
+
+def uniform_like(log_pi_BTK: Tensor) -> Tensor:
+    """The uniform distribution over options, in the shape of `log_pi_BTK`, without gradient."""
+    return torch.full_like(log_pi_BTK, -torch.log(torch.tensor(float(log_pi_BTK.shape[-1]))).item()).detach()
+
+
+def _lengths(responses: Responses, length_norm: LengthNorm) -> Tensor | float:
+    if length_norm == "none":
+        return 1.0
+    return segment_starts(responses.segment_BT, responses.mask_BT).sum(-1).clamp(min=1)

@@ -1,0 +1,128 @@
+"""Segments: runs of response tokens that share one option, and how a level is written.
+
+A segmenter answers one question, row by row and position by position: does a new segment begin with this token? It may
+look at the position and at the token before, never ahead, so that training and decoding cut at the same places.
+Position 0 always begins a segment.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentknobs.errors import ConfigError, did_you_mean
+
+FORMS = ("token", "sequence", "every:N", "delimiter:CHARS")
+
+
+class Segmenter(ABC):
+    """Says where segments begin."""
+
+    @property
+    @abstractmethod
+    def level(self) -> str:
+        """How a user writes this segmenter, e.g. `every:8`."""
+
+    @abstractmethod
+    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor: ...
+
+    def begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
+        """(B, T) bool: does a segment begin with the response token at this position?
+
+        Args:
+            position_BT: (B, T) position in the response, from 0.
+            previous_BT: (B, T) id of the token just before (the last prompt token at position 0).
+        """
+        return (position_BT == 0) | self._begins(position_BT, previous_BT)
+
+    def segments(self, previous_BT: Tensor) -> Tensor:
+        """(B, T) segment ids 0, 1, ... of whole responses, given the token before each response token."""
+        position_BT = torch.arange(previous_BT.shape[1], device=previous_BT.device).expand_as(previous_BT)
+        return self.begins(position_BT, previous_BT).long().cumsum(-1) - 1
+
+
+@dataclass(frozen=True)
+class Every(Segmenter):
+    """A segment of every n tokens; n = 1 is the token level."""
+
+    n: int = 1
+
+    @property
+    def level(self) -> str:
+        """`token` or `every:N`."""
+        return "token" if self.n == 1 else f"every:{self.n}"
+
+    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
+        return position_BT % self.n == 0
+
+
+@dataclass(frozen=True)
+class Sequence(Segmenter):
+    """The whole response is one segment."""
+
+    @property
+    def level(self) -> str:
+        """`sequence`."""
+        return "sequence"
+
+    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
+        return torch.zeros_like(position_BT, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Delimiter(Segmenter):
+    """A segment begins after each token whose text, trailing blanks aside, ends in one of the characters.
+
+    Attributes:
+        characters: e.g. `.!?`; a newline counts where `\\n` is among them.
+        token_ids: the tokens this means in one vocabulary (saved with an adapter).
+    """
+
+    characters: str
+    token_ids: tuple[int, ...]
+
+    @property
+    def level(self) -> str:
+        """`delimiter:CHARS`."""
+        return f"delimiter:{self.characters}"
+
+    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
+        return torch.isin(previous_BT, torch.tensor(self.token_ids, device=previous_BT.device))
+
+
+def parse_level(level: str, tokenizer: Any = None, token_ids: Collection[int] | None = None) -> Segmenter:
+    """The segmenter that a level names: `token`, `sequence`, `every:8`, `delimiter:.!?`.
+
+    Args:
+        tokenizer: needed for a delimiter, to find its tokens, unless `token_ids` gives them.
+
+    Raises:
+        ConfigError: an unknown level, or a delimiter that no token ends in.
+    """
+    kind, colon, detail = level.partition(":")
+    if level == "token":
+        return Every(1)
+    if level == "sequence":
+        return Sequence()
+    if kind == "every" and detail.isdigit() and int(detail) > 0:
+        return Every(int(detail))
+    if kind == "delimiter" and colon and detail:
+        ids = token_ids if token_ids is not None else _ending_in(detail, tokenizer)
+        if not ids:
+            raise ConfigError(
+                f"No token of this vocabulary ends in any of {detail!r}, so level {level!r} would never cut."
+            )
+        return Delimiter(detail, tuple(sorted(ids)))
+    raise ConfigError(f"There is no level {level!r}. {did_you_mean(level, FORMS)}")
+
+
+def _ending_in(characters: str, tokenizer: Any) -> list[int]:
+    if tokenizer is None:
+        raise ConfigError("A delimiter level needs the model's tokenizer to know which tokens end a segment.")
+    special = set(tokenizer.all_special_ids)
+    texts = {i: tokenizer.decode([i]) for i in range(len(tokenizer)) if i not in special}
+    blank = "".join(c for c in " \t\r\n" if c not in characters)
+    return [i for i, text in texts.items() if text.rstrip(blank).endswith(tuple(characters))]

@@ -1,0 +1,153 @@
+"""A knob space: knobs in the order in which they act, and the joint settings (options) a head may choose from.
+
+Order is meaning: min-p before or after top-p keeps different tokens. A space therefore carries its order, shows it
+in its `repr`, and saves it.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentknobs.errors import SpaceError, did_you_mean
+from latentknobs.knob import DecodingKnob, Stage
+from latentknobs.registry import KnobSpec, resolve
+
+_C, _S, _R, _M, _T, _X = Stage.CONTEXT, Stage.SCALE, Stage.RANK, Stage.MASS, Stage.THRESHOLD, Stage.SHAPE
+ORDERS: dict[str, tuple[Stage, ...]] = {
+    "transformers": (_C, _S, _R, _M, _T, _X),  # generation/utils.py: temperature, top_k, top_p, min_p, typical
+    "vllm": (_C, _S, _T, _R, _M, _X),  # v1/sample: temperature, min_p, then top_k and top_p
+    "llama.cpp": (_C, _R, _X, _M, _T, _S),  # common/sampling: top_k, typical, top_p, min_p, temperature last
+}
+
+
+@dataclass(frozen=True, repr=False)
+class KnobSpace:
+    """Knobs in order, and the K options. Build it with `KnobSpace.of`.
+
+    Attributes:
+        knobs: J knobs in the order in which they act on the logits.
+        grid_KJ: for each option, the index of its value in each knob's grid.
+        order: the engine whose order this is, or "given".
+    """
+
+    knobs: tuple[DecodingKnob, ...]
+    grid_KJ: tuple[tuple[int, ...], ...]
+    order: str = "transformers"
+
+    @classmethod
+    def of(
+        cls, *specs: KnobSpec | Mapping[str, Sequence[float]], order: str | Sequence[str] = "transformers"
+    ) -> "KnobSpace":
+        """The full product of the knobs' grids.
+
+        Args:
+            specs: names, `"name:grid"`, `{name: grid}` (several names are several knobs), or knob objects.
+            order: an engine's name from `ORDERS`, or all knob names in the order in which they act.
+
+        Raises:
+            SpaceError: no knob, a knob twice, or an unknown order.
+            UnknownNameError, PluginError, GridError, ConfigError: see `latentknobs.registry.resolve`.
+        """
+        single = itertools.chain.from_iterable(
+            [{name: grid} for name, grid in spec.items()] if isinstance(spec, Mapping) else [spec] for spec in specs
+        )
+        knobs = [resolve(spec) for spec in single]
+        given = [knob.name for knob in knobs]
+        if not knobs:
+            raise SpaceError("A space needs at least one knob, e.g. KnobSpace.of('temperature').")
+        if twice := sorted({name for name in given if given.count(name) > 1}):
+            raise SpaceError(f"The knob {twice[0]!r} stands twice in {given}. Merge its two grids into one.")
+        ordered, label = _ordered(knobs, order)
+        product = tuple(itertools.product(*(range(len(knob.options)) for knob in ordered)))
+        return cls(ordered, product, label)
+
+    def select(self, keep: Iterable[int] | Iterable[Mapping[str, float]]) -> "KnobSpace":
+        """The space with only some options ("strategies"), by index or as `{"temperature": 0.2, "top_p": 0.9}`.
+
+        Raises:
+            SpaceError: nothing kept, an option twice, or one that this space does not have.
+        """
+        rows = [self.index(item) if isinstance(item, Mapping) else int(item) for item in keep]
+        if not rows:
+            raise SpaceError("A subset of options must keep at least one.")
+        if bad := [row for row in rows if not 0 <= row < self.K]:
+            raise SpaceError(f"There is no option {bad[0]}: this space has options 0 to {self.K - 1}.")
+        if len(set(rows)) < len(rows):
+            raise SpaceError(f"The subset {rows} names an option twice.")
+        return KnobSpace(self.knobs, tuple(self.grid_KJ[row] for row in rows), self.order)
+
+    def index(self, option: Mapping[str, float]) -> int:
+        """The index of a joint setting given by values."""
+        for row, known in enumerate(self.options):
+            if set(option) == set(known) and all(math.isclose(known[n], option[n], abs_tol=1e-12) for n in known):
+                return row
+        raise SpaceError(f"There is no option {dict(option)} in {self!r}.")
+
+    @property
+    def K(self) -> int:
+        """Number of options."""
+        return len(self.grid_KJ)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Knob names in the order in which they act."""
+        return tuple(knob.name for knob in self.knobs)
+
+    @property
+    def options(self) -> list[dict[str, float]]:
+        """The K joint settings as `{knob name: value}`."""
+        return [{k.name: k.options[i] for k, i in zip(self.knobs, row, strict=True)} for row in self.grid_KJ]
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the options are exactly the full product of the grids, in order."""
+        return self.grid_KJ == tuple(itertools.product(*(range(len(knob.options)) for knob in self.knobs)))
+
+    def values_KJ(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
+        """(K, J) the value of every knob in every option."""
+        rows = [[k.options[i] for k, i in zip(self.knobs, row, strict=True)] for row in self.grid_KJ]
+        return torch.tensor(rows, dtype=dtype, device=device)
+
+    def label(self, k: int) -> str:
+        """Option k in words: `temperature 0.2, top_p 0.9`."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.options[k].items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` turns back into this space, given the same plugins."""
+        knobs = [{"name": knob.name, "options": list(knob.options)} for knob in self.knobs]
+        return {
+            "order": self.order,
+            "knobs": knobs,
+            "grid": None if self.is_product else [list(r) for r in self.grid_KJ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KnobSpace":
+        """The space that `to_dict` described. Knobs come from the registry; nothing named in the data is imported."""
+        knobs = tuple(resolve({item["name"]: item["options"]}) for item in data["knobs"])
+        space = cls.of(*knobs, order=[knob.name for knob in knobs])
+        grid = space.grid_KJ if data["grid"] is None else tuple(tuple(map(int, row)) for row in data["grid"])
+        return cls(space.knobs, grid, str(data["order"]))
+
+    def __repr__(self) -> str:
+        chain = " -> ".join(f"{k.name}[{', '.join(f'{v:g}' for v in k.options)}]" for k in self.knobs)
+        kind = "full product" if self.is_product else "chosen subset"
+        return f"KnobSpace({chain}; K={self.K} options, {kind}, order={self.order})"
+
+
+def _ordered(knobs: list[DecodingKnob], order: str | Sequence[str]) -> tuple[tuple[DecodingKnob, ...], str]:
+    by_name = {knob.name: knob for knob in knobs}
+    if not isinstance(order, str):
+        if sorted(order) != sorted(by_name):
+            raise SpaceError(f"The order {list(order)} must name each of the knobs {sorted(by_name)} once.")
+        return tuple(by_name[name] for name in order), "given"
+    if order not in ORDERS:
+        raise SpaceError(
+            f"There is no order {order!r}. {did_you_mean(order, ORDERS)} Or list the knob names in the order you mean."
+        )
+    return tuple(sorted(knobs, key=lambda knob: ORDERS[order].index(knob.stage))), order
