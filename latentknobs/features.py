@@ -43,9 +43,7 @@ def check_features(names: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise ConfigError(f"There is no feature {name!r}. {did_you_mean(name, known)}")
     if not names or len(set(names)) < len(names):
-        raise ConfigError(
-            f"The features {list(names)} must be at least one name, each once. Known: {', '.join(known)}."
-        )
+        raise ConfigError(f"The features {list(names)} must be at least one name, each once. Known: {', '.join(known)}.")
     return tuple(names)
 
 

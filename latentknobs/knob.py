@@ -159,8 +159,7 @@ def _explain(item: Any) -> str:
 
 
 def _show(values: Any) -> str:
-    return (
-        "[" + ", ".join(f"{v:g}" if isinstance(v, int | float) else repr(v) for v in values) + "]"
-        if isinstance(values, list | tuple)
-        else repr(values)
-    )
+    """A grid as the user would write it; anything else as Python shows it."""
+    if not isinstance(values, list | tuple):
+        return repr(values)
+    return "[" + ", ".join(f"{v:g}" if isinstance(v, int | float) else repr(v) for v in values) + "]"

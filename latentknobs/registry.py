@@ -140,9 +140,7 @@ def _check_class(cls: Any, where: str) -> None:
     if not (isinstance(cls, type) and issubclass(cls, DecodingKnob)):
         raise PluginError(f"{where} is {cls!r}, which is no subclass of latentknobs.DecodingKnob.")
     if missing := [field for field in ("name", "stage", "neutral") if not hasattr(cls, field)]:
-        raise PluginError(
-            f"{where} does not set the class variable(s) {', '.join(missing)}. See docs on writing a knob."
-        )
+        raise PluginError(f"{where} does not set the class variable(s) {', '.join(missing)}. See docs on writing a knob.")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
         raise PluginError(f"{where} does not implement {', '.join(missing)}.")
     if cls.api_version > API_VERSION:

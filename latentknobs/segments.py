@@ -112,9 +112,7 @@ def parse_level(level: str, tokenizer: Any = None, token_ids: Collection[int] | 
     if kind == "delimiter" and colon and detail:
         ids = token_ids if token_ids is not None else _ending_in(detail, tokenizer)
         if not ids:
-            raise ConfigError(
-                f"No token of this vocabulary ends in any of {detail!r}, so level {level!r} would never cut."
-            )
+            raise ConfigError(f"No token of this vocabulary ends in any of {detail!r}, so level {level!r} would never cut.")
         return Delimiter(detail, tuple(sorted(ids)))
     raise ConfigError(f"There is no level {level!r}. {did_you_mean(level, FORMS)}")
 

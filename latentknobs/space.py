@@ -40,9 +40,7 @@ class KnobSpace:
     order: str = "transformers"
 
     @classmethod
-    def of(
-        cls, *specs: KnobSpec | Mapping[str, Sequence[float]], order: str | Sequence[str] = "transformers"
-    ) -> "KnobSpace":
+    def of(cls, *specs: KnobSpec | Mapping[str, Sequence[float]], order: str | Sequence[str] = "transformers") -> "KnobSpace":
         """The full product of the knobs' grids.
 
         Args:

@@ -44,13 +44,11 @@ class Attached:
 
     def __init__(self, model: Any, policy: Policy, seed: int = 0) -> None:
         if getattr(model, "_latentknobs", None) is not None:
-            raise DecodingError(
-                "This model already has a policy attached. Call detach() on it first, or leave its `with`."
-            )
+            raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         self.model, self.policy, self.seed = model, policy, seed
         self._hidden: Tensor | None = None
         self._prompt_length = 0
-        self._columns = 0
+        self._paused = False
         self._option_BL: Tensor | None = None
         self._config = model.generation_config
         self._generate: Callable[..., Any] = model.generate
@@ -74,9 +72,7 @@ class Attached:
     def __enter__(self) -> "Attached":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.detach()
 
     @property
@@ -94,16 +90,11 @@ class Attached:
             prompt_length: columns of the prompt in it (`inputs["input_ids"].shape[1]`).
             attention_mask: (B, prompt_length) of the prompt, when rows are padded on the left.
         """
-        hooks, self._hooks = self._hooks, []
-        for hook in hooks:
-            hook.remove()
+        self._paused = True
         try:
             return read_record(self.model, self.policy, self.seed, sequences, prompt_length, attention_mask)
         finally:
-            self._hooks = [
-                output_embeddings(self.model).register_forward_pre_hook(self._tap),
-                self.model.register_forward_hook(self._rewrite, with_kwargs=True),
-            ]
+            self._paused = False
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
         for name, neutral in NEUTRAL.items():
@@ -121,7 +112,7 @@ class Attached:
                 f"Beam search reorders rows, and level {self.policy.segmenter.level!r} keeps an option per row. "
                 "Use num_beams=1, or an adapter of level 'token'."
             )
-        self._columns, self._option_BL = 0, None
+        self._option_BL = None
         return self._generate(*args, **kwargs)
 
     def _tap(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
@@ -129,7 +120,7 @@ class Attached:
 
     def _rewrite(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         ids_BS = kwargs.get("input_ids", args[0] if args else None)
-        if ids_BS is None or kwargs.get("labels") is not None:
+        if self._paused or ids_BS is None or kwargs.get("labels") is not None:
             return output
         first = self._columns_before(kwargs)
         if first == 0:
@@ -140,8 +131,7 @@ class Attached:
         kept = logits_BSV.shape[1]
         columns = range(first + ids_BS.shape[1] - kept, first + ids_BS.shape[1])
         rewritten = [
-            self._column(column, ids_BS[:, s - kept], hidden_BSD[:, s], logits_BSV[:, s])
-            for s, column in enumerate(columns)
+            self._column(column, ids_BS[:, s - kept], hidden_BSD[:, s], logits_BSV[:, s]) for s, column in enumerate(columns)
         ]
         output.logits = torch.stack(rewritten, 1)
         return output

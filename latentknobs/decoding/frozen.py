@@ -32,7 +32,9 @@ def output_embeddings(model: Any) -> torch.nn.Module:
 
 def hidden_size(model: Any) -> int:
     """D, the width of the state that a head reads."""
-    return int(output_embeddings(model).weight.shape[1])  # type: ignore[union-attr, arg-type]
+    weight_VD = output_embeddings(model).weight
+    assert isinstance(weight_VD, Tensor)
+    return weight_VD.shape[1]
 
 
 def context_length(model: Any) -> int | None:
