@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from latentknobs.adapter import KnobAdapter as KnobAdapter
     from latentknobs.knob import DecodingKnob as DecodingKnob
     from latentknobs.knob import ScalingKnob as ScalingKnob
     from latentknobs.knob import Stage as Stage
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from latentknobs.likelihood import apply_options as apply_options
     from latentknobs.likelihood import option_logps as option_logps
     from latentknobs.registry import register as register
+    from latentknobs.objectives import lpo_loss as lpo_loss
     from latentknobs.space import KnobSpace as KnobSpace
+    from latentknobs.evaluation.api import evaluate as evaluate
+    from latentknobs.training.train import train as train
 
 _WHERE = {
     "DecodingKnob": "knob",
@@ -27,6 +31,10 @@ _WHERE = {
     "KnobSpace": "space",
     "option_logps": "likelihood",
     "apply_options": "likelihood",
+    "lpo_loss": "objectives",
+    "KnobAdapter": "adapter",
+    "train": "training.train",
+    "evaluate": "evaluation.api",
 }
 __all__ = sorted([*_WHERE, "__version__"])
 

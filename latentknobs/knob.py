@@ -1,11 +1,11 @@
-"""The contract a plugin author reads: what a decoding knob is, and the two shortcuts that make most knobs a few lines.
+"""The contract a plugin author reads: what a decoding knob is, and the shortcuts that make most knobs a few lines.
 
 A knob is a frozen pydantic model with five things to know: `name`, `stage`, `neutral`, `options`, `apply`.
-`ScalingKnob` and `TruncationKnob` derive `apply`, so that their authors write one small method instead.
+`ScalingKnob` and `TruncationKnob` derive `apply`, so that their authors write one small method instead;
+`ContextKnob` is for the few that read more than the logits.
 What this file ignores: how several knobs are combined (`space.py`) and what is done with the result (`likelihood/`).
 """
 
-import math
 from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -14,9 +14,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
+from latentknobs.context import Context, missing_part
 from latentknobs.errors import GridError
+from latentknobs.grid import check_ascending, explain, show
 
-API_VERSION = 1
+API_VERSION = 1  # newest version of this contract; see `DecodingKnob.api_version`
+OLDEST_API_VERSION = 1  # oldest one that still works
 
 
 class Stage(StrEnum):
@@ -24,10 +27,13 @@ class Stage(StrEnum):
 
     CONTEXT = "context"  # rewrites logits from what came before: penalties, guidance
     SCALE = "scale"  # divides logits: temperature
-    RANK = "rank"  # cuts by rank or by the raw logits: top-k
+    SPREAD = "spread"  # cuts by how spread out the whole row is: top-H, top-n-sigma
+    RANK = "rank"  # cuts by rank: top-k
     MASS = "mass"  # cuts by cumulative probability: top-p
-    THRESHOLD = "threshold"  # cuts below a probability: min-p
+    THRESHOLD = "threshold"  # cuts below a probability relative to the row: min-p, p-less
     SHAPE = "shape"  # anything else that reads the whole distribution: locally typical
+    TAIL = "tail"  # cuts below an absolute probability: epsilon, eta
+    TOP = "top"  # removes the most probable tokens: XTC
 
 
 class DecodingKnob(BaseModel, ABC):
@@ -37,7 +43,7 @@ class DecodingKnob(BaseModel, ABC):
         name: unique, lower_snake_case; what users write in `knobs=[...]`.
         stage: where it acts in a chain.
         neutral: the value that changes nothing.
-        api_version: version of this contract the knob was written for.
+        api_version: version of this contract the knob was written for. Who says nothing wrote for version 1.
 
     Field:
         options: the grid; finite, unique, ascending. Narrow the range with pydantic annotations,
@@ -52,7 +58,7 @@ class DecodingKnob(BaseModel, ABC):
     name: ClassVar[str]
     stage: ClassVar[Stage]
     neutral: ClassVar[float]
-    api_version: ClassVar[int] = API_VERSION
+    api_version: ClassVar[int] = 1
 
     options: tuple[float, ...]
 
@@ -60,9 +66,9 @@ class DecodingKnob(BaseModel, ABC):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            what = "; ".join(_explain(item) for item in error.errors())
+            what = "; ".join(explain(item) for item in error.errors())
             given = data.get("options", data)
-            raise GridError(f"The grid {_show(given)} does not fit the knob {self.name!r}: {what}.") from None
+            raise GridError(f"The grid {show(given)} does not fit the knob {self.name!r}: {what}.") from None
 
     @field_validator("options", mode="before")
     @classmethod
@@ -72,30 +78,26 @@ class DecodingKnob(BaseModel, ABC):
     @field_validator("options")
     @classmethod
     def _ordered(cls, options: tuple[float, ...]) -> tuple[float, ...]:
-        if not options:
-            raise ValueError("it is empty; give at least one value")
-        if not all(math.isfinite(value) for value in options):
-            raise ValueError("every value must be finite")
-        if len(set(options)) < len(options):
-            raise ValueError(f"values repeat; write {_show(sorted(set(options)))}")
-        if list(options) != sorted(options):
-            raise ValueError(f"values must ascend; write {_show(sorted(options))}")
-        return options
+        return check_ascending(options)
 
     @abstractmethod
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
         """The definition of the knob: logits of the changed distribution.
 
-        Pure and row-wise: row n is changed by `value_N[n]` alone, -inf stays -inf, no row is emptied, and the
-        neutral value returns the row unchanged.
+        Pure and row-wise: row n is changed by `value_N[n]` alone, -inf stays -inf and counts for nothing, no row is
+        emptied, and the neutral value returns the row unchanged.
 
         Args:
             logits_NV: (N, V) floating point, unnormalised log-probabilities, possibly with -inf.
             value_N: (N,) values, of the same dtype and device.
 
         Returns:
-            (N, V) logits, -inf for removed tokens.
+            (N, V) logits of the same dtype, -inf for removed tokens.
         """
+
+    def apply_in(self, logits_NV: Tensor, value_N: Tensor, context: Context | None = None) -> Tensor:
+        """`apply`, for callers that walk a chain in which some knobs read a context. Authors leave it alone."""
+        return self.apply(logits_NV, value_N)
 
 
 class ScalingKnob(DecodingKnob):
@@ -133,7 +135,7 @@ class TruncationKnob(DecodingKnob):
 
         Args:
             sorted_NV: (N, V) logits in descending order, after the knobs that act before this one
-                (removed tokens are -inf, at the end).
+                (removed tokens are -inf, at the end, and must not count).
             value_N: (N,) values; rows at the neutral value are ignored by the caller.
 
         Returns:
@@ -149,17 +151,34 @@ class TruncationKnob(DecodingKnob):
         return logits_NV.masked_fill(~keep_NV, -torch.inf)
 
 
-def _explain(item: Any) -> str:
-    """One pydantic complaint in the user's words: which value, and what is wrong with it."""
-    cause = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        return f"there is no setting {item['loc'][0]!r}"
-    shown = f"value {item['input']!r}: " if len(item["loc"]) > 1 else ""
-    return shown + cause[:1].lower() + cause[1:]
+class ContextKnob(DecodingKnob):
+    """A knob that also reads what came before: a penalty on earlier tokens, a schedule over positions, guidance.
 
+    Class variable:
+        needs: the parts of `Context` that `apply_context` reads; it is given no others.
+    """
 
-def _show(values: Any) -> str:
-    """A grid as the user would write it; anything else as Python shows it."""
-    if not isinstance(values, list | tuple):
-        return repr(values)
-    return "[" + ", ".join(f"{v:g}" if isinstance(v, int | float) else repr(v) for v in values) + "]"
+    stage: ClassVar[Stage] = Stage.CONTEXT
+    needs: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def apply_context(self, logits_NV: Tensor, value_N: Tensor, context: Context) -> Tensor:
+        """`apply` with the declared parts of the context; row n belongs to row n of each part."""
+
+    def apply_in(self, logits_NV: Tensor, value_N: Tensor, context: Context | None = None) -> Tensor:
+        """Hands over the declared parts.
+
+        Raises:
+            DecodingError: the caller did not supply one of them.
+        """
+        return self.apply_context(logits_NV, value_N, (context or Context()).only(self.needs, self.name))
+
+    def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
+        """Neutral rows alone can do without a context.
+
+        Raises:
+            DecodingError: a row is not at the neutral value.
+        """
+        if (value_N != self.neutral).any():
+            raise missing_part(self.name, self.needs[0])
+        return logits_NV.clone()

@@ -4,25 +4,32 @@ Order is meaning: min-p before or after top-p keeps different tokens. A space th
 in its `repr`, and saves it.
 """
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentknobs.errors import SpaceError, did_you_mean
-from latentknobs.knob import DecodingKnob, Stage
+from latentknobs.identity import check_identity, knob_identity, resolution_fingerprint, resolve_saved
+from latentknobs.knob import ContextKnob, DecodingKnob, Stage
 from latentknobs.registry import KnobSpec, resolve
 
-_C, _S, _R, _M, _T, _X = Stage.CONTEXT, Stage.SCALE, Stage.RANK, Stage.MASS, Stage.THRESHOLD, Stage.SHAPE
-ORDERS: dict[str, tuple[Stage, ...]] = {
-    "transformers": (_C, _S, _R, _M, _T, _X),  # generation/utils.py: temperature, top_k, top_p, min_p, typical
-    "vllm": (_C, _S, _T, _R, _M, _X),  # v1/sample: temperature, min_p, then top_k and top_p
-    "llama.cpp": (_C, _R, _X, _M, _T, _S),  # common/sampling: top_k, typical, top_p, min_p, temperature last
+_STAGES = {
+    # generation/utils.py: penalties, temperature, top_h, top_k, top_p, min_p, typical, epsilon, eta
+    "transformers": "context scale spread rank mass threshold shape tail top",
+    # v1/sample: penalties, temperature, min_p, then top_k and top_p
+    "vllm": "context scale threshold spread rank mass shape tail top",
+    # common/sampling: penalties, top_n_sigma, top_k, typical, top_p, min_p, xtc, temperature last
+    "llama.cpp": "context spread rank shape mass threshold tail top scale",
 }
+ORDERS: dict[str, tuple[Stage, ...]] = {engine: tuple(map(Stage, text.split())) for engine, text in _STAGES.items()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +52,8 @@ class KnobSpace:
 
         Args:
             specs: names, `"name:grid"`, `{name: grid}` (several names are several knobs), or knob objects.
-            order: an engine's name from `ORDERS`, or all knob names in the order in which they act.
+            order: an engine's name from `ORDERS`, or all knob names in the order in which they act. Knobs that share a
+                stage act in the order in which they are given.
 
         Raises:
             SpaceError: no knob, a knob twice, or an unknown order.
@@ -81,9 +89,10 @@ class KnobSpace:
 
     def index(self, option: Mapping[str, float]) -> int:
         """The index of a joint setting given by values."""
-        for row, known in enumerate(self.options):
-            if set(option) == set(known) and all(math.isclose(known[n], option[n], abs_tol=1e-12) for n in known):
-                return row
+        if set(option) == set(self.names):
+            place_J = tuple(_place(knob, option[knob.name]) for knob in self.knobs)
+            if None not in place_J and place_J in self._row:
+                return self._row[place_J]
         raise SpaceError(f"There is no option {dict(option)} in {self!r}.")
 
     @property
@@ -97,45 +106,76 @@ class KnobSpace:
         return tuple(knob.name for knob in self.knobs)
 
     @property
-    def options(self) -> list[dict[str, float]]:
-        """The K joint settings as `{knob name: value}`."""
-        return [{k.name: k.options[i] for k, i in zip(self.knobs, row, strict=True)} for row in self.grid_KJ]
+    def needs(self) -> tuple[str, ...]:
+        """The parts of a `Context` that some knob of the space reads; empty for most spaces."""
+        return tuple(dict.fromkeys(part for knob in self.knobs if isinstance(knob, ContextKnob) for part in knob.needs))
 
     @property
+    def options(self) -> list[dict[str, float]]:
+        """The K joint settings as `{knob name: value}`."""
+        return [self._option(k) for k in range(self.K)]
+
+    def _option(self, k: int) -> dict[str, float]:
+        return {knob.name: knob.options[i] for knob, i in zip(self.knobs, self.grid_KJ[k], strict=True)}
+
+    @cached_property
+    def _row(self) -> dict[tuple[int | None, ...], int]:
+        return {place_J: row for row, place_J in enumerate(self.grid_KJ)}
+
+    @cached_property
     def is_product(self) -> bool:
         """Whether the options are exactly the full product of the grids, in order."""
         return self.grid_KJ == tuple(itertools.product(*(range(len(knob.options)) for knob in self.knobs)))
 
     def values_KJ(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
         """(K, J) the value of every knob in every option."""
-        rows = [[k.options[i] for k, i in zip(self.knobs, row, strict=True)] for row in self.grid_KJ]
-        return torch.tensor(rows, dtype=dtype, device=device)
+        return self._values_KJ.to(dtype=dtype, device=device, copy=True)
+
+    @cached_property
+    def _values_KJ(self) -> Tensor:
+        return torch.tensor([list(self._option(k).values()) for k in range(self.K)], dtype=torch.float64)
 
     def label(self, k: int) -> str:
         """Option k in words: `temperature 0.2, top_p 0.9`."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.options[k].items())
+        return ", ".join(f"{name} {value:g}" for name, value in self._option(k).items())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` turns back into this space, given the same plugins."""
-        knobs = [{"name": knob.name, "options": list(knob.options)} for knob in self.knobs]
         return {
             "order": self.order,
-            "knobs": knobs,
+            "knobs": [knob_identity(knob, position) for position, knob in enumerate(self.knobs)],
             "grid": None if self.is_product else [list(r) for r in self.grid_KJ],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "KnobSpace":
-        """The space that `to_dict` described. Knobs come from the registry; nothing named in the data is imported."""
-        knobs = tuple(resolve({item["name"]: item["options"]}) for item in data["knobs"])
+        """The space that `to_dict` described. Knobs come from the registry; nothing named in the data is imported.
+
+        Raises:
+            UnknownNameError, PluginError: a knob is not installed here, or its plugin is broken.
+            AdapterError: a knob no longer does what it did; the message names the options that changed.
+        """
+        knobs = tuple(resolve_saved(item) for item in data["knobs"])
+        for position, (knob, item) in enumerate(zip(knobs, data["knobs"], strict=True)):
+            check_identity(knob, item, position)
         space = cls.of(*knobs, order=[knob.name for knob in knobs])
         grid = space.grid_KJ if data["grid"] is None else tuple(tuple(map(int, row)) for row in data["grid"])
         return cls(space.knobs, grid, str(data["order"]))
+
+    def fingerprint(self) -> str:
+        """64 hex digits, equal exactly where the same options, order and knob versions behave the same (all ranks of a run)."""
+        told = json.dumps([self.order, self.grid_KJ, resolution_fingerprint(self.knobs)])
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def __repr__(self) -> str:
         chain = " -> ".join(f"{k.name}[{', '.join(f'{v:g}' for v in k.options)}]" for k in self.knobs)
         kind = "full product" if self.is_product else "chosen subset"
         return f"KnobSpace({chain}; K={self.K} options, {kind}, order={self.order})"
+
+
+def _place(knob: DecodingKnob, value: float) -> int | None:
+    """Where a value stands in a knob's grid."""
+    return next((i for i, known in enumerate(knob.options) if math.isclose(known, value, abs_tol=1e-12)), None)
 
 
 def _ordered(knobs: list[DecodingKnob], order: str | Sequence[str]) -> tuple[tuple[DecodingKnob, ...], str]:

@@ -1,0 +1,159 @@
+"""Every setting of `train()`, the YAML file and the command line: one pydantic model, each field with its own help.
+
+Nothing here is built by an argument parser; the command line and the YAML file are merged and validated here.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latentknobs.data.pairs import PairRule
+from latentknobs.errors import ConfigError, did_you_mean
+from latentknobs.objectives import LengthNorm, Objective
+from latentknobs.policies import Pick
+
+GIVEN = "(given as an object)"
+
+
+class TrainConfig(BaseModel):
+    """Settings of a run. Everything has a default; the defaults train on the packaged testbed, offline."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    # what is decoded
+    model: str = "testbed"
+    """Folder or hub id of a causal LM; `testbed` is the packaged one."""
+    trust_remote_code: bool = False
+    """Let a hub model run its own code."""
+    device: str = "auto"
+    """Where the model runs: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the model's weights."""
+    prompts: str = "testbed:mixture"
+    """A JSONL file with a `prompt` column, or `testbed:` and math, stories, constrained or mixture."""
+    eval_prompts: str | None = None
+    """A JSONL file of held-out prompts; without it a fifth of `prompts`, chosen by hash, is held out."""
+    reward: str = "testbed"
+    """Name of a registered reward, optionally with settings: `repetition:n=3`."""
+    second_reward: str | None = None
+    """A second score, for the pair rule top_bottom."""
+
+    # what is learned
+    knobs: tuple[str | dict[str, tuple[float, ...]], ...] = ("temperature",)
+    """Knob names, each optionally with a grid: `temperature`, `top_p:0.5,0.9,1`."""
+    order: str | tuple[str, ...] = "transformers"
+    """In which order knobs act: an engine's (transformers, vllm, llama.cpp), or the knob names in order."""
+    level: str = "sequence"
+    """How long one choice lasts: token, sequence, every:N, delimiter:CHARS."""
+    objective: Objective = "latent"
+    """Which loss: latent (Eq. 11), tokens_separate (Eq. 10), tokens (Eq. 9) or nll."""
+    beta: float = Field(default=0.1, gt=0)
+    """Sharpness of the preference loss."""
+    length_norm: LengthNorm = "none"
+    """`mean` divides a response's score by its number of segments, `none` sums (the paper)."""
+    features: tuple[str, ...] = ("hidden",)
+    """What the head reads: hidden, entropy, max_prob, top5_mass, log_collision, margin."""
+    hidden: int = Field(default=256, ge=1)
+    """Width of the head's hidden layers (paper: 2048, for an 8B model)."""
+    factorised: bool = False
+    """One categorical per knob instead of one over all combinations."""
+
+    # how preferences are collected
+    train_prompts: int = Field(default=256, ge=1)
+    """Prompts to roll out in each round."""
+    rollouts: int = Field(default=8, ge=2)
+    """Responses sampled per prompt (paper: 8 to 16)."""
+    rounds: int = Field(default=1, ge=1)
+    """A later round samples with, starts from, and refers to the head of the round before."""
+    pair_rule: PairRule = "best_worst"
+    """best_worst; correct_incorrect (reward at least 0.5 or below); top_bottom (see `top`)."""
+    top: int = Field(default=4, ge=1)
+    """For top_bottom: chosen has the best second_reward among this many highest rewards, rejected mirrors it."""
+    pairs_per_prompt: int = Field(default=1, ge=1)
+    """For best_worst: also pair second best with second worst, and so on."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest response, in tokens."""
+    batch_size: int = Field(default=256, ge=1)
+    """Responses generated together."""
+    floor: float | None = Field(default=None, lt=0)
+    """Log-probability (nats) for tokens that an option cannot produce; needed only if no option can."""
+
+    # how the head is trained
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps per round."""
+    pairs_per_step: int = Field(default=64, ge=1)
+    """Preference pairs in a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW, decayed linearly to 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts whose pairs choose the best step instead of training."""
+
+    # how it is judged
+    eval_size: int = Field(default=192, ge=0)
+    """Held-out prompts to evaluate on; 0 skips the evaluation."""
+    eval_seeds: int = Field(default=2, ge=1)
+    """Times that every policy answers every held-out prompt."""
+    tune_size: int = Field(default=96, ge=1)
+    """Training prompts on which the best constant option is chosen."""
+    pick: Pick = "greedy"
+    """How options are taken from the head at evaluation: greedy (Eq. 4) or sample (Eq. 5)."""
+
+    # the run
+    output_dir: str = "runs/latest"
+    """Where everything is written; a run that was interrupted goes on from its last finished stage."""
+    seed: int = 0
+    """Of everything random."""
+
+    def digest(self, *fields: str, then: str = "") -> str:
+        """A hash of some settings and of an earlier digest: equal digests mean that a stage's output can be reused."""
+        data = json.dumps([{name: getattr(self, name) for name in fields}, then], sort_keys=True, default=str)
+        return hashlib.sha256(data.encode()).hexdigest()[:16]
+
+
+def make_config(settings: Mapping[str, Any]) -> TrainConfig:
+    """The validated config.
+
+    Raises:
+        ConfigError: an unknown setting (with the nearest known one) or a bad value, naming it.
+    """
+    for name in settings:
+        if name not in TrainConfig.model_fields:
+            raise ConfigError(f"There is no setting {name!r}. {did_you_mean(name, TrainConfig.model_fields)}")
+    try:
+        return TrainConfig(**settings)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}={e['input']!r}: {e['msg'].lower()}" for e in error.errors())
+        raise ConfigError(f"The settings do not fit: {told}. `latentknobs train --help` explains each one.") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping of settings.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config file {str(path)!r} is not YAML: {error}.") from None
+    if not isinstance(data or {}, dict):
+        raise ConfigError(f"The config file {str(path)!r} must hold `setting: value` lines, not {type(data).__name__}.")
+    return dict(data or {})
+
+
+def write_yaml(config: TrainConfig, path: Path) -> None:
+    """Writes all settings, defaults included, with their help as comments."""
+    lines = []
+    for name, field in TrainConfig.model_fields.items():
+        value = config.model_dump(mode="json")[name]
+        lines += [f"# {field.description}", yaml.safe_dump({name: value}, default_flow_style=None, width=1000).strip(), ""]
+    path.write_text("\n".join(lines), encoding="utf-8")

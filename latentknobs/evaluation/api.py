@@ -1,0 +1,62 @@
+"""`evaluate()`: judge a saved adapter on prompts of your own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentknobs.adapter import KnobAdapter, check_base, describe_model
+from latentknobs.config import make_config
+from latentknobs.data.sources import gather
+from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
+from latentknobs.policies import Policy
+from latentknobs.progress import progress
+
+
+def evaluate(
+    adapter: KnobAdapter | str | Path,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    prompts: str | Path | Sequence[Any] | None = None,
+    train_prompts: str | Path | Sequence[Any] | None = None,
+    reward: str | Callable[..., Any] | None = None,
+    seeds: int = 3,
+    extra: Mapping[str, Policy] | None = None,
+    **settings: Any,
+) -> Report:
+    """The head against every constant option, the tuned best constant, greedy, the uniform mixture and an entropy-only head.
+
+    Args:
+        adapter: an adapter, or the folder of one.
+        model, tokenizer, reward: as in `train`; the defaults are the packaged testbed's.
+        prompts: held-out prompts; by default the testbed's.
+        train_prompts: prompts on which the best constant is tuned. None splits `prompts` by hash: a fifth judges, the
+            rest tunes.
+        seeds: times that every policy answers every prompt.
+        extra: further policies to compare with, by name.
+        settings: fields of `TrainConfig` that concern evaluation: `eval_size`, `tune_size`, `pick`, `max_new_tokens`,
+            `batch_size`, `seed`, `device`, `dtype`.
+
+    Raises:
+        AdapterError: the adapter cannot be read, or was trained on another model.
+        ConfigError, DataError, RewardError: as in `train`.
+    """
+    adapter = adapter if isinstance(adapter, KnobAdapter) else KnobAdapter.from_pretrained(adapter)
+    named: dict[str, Any] = {"model": model, "reward": reward}
+    named |= {"prompts": prompts if train_prompts is None else train_prompts}
+    named |= {"eval_prompts": None if train_prompts is None else prompts}
+    objects = {name: value for name, value in named.items() if value is not None and not isinstance(value, str | Path)}
+    paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
+    config = make_config({**paths, **settings, "eval_seeds": seeds})
+    sources = gather(config, tokenizer=tokenizer, **objects)
+    check_base(adapter.base, describe_model(sources.model), strict=False)
+    tune = sources.train[: config.tune_size]
+    total = rollouts_needed(adapter.space.K, len(tune), len(sources.evaluation), seeds) + len(extra or {}) * seeds * len(
+        sources.evaluation
+    )
+    with progress("evaluation", total) as advance:
+        return compare_policies(
+            adapter, sources.model, sources.tokenizer, sources.reward, tune, sources.evaluation, seeds=seeds,
+            pick=config.pick, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, seed=config.seed,
+            extra=extra, advance=advance,
+        )  # fmt: skip

@@ -1,0 +1,37 @@
+"""Option grids: what a good one is, and how complaints about a bad one are worded."""
+
+import math
+from typing import Any
+
+
+def check_ascending(options: tuple[float, ...]) -> tuple[float, ...]:
+    """The grid itself, if it is finite, unique and ascending.
+
+    Raises:
+        ValueError: with the grid that was probably meant, where that can be guessed.
+    """
+    if not options:
+        raise ValueError("it is empty; give at least one value")
+    if not all(math.isfinite(value) for value in options):
+        raise ValueError("every value must be finite")
+    if len(set(options)) < len(options):
+        raise ValueError(f"values repeat; write {show(sorted(set(options)))}")
+    if list(options) != sorted(options):
+        raise ValueError(f"values must ascend; write {show(sorted(options))}")
+    return options
+
+
+def explain(item: Any) -> str:
+    """One pydantic complaint in the user's words: which value, and what is wrong with it."""
+    cause = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"there is no setting {item['loc'][0]!r}"
+    shown = f"value {item['input']!r}: " if len(item["loc"]) > 1 else ""
+    return shown + cause[:1].lower() + cause[1:]
+
+
+def show(values: Any) -> str:
+    """A grid as the user would write it; anything else as Python shows it."""
+    if not isinstance(values, list | tuple):
+        return repr(values)
+    return "[" + ", ".join(f"{v:g}" if isinstance(v, int | float) else repr(v) for v in values) + "]"
