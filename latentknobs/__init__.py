@@ -10,16 +10,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from latentknobs.adapter import KnobAdapter as KnobAdapter
+    from latentknobs.evaluation.api import evaluate as evaluate
     from latentknobs.knob import DecodingKnob as DecodingKnob
     from latentknobs.knob import ScalingKnob as ScalingKnob
     from latentknobs.knob import Stage as Stage
     from latentknobs.knob import TruncationKnob as TruncationKnob
     from latentknobs.likelihood import apply_options as apply_options
     from latentknobs.likelihood import option_logps as option_logps
-    from latentknobs.registry import register as register
     from latentknobs.objectives import lpo_loss as lpo_loss
+    from latentknobs.registry import register as register
     from latentknobs.space import KnobSpace as KnobSpace
-    from latentknobs.evaluation.api import evaluate as evaluate
     from latentknobs.training.train import train as train
 
 _WHERE = {

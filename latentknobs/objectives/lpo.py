@@ -5,14 +5,15 @@ Every score is the log-ratio log P'(response) / P_ref(response) of one response,
 the language model enters only through `option_logps_BTK`, which has no gradient because the LM is frozen.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from latentknobs.errors import ConfigError, did_you_mean
+from latentknobs.errors import ConfigError, UnreachableTokenError, did_you_mean
 
 Objective = Literal["latent", "tokens_separate", "tokens", "nll"]
 LengthNorm = Literal["none", "mean"]
@@ -58,14 +59,27 @@ def log_marginals(log_pi_BTK: Tensor, responses: Responses) -> Tensor:
     log_pi_BSK = zeros_BSK.scatter_add(1, index_BTK, torch.where(starts_BT.unsqueeze(-1), log_pi_BTK, 0.0))
     logps_BTK = torch.where(mask_BT.unsqueeze(-1), responses.option_logps_BTK, 0.0).to(log_pi_BTK.dtype)
     logps_BSK = zeros_BSK.scatter_add(1, index_BTK, logps_BTK)
-    marginal_BS = (log_pi_BSK + logps_BSK).logsumexp(-1)
+    joint_BSK = log_pi_BSK + logps_BSK
+    # Where every term is -inf, so is the sum; its gradient is set to zero (torch's would be NaN).
+    lost_BS = joint_BSK.isneginf().all(-1)
+    marginal_BS = joint_BSK.masked_fill(lost_BS.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(lost_BS, -torch.inf)
     exists_BS = torch.zeros_like(marginal_BS).scatter_add(1, segment_BT, starts_BT.to(marginal_BS.dtype)) > 0
     return torch.where(exists_BS, marginal_BS, 0.0)
 
 
 def latent_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
-    """(B,) Eq. 11: sum over segments of log marginal under pi minus log marginal under the reference."""
-    return (log_marginals(log_pi_BTK, responses) - log_marginals(ref_log_pi_BTK, responses)).sum(-1)
+    """(B,) Eq. 11: sum over segments of log marginal under pi minus log marginal under the reference.
+
+    Raises:
+        UnreachableTokenError: no option of the reference can produce some response, so that there is no log-ratio to it.
+    """
+    ref_BS = log_marginals(ref_log_pi_BTK, responses)
+    if (lost_B := ref_BS.isneginf().any(-1)).any():
+        raise UnreachableTokenError(
+            f"The response in row {int(lost_B.nonzero()[0])} of the batch holds a segment that no option can produce, so its "
+            "probability is 0 and its log-ratio undefined. Leave the response out, or give the space an untruncated option."
+        )
+    return (log_marginals(log_pi_BTK, responses) - ref_BS).sum(-1)
 
 
 def tokens_separate_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
@@ -114,10 +128,14 @@ def lpo_loss(
         length_norm: `mean` divides each score by its number of segments, `none` sums, as in the paper.
 
     Raises:
-        ConfigError: an unknown objective.
+        ConfigError: an unknown objective or length normalisation.
+        UnreachableTokenError: `latent`, and the reference cannot produce a response.
     """
     if objective not in OBJECTIVES:
         raise ConfigError(f"There is no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
+    if length_norm not in get_args(LengthNorm):
+        known = did_you_mean(length_norm, get_args(LengthNorm))
+        raise ConfigError(f"There is no length normalisation {length_norm!r}. {known}")
     if objective == "nll":
         zero_BTK = torch.zeros_like(log_pi_chosen_BTK)
         return -tokens_separate_score(log_pi_chosen_BTK, zero_BTK, chosen) / _lengths(chosen, length_norm)
@@ -131,7 +149,7 @@ def lpo_loss(
 
 def uniform_like(log_pi_BTK: Tensor) -> Tensor:
     """The uniform distribution over options, in the shape of `log_pi_BTK`, without gradient."""
-    return torch.full_like(log_pi_BTK, -torch.log(torch.tensor(float(log_pi_BTK.shape[-1]))).item()).detach()
+    return torch.full_like(log_pi_BTK, -math.log(log_pi_BTK.shape[-1]))
 
 
 def _lengths(responses: Responses, length_norm: LengthNorm) -> Tensor | float:

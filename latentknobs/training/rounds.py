@@ -13,6 +13,7 @@ from latentknobs.data.features import FeatureCache, featurise
 from latentknobs.data.pairs import Pair, pick_pairs
 from latentknobs.data.prompts import is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, score, write_lines
+from latentknobs.data.sources import Sources
 from latentknobs.heads import OptionHead
 from latentknobs.policies import HeadPolicy, Policy, UniformPolicy
 from latentknobs.progress import progress
@@ -20,7 +21,6 @@ from latentknobs.segments import Segmenter
 from latentknobs.space import KnobSpace
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.rundir import RunDir
-from latentknobs.data.sources import Sources
 
 BASELINE = "entropy"  # the one feature of the baseline head, always the last column of the cache
 SAMPLING = ("train_prompts", "rollouts", "max_new_tokens", "batch_size", "seed", "knobs", "order", "level", "model", "dtype")

@@ -9,6 +9,7 @@ from typing import Any
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
 from latentknobs.data.rollouts import write_lines
+from latentknobs.data.sources import Sources, gather
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
 from latentknobs.knob import DecodingKnob
@@ -17,7 +18,6 @@ from latentknobs.segments import Segmenter, parse_level
 from latentknobs.space import KnobSpace
 from latentknobs.training.rounds import FITTING, PAIRING, READING, SAMPLING, Heads, Round
 from latentknobs.training.rundir import RunDir
-from latentknobs.data.sources import Sources, gather
 
 EVALUATING = ("eval_size", "eval_seeds", "tune_size", "pick", "max_new_tokens", "batch_size", "reward")
 
