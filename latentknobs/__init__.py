@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from latentknobs import errors as errors
     from latentknobs.adapter import KnobAdapter as KnobAdapter
     from latentknobs.evaluation.api import evaluate as evaluate
     from latentknobs.knob import DecodingKnob as DecodingKnob

@@ -127,7 +127,7 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
         if name not in TrainConfig.model_fields:
             raise ConfigError(f"There is no setting {name!r}. {did_you_mean(name, TrainConfig.model_fields)}")
     try:
-        return TrainConfig(**settings)
+        return TrainConfig(**{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()})
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}={e['input']!r}: {e['msg'].lower()}" for e in error.errors())
         raise ConfigError(f"The settings do not fit: {told}. `latentknobs train --help` explains each one.") from None
@@ -155,5 +155,5 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     lines = []
     for name, field in TrainConfig.model_fields.items():
         value = config.model_dump(mode="json")[name]
-        lines += [f"# {field.description}", yaml.safe_dump({name: value}, default_flow_style=None, width=1000).strip(), ""]
+        lines += [f"# {' '.join(str(field.description).split())}", yaml.safe_dump({name: value}, default_flow_style=False, width=1000).strip(), ""]
     path.write_text("\n".join(lines), encoding="utf-8")

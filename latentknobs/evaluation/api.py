@@ -18,7 +18,7 @@ def evaluate(
     model: Any = None,
     tokenizer: Any = None,
     prompts: str | Path | Sequence[Any] | None = None,
-    train_prompts: str | Path | Sequence[Any] | None = None,
+    tune_prompts: str | Path | Sequence[Any] | None = None,
     reward: str | Callable[..., Any] | None = None,
     seeds: int = 3,
     extra: Mapping[str, Policy] | None = None,
@@ -30,7 +30,7 @@ def evaluate(
         adapter: an adapter, or the folder of one.
         model, tokenizer, reward: as in `train`; the defaults are the packaged testbed's.
         prompts: held-out prompts; by default the testbed's.
-        train_prompts: prompts on which the best constant is tuned. None splits `prompts` by hash: a fifth judges, the
+        tune_prompts: prompts on which the best constant is tuned. None splits `prompts` by hash: a fifth judges, the
             rest tunes.
         seeds: times that every policy answers every prompt.
         extra: further policies to compare with, by name.
@@ -43,8 +43,8 @@ def evaluate(
     """
     adapter = adapter if isinstance(adapter, KnobAdapter) else KnobAdapter.from_pretrained(adapter)
     named: dict[str, Any] = {"model": model, "reward": reward}
-    named |= {"prompts": prompts if train_prompts is None else train_prompts}
-    named |= {"eval_prompts": None if train_prompts is None else prompts}
+    named |= {"prompts": prompts if tune_prompts is None else tune_prompts}
+    named |= {"eval_prompts": None if tune_prompts is None else prompts}
     objects = {name: value for name, value in named.items() if value is not None and not isinstance(value, str | Path)}
     paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     config = make_config({**paths, **settings, "eval_seeds": seeds})

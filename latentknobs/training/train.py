@@ -12,8 +12,10 @@ from latentknobs.data.rollouts import write_lines
 from latentknobs.data.sources import Sources, gather
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
+from latentknobs.features import check_features
 from latentknobs.knob import DecodingKnob
 from latentknobs.progress import progress, say
+from latentknobs.reporting import write_report, write_samples
 from latentknobs.segments import Segmenter, parse_level
 from latentknobs.space import KnobSpace
 from latentknobs.training.rounds import FITTING, PAIRING, READING, SAMPLING, Heads, Round
@@ -30,11 +32,13 @@ class Run:
         path: the run directory.
         adapter: the learned adapter.
         report: the evaluation, None when `eval_size` is 0.
+        report_path: the same as HTML, for people.
     """
 
     path: Path
     adapter: KnobAdapter
     report: Report | None
+    report_path: Path | None = None
 
 
 def train(
@@ -83,6 +87,7 @@ def train(
 def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run:
     """All stages of a run, on sources that are already loaded. See `train`."""
     segmenter = parse_level(config.level, sources.tokenizer)
+    check_features(config.features)
     say(f"{space!r}")
     say(f"{len(sources.train)} training prompts x {config.rollouts} rollouts, {len(sources.evaluation)} held-out prompts")
     with RunDir(config.output_dir, say) as run:
@@ -98,7 +103,13 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
         if report is not None:
             adapter.training |= {"held-out result": report.verdict()}
         adapter.save_pretrained(run.path / "adapter")
-    return Run(run.path, adapter, report)
+        report_path = _write_report(run.path, report, sources, space) if report is not None else None
+    return Run(run.path, adapter, report, report_path)
+
+
+def _write_report(path: Path, report: Report, sources: Sources, space: KnobSpace) -> Path:
+    write_samples(path, space, sources.evaluation, report.tasks, sources.tokenizer)
+    return write_report(path, report)
 
 
 def _adapter(config: TrainConfig, space: KnobSpace, segmenter: Segmenter, sources: Sources, heads: Heads) -> KnobAdapter:

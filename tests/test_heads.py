@@ -1,0 +1,125 @@
+"""The option head: uniform when new, normalised always, joint or factorised, and the same after a save."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from latentknobs import KnobSpace
+from latentknobs.heads import OptionHead
+
+SPACE = KnobSpace.of({"temperature": [0.0, 0.5, 1.0], "top_p": [0.8, 1.0]})
+SUBSET = SPACE.select([0, 3, 4, 5])
+both = pytest.mark.parametrize("factorised", [False, True], ids=["joint", "factorised"])
+spaces = pytest.mark.parametrize("space", [SPACE, SUBSET], ids=["product", "subset"])
+
+
+def trained(space: KnobSpace, factorised: bool, features: int = 5, seed: int = 0) -> OptionHead:
+    """A head with random weights everywhere, in float64."""
+    torch.manual_seed(seed)
+    head = OptionHead(space, features, hidden=8, factorised=factorised).double()
+    with torch.no_grad():
+        for weight in head.parameters():
+            weight.normal_()
+    return head
+
+
+@both
+@spaces
+def test_a_new_head_is_exactly_uniform(space: KnobSpace, factorised: bool) -> None:
+    log_pi_NK = OptionHead(space, 5, factorised=factorised)(torch.randn(7, 5) * 100)
+    assert (log_pi_NK == log_pi_NK[0, 0]).all()
+    assert log_pi_NK[0, 0].item() == pytest.approx(-math.log(space.K), abs=1e-6)
+
+
+@both
+@spaces
+@given(st.integers(0, 1000))
+def test_probabilities_sum_to_one_for_every_shape(space: KnobSpace, factorised: bool, seed: int) -> None:
+    head = trained(space, factorised, seed=seed)
+    for shape in [(5,), (3, 5), (2, 3, 5), (0, 5)]:
+        log_pi = head(torch.randn(shape, dtype=torch.float64))
+        assert log_pi.shape == (*shape[:-1], space.K)
+        assert torch.allclose(log_pi.exp().sum(-1), torch.ones(shape[:-1], dtype=torch.float64))
+
+
+def test_a_factorised_head_is_the_product_of_its_knobs() -> None:
+    head = trained(SPACE, factorised=True)
+    feature_F = torch.randn(5, dtype=torch.float64)
+    temperature_J, top_p_J = (part.softmax(-1) for part in head.mlp(feature_F).split([3, 2]))
+    assert torch.allclose(head(feature_F).exp(), torch.outer(temperature_J, top_p_J).flatten())
+
+
+def test_a_joint_head_is_no_product() -> None:
+    table = trained(SPACE, factorised=False)(torch.randn(5, dtype=torch.float64)).view(3, 2)
+    assert (table[0, 0] + table[1, 1] - table[0, 1] - table[1, 0]).abs() > 1e-3
+
+
+def test_a_factorised_subset_is_the_product_renormalised_over_what_exists() -> None:
+    whole, part = trained(SPACE, factorised=True), trained(SUBSET, factorised=True)
+    part.load_state_dict(whole.state_dict())
+    feature_NF = torch.randn(4, 5, dtype=torch.float64)
+    kept_NK = whole(feature_NF).exp()[:, [0, 3, 4, 5]]
+    assert torch.allclose(part(feature_NF).exp(), kept_NK / kept_NK.sum(-1, keepdim=True))
+
+
+@both
+def test_three_linear_layers_with_silu_between(factorised: bool) -> None:
+    head = OptionHead(SPACE, 5, hidden=11, factorised=factorised)
+    linears = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linears] == [(5, 11), (11, 11), (11, 5 if factorised else 6)]
+    assert [type(layer) for layer in head.mlp] == [nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear]
+
+
+def test_fit_scaler_standardises_and_leaves_constant_features_alone() -> None:
+    head = trained(SPACE, factorised=False, features=3)
+    feature_NF = torch.randn(200, 3, dtype=torch.float64) * torch.tensor([100.0, 0.01, 0.0]) + torch.tensor([5.0, -3.0, 7.0])
+    head.fit_scaler(feature_NF)
+    scaled_NF = (feature_NF - head.shift_F) / head.scale_F
+    assert torch.allclose(scaled_NF.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(scaled_NF.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    assert head.scale_F[2] == 1
+    plain = trained(SPACE, factorised=False, features=3)
+    assert torch.allclose(head(feature_NF), plain(scaled_NF))
+
+
+def test_a_single_row_of_features_does_not_break_the_scaler() -> None:
+    head = trained(SPACE, factorised=False)
+    head.fit_scaler(torch.ones(1, 5, dtype=torch.float64))
+    assert head(torch.ones(1, 5, dtype=torch.float64)).isfinite().all()
+
+
+@both
+@spaces
+def test_a_saved_head_comes_back_the_same(space: KnobSpace, factorised: bool) -> None:
+    head = trained(space, factorised)
+    head.fit_scaler(torch.randn(20, 5, dtype=torch.float64) * 3 + 1)
+    again = OptionHead(space, 5, hidden=8, factorised=factorised).double()
+    again.load_state_dict(head.state_dict())
+    feature_NF = torch.randn(4, 5, dtype=torch.float64)
+    assert torch.equal(again(feature_NF), head(feature_NF))
+    assert "grid_KJ" not in head.state_dict(), "the space is saved once, not in the weights"
+
+
+@both
+def test_features_of_another_precision_are_converted(factorised: bool) -> None:
+    head = OptionHead(SPACE, 5, factorised=factorised)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert head(torch.ones(2, 5, dtype=dtype)).dtype == torch.float32
+
+
+@both
+@spaces
+def test_a_new_head_can_learn(space: KnobSpace, factorised: bool) -> None:
+    """A last layer of zeros must not stop gradients: one step changes the last layer, the next all of them."""
+    head = OptionHead(space, 5, factorised=factorised)
+    optimiser = torch.optim.SGD(head.parameters(), lr=1.0)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (-head(torch.ones(1, 5))[0, -1]).backward()
+        optimiser.step()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in head.parameters())
+    assert head(torch.ones(1, 5))[0].argmax() == space.K - 1

@@ -1,0 +1,197 @@
+"""train() end to end on the packaged testbed, small: stages, reuse, resumption, seeds, refusals that lose nothing."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import latentknobs as lk
+from latentknobs import testbed
+from latentknobs.config import read_yaml
+from latentknobs.data.pairs import Pair
+from latentknobs.errors import ConfigError, DataError, NoPairsError, RewardError, RunError, UnknownNameError
+from latentknobs.training.rundir import RunDir
+
+SMALL = {
+    "train_prompts": 12, "rollouts": 4, "eval_size": 6, "eval_seeds": 2, "tune_size": 4, "max_new_tokens": 10, "steps": 6,
+    "hidden": 16, "pairs_per_step": 8,
+}  # fmt: skip
+KNOBS = ["temperature:0,0.5,1"]
+
+
+def length(prompts, completions, **columns):
+    """A reward that tells nearly all responses apart."""
+    return [float(len(text)) for text in completions]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = lk.train(knobs=KNOBS, reward=length, output_dir=folder / "a", rounds=2, **SMALL)
+    return run
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+    names = {str(p.relative_to(finished.path)) for p in finished.path.rglob("*") if p.is_file()}
+    for number in (1, 2):
+        for file in ("rollouts.jsonl", "scores.jsonl", "pairs.jsonl", "features.safetensors", "heads.safetensors"):
+            assert f"round-{number}/{file}" in names
+    assert {"config.yaml", "README.md", "metrics.jsonl", "manifest.json", "evaluation/summary.json"} <= names
+    assert {"adapter/knob_config.json", "adapter/knob_head.safetensors", "adapter/README.md"} <= names
+    rows = [json.loads(line) for line in (finished.path / "metrics.jsonl").read_text().splitlines()]
+    assert len([r for r in rows if r["head"] == "main"]) == 2 * SMALL["steps"]
+    assert all(r["loss"] > 0 for r in rows)
+
+
+def test_every_baseline_is_in_the_report(finished):
+    assert set(finished.report.rewards) == {
+        "learned head", "temperature 0", "temperature 0.5", "temperature 1", "greedy decoding", "uniform mixture",
+        "entropy-only head",
+    }  # fmt: skip
+    assert all(values.shape == (2, 6) for values in finished.report.rewards.values())
+    assert finished.report.tuned in finished.report.tuning
+
+
+def test_the_second_round_was_sampled_by_the_first_rounds_head_and_started_from_it(finished):
+    one, two = (load_file(finished.path / f"round-{n}" / "heads.safetensors") for n in (1, 2))
+    assert torch.equal(one["main.shift_F"], two["main.shift_F"])
+    assert torch.equal(one["entropy.mlp.0.weight"], two["entropy.mlp.0.weight"])
+    assert not torch.equal(one["main.mlp.0.weight"], two["main.mlp.0.weight"])
+    assert (one["main.mlp.0.weight"] - two["main.mlp.0.weight"]).abs().max() < 0.1
+
+
+def stamps(path):
+    return {str(p.relative_to(path)): p.stat().st_mtime_ns for p in path.rglob("*.*") if "round" in str(p)}
+
+
+def test_a_finished_run_is_reused_whole(finished):
+    before = stamps(finished.path)
+    again = lk.train(knobs=KNOBS, reward=length, output_dir=finished.path, rounds=2, **SMALL)
+    assert stamps(finished.path) == before
+    for name, value in finished.report.rewards.items():
+        assert (again.report.rewards[name] == value.round(6)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"beta": 0.7}, {"rollouts", "scores", "pairs", "features"}),
+        ({"pairs_per_prompt": 2}, {"rollouts", "scores"}),
+        ({"seed": 5}, set()),
+        ({}, {"rollouts", "scores", "pairs", "features", "heads"}),
+    ],
+)
+def test_a_changed_setting_redoes_only_what_depends_on_it(finished, tmp_path, change, kept):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.path, folder)
+    before = stamps(folder)
+    lk.train(knobs=KNOBS, reward=length, output_dir=folder, rounds=1, **(SMALL | {"eval_size": 0} | change))
+    after = stamps(folder)
+    same = {name.split("/")[1].split(".")[0] for name in before if "round-1/" in name and before[name] == after[name]}
+    assert same == kept
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(finished, tmp_path):
+    class Interrupt(Exception):
+        pass
+
+    calls = []
+
+    def fragile(prompts, completions, **columns):
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            raise Interrupt
+        return length(prompts, completions)
+
+    fragile.__name__ = "length"
+    folder = tmp_path / "b"
+    with pytest.raises(Interrupt):
+        lk.train(knobs=KNOBS, reward=fragile, output_dir=folder, rounds=2, **SMALL)
+    rollouts = (folder / "round-1" / "rollouts.jsonl").read_bytes()
+    run = lk.train(knobs=KNOBS, reward=fragile, output_dir=folder, rounds=2, **SMALL)
+    assert (folder / "round-1" / "rollouts.jsonl").read_bytes() == rollouts
+    for name in ("knob_head.safetensors", "entropy_head.safetensors"):
+        assert (run.path / "adapter" / name).read_bytes() == (finished.path / "adapter" / name).read_bytes()
+
+
+def test_equal_rewards_end_with_advice_and_keep_the_rollouts(tmp_path):
+    def flat(prompts, completions, **columns):
+        return [1.0] * len(prompts)
+
+    with pytest.raises(NoPairsError, match="nothing to prefer"):
+        lk.train(knobs=KNOBS, reward=flat, output_dir=tmp_path, **SMALL)
+    assert (tmp_path / "round-1" / "rollouts.jsonl").exists()
+    assert (tmp_path / "round-1" / "scores.jsonl").exists()
+
+
+def test_a_wrong_reward_keeps_the_rollouts(tmp_path):
+    def short(prompts, completions, **columns):
+        return [1.0]
+
+    with pytest.raises(RewardError, match="short"):
+        lk.train(knobs=KNOBS, reward=short, output_dir=tmp_path, **SMALL)
+    assert (tmp_path / "round-1" / "rollouts.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "told"),
+    [
+        ({"knobs": ["temprature"]}, UnknownNameError, 'Did you mean "temperature"'),
+        ({"bata": 0.1}, ConfigError, "no setting 'bata'.*beta"),
+        ({"beta": -1}, ConfigError, "beta=-1"),
+        ({"level": "sentence"}, ConfigError, "no level 'sentence'"),
+        ({"order": "vlm"}, ValueError, 'Did you mean "vllm"'),
+        ({"prompts": "testbed:maths"}, ConfigError, 'Did you mean "math"'),
+        ({"prompts": "/nowhere.jsonl"}, DataError, "nowhere.jsonl"),
+        ({"max_new_tokens": 4000}, DataError, "context holds"),
+        ({"reward": "exact_macth"}, UnknownNameError, "exact_match"),
+        ({"model": "/no/such/model"}, ConfigError, "cannot be loaded"),
+        ({"features": ("entropi",)}, ConfigError, 'Did you mean "entropy"'),
+        ({"pair_rule": "top_bottom"}, ConfigError, "second_reward"),
+    ],
+)
+def test_bad_input_is_one_paragraph_that_names_it(tmp_path, arguments, error, told):
+    with pytest.raises(error, match=told) as caught:
+        lk.train(**({"knobs": KNOBS, "output_dir": tmp_path} | SMALL | arguments))
+    assert isinstance(caught.value, lk.errors.LatentKnobsError)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_object_needs_its_tokenizer(tmp_path):
+    with pytest.raises(ConfigError, match="needs its tokenizer"):
+        lk.train(knobs=KNOBS, model=testbed.load_model(), output_dir=tmp_path)
+
+
+def test_objects_and_lists_work_in_place_of_names(tmp_path):
+    run = lk.train(
+        knobs=[lk.KnobSpace.of("temperature:0.5,1").knobs[0], {"top_p": [0.9, 1.0]}], model=testbed.load_model(),
+        tokenizer=testbed.load_tokenizer(), prompts=[f"Story: Once there was a dog {i}" for i in range(20)], reward=length,
+        level="token", objective="tokens_separate", output_dir=tmp_path, **SMALL,
+    )  # fmt: skip
+    assert run.adapter.space.K == 4
+    saved = read_yaml(run.path / "config.yaml")
+    assert saved["knobs"] == [{"temperature": [0.5, 1.0]}, {"top_p": [0.9, 1.0]}]
+
+
+def test_two_processes_cannot_share_a_run_directory(tmp_path):
+    with RunDir(tmp_path), pytest.raises(RunError, match="Another process"), RunDir(tmp_path):
+        pass
+    with RunDir(tmp_path):
+        pass
+
+
+def test_a_damaged_manifest_is_explained(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"round-1/rollouts": {"files"')
+    with pytest.raises(RunError, match="damaged"):
+        RunDir(tmp_path)
+
+
+def test_pairs_are_numbers_of_rollouts_of_one_prompt(finished):
+    rollouts = [json.loads(line) for line in (finished.path / "round-1/rollouts.jsonl").read_text().splitlines()]
+    scores = [json.loads(line)["reward"] for line in (finished.path / "round-1/scores.jsonl").read_text().splitlines()]
+    for line in (finished.path / "round-1/pairs.jsonl").read_text().splitlines():
+        pair = Pair(**json.loads(line))
+        assert rollouts[pair.chosen]["prompt"] == rollouts[pair.rejected]["prompt"] == pair.prompt
+        assert scores[pair.chosen] > scores[pair.rejected]
