@@ -144,5 +144,19 @@ def creative(rounds: int, steps: int, beta: float, rollouts: int, pairs: int, lr
     run(name, creative_reward(data_folder()), grid, settings, hand_rule=True)
 
 
+@main.command()
+@click.option("--seeds", default=3, show_default=True, help="Seeds of the head, and answers to every prompt.")
+def objectives(seeds: int) -> None:
+    """`latent`, `tokens_separate` and `nll` on the same rollouts and pairs, each over several seeds of the head."""
+    grid, reward = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2), creative_reward(data_folder())
+    gains: dict[str, list[Any]] = {}
+    for objective in ("latent", "tokens_separate", "nll"):
+        # One run directory: a changed objective redoes the optimisation alone, so rollouts and pairs are shared.
+        report = run("stories-objectives", reward, grid, {"objective": objective}, hand_rule=False)
+        gains[objective] = [report.compare(report.tuned).gain, report.rewards["learned head"]]
+    for objective, (gain, _) in gains.items():
+        print(f"{objective}: gain over the tuned constant {gain}")
+
+
 if __name__ == "__main__":
     main()

@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from latentknobs import errors as errors
     from latentknobs.adapter import KnobAdapter as KnobAdapter
+    from latentknobs.context import Context as Context
     from latentknobs.evaluation.api import evaluate as evaluate
+    from latentknobs.knob import ContextKnob as ContextKnob
     from latentknobs.knob import DecodingKnob as DecodingKnob
     from latentknobs.knob import ScalingKnob as ScalingKnob
     from latentknobs.knob import Stage as Stage
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from latentknobs.training.train import train as train
 
 _WHERE = {
+    "Context": "context",
+    "ContextKnob": "knob",
     "DecodingKnob": "knob",
     "ScalingKnob": "knob",
     "TruncationKnob": "knob",

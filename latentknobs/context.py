@@ -84,7 +84,7 @@ class Context:
             is_real_BL[:, : mask_BL.shape[1]] = mask_BL.bool()
             ids_BL = torch.where(is_real_BL, ids_BL, -1)
         position = ids_BL.shape[1] - prompt_length
-        return cls(previous_NL=ids_BL, position_N=torch.full_like(ids_BL[:, 0], position))
+        return cls(previous_NL=ids_BL, position_N=ids_BL.new_full((len(ids_BL),), position))
 
 
 def missing_part(who: str, part: str) -> DecodingError:

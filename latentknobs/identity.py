@@ -17,17 +17,18 @@ from latentknobs.errors import AdapterError, UnknownNameError
 from latentknobs.knob import DecodingKnob
 from latentknobs.registry import HERE, knob_class, source_of, sources
 
-ROWS, VOCABULARY, HISTORY = 6, 61, 5
+ROWS, VOCABULARY, HISTORY = 8, 61, 5
 
 
 def probe() -> tuple[Tensor, Context]:
-    """(6, 61) float64 logits, flat to peaked, with ties, removed tokens and an offset in the last row; and a context."""
+    """(8, 61) float64 logits, from flat to peaked, with ties, removed tokens and two offsets; and a complete context."""
     row_N1 = torch.arange(ROWS).unsqueeze(-1)
-    mixed_NV = (row_N1 * 7919 + torch.arange(VOCABULARY) * 104729 + 17) % 1009
-    logits_NV = mixed_NV.double() / 64 * 2.0 ** (row_N1 - 3) / 4
-    logits_NV[3] = (logits_NV[3] * 2).round() / 2
+    rank_NV = (row_N1 * 31 + torch.arange(VOCABULARY) * 17) % VOCABULARY  # 61 is prime: each row holds every rank once
+    rank_NV[3] //= 4
+    logits_NV = -rank_NV.double() * 2.0 ** (row_N1 - 5)
     logits_NV[4, ::7] = -torch.inf
     logits_NV[5] -= 40.0
+    logits_NV[2::4] += 20.0
     previous_NL = (row_N1 * 31 + torch.arange(HISTORY) * 13) % VOCABULARY
     previous_NL[1, :2] = -1
     return logits_NV, Context(previous_NL=previous_NL, position_N=torch.arange(ROWS), second_NV=logits_NV.flip(0) / 2)
@@ -65,12 +66,16 @@ def resolve_saved(saved: Mapping[str, Any]) -> DecodingKnob:
     name, distribution = str(saved["name"]), saved.get("distribution", HERE)
     offers = [source for source in sources() if source.name == name]
     if not offers:
-        version = f"{distribution} {saved.get('version', '')}".strip()
-        remedy = "call latentknobs.register on its class first" if distribution == HERE else f"install {version}"
-        raise UnknownNameError(f"There is no knob {name!r} here; it was saved from {version}. To load it, {remedy}.")
+        remedy = "call latentknobs.register on its class first" if distribution == HERE else f"install {origin(saved)}"
+        raise UnknownNameError(f"There is no knob {name!r} here; it was saved from {origin(saved)}. To load it, {remedy}.")
     is_clash = len(offers) > 1 and any(source.distribution == distribution for source in offers)
     cls = knob_class(f"{distribution}:{name}" if is_clash else name)
     return cls(options=saved["options"], **saved.get("settings", {}))
+
+
+def origin(saved: Mapping[str, Any]) -> str:
+    """Distribution and version of an identity, in words."""
+    return f"{saved.get('distribution', '?')} {saved.get('version', '')}".strip()
 
 
 def check_identity(knob: DecodingKnob, saved: Mapping[str, Any], position: int | None = None) -> None:
@@ -80,19 +85,23 @@ def check_identity(knob: DecodingKnob, saved: Mapping[str, Any], position: int |
         AdapterError: naming the options whose behaviour changed, or the grid or place that differs.
     """
     now = knob_identity(knob, 0 if position is None else position)
-    told = f"The knob {knob.name!r} of {now['distribution']} {now['version']}"
-    before = f"{saved.get('distribution', '?')} {saved.get('version', '?')}"
+    told = f"The knob {knob.name!r} of {origin(now)}"
     if list(saved["options"]) != now["options"]:
         raise AdapterError(f"{told} has the options {now['options']}; the adapter was saved with {list(saved['options'])}.")
     if position is not None and saved.get("position", position) != position:
         raise AdapterError(f"{told} acts at place {position} of the chain; when the adapter was saved it acted at place "
                            f"{saved['position']}. Order is meaning: restore it.")  # fmt: skip
     hashes = saved.get("hashes", now["hashes"])
+    if len(hashes) != len(knob.options):
+        told = (
+            f"The saved data of the knob {knob.name!r} has {len(hashes)} hashes for {len(knob.options)} options; it is damaged."
+        )
+        raise AdapterError(f"{told} Save the adapter again.")
     changed = [v for v, a, b in zip(knob.options, hashes, now["hashes"], strict=True) if a != b]
     if changed:
         values = ", ".join(f"{knob.name} {value:g}" for value in changed)
         raise AdapterError(
-            f"{told} no longer does what it did when the adapter was saved with {before}: {values} changed. "
+            f"{told} no longer does what it did when the adapter was saved with {origin(saved)}: {values} changed. "
             f"Install the version it was saved with, or train again."
         )
 

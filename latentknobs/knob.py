@@ -8,7 +8,7 @@ What this file ignores: how several knobs are combined (`space.py`) and what is 
 
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -20,6 +20,7 @@ from latentknobs.grid import check_ascending, explain, show
 
 API_VERSION = 1  # newest version of this contract; see `DecodingKnob.api_version`
 OLDEST_API_VERSION = 1  # oldest one that still works
+Sees = Literal["row", "mass", "prefix"]  # see `TruncationKnob.sees`
 
 
 class Stage(StrEnum):
@@ -127,7 +128,15 @@ class TruncationKnob(DecodingKnob):
 
     Ties: tokens whose logits equal the last kept one are kept too, so that a cut never depends on how equal
     numbers happen to be sorted. Loss and decoder share this rule because they share this method.
+
+    Class variable:
+        sees: an optional promise that makes tables faster. What `kept` depends on beyond its own cut:
+            "row", everything (always safe); "mass", only the total mass of what follows, so that `kept` may be shown one
+            last column of that mass instead; "prefix", nothing, so that `kept` may be shown only the beginning of the row.
+            Either way, a count that reaches the end of what was shown means "here or further on".
     """
+
+    sees: ClassVar[Sees] = "row"
 
     @abstractmethod
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ entry point, the distribution and the version. Two plugins of one name never sha
 takes a name that this distribution ships.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from latentknobs.declaration import check_class
@@ -23,7 +25,7 @@ _registered: dict[str, type[DecodingKnob]] = {}
 
 @dataclass(frozen=True)
 class Source:
-    """Where a knob name comes from. `value` is the `module:class` behind it."""
+    """Where a knob name comes from. `value` is the `module:class` behind it; what this process registered has no version."""
 
     name: str
     distribution: str
@@ -36,14 +38,22 @@ class Source:
         return f'entry point "{self.name} = {self.value}" of {self.distribution} {self.version}'
 
     @property
+    def origin(self) -> str:
+        """Distribution and version."""
+        return f"{self.distribution} {self.version}".strip()
+
+    @property
     def full_name(self) -> str:
         """The name that stays unambiguous whatever else is installed."""
         return f"{self.distribution}:{self.name}"
 
 
 def sources() -> list[Source]:
-    """Every knob on offer, by name, without importing any of them."""
-    here = [Source(n, HERE, "-", f"{c.__module__}:{c.__qualname__}") for n, c in _registered.items()]
+    """Every knob on offer, by name, without importing any of them.
+
+    What is installed is looked up once per `sys.path`; asking for an unknown name looks again.
+    """
+    here = [Source(n, HERE, "", f"{c.__module__}:{c.__qualname__}") for n, c in _registered.items()]
     return sorted([*_points(), *here], key=lambda source: (source.name, source.distribution))
 
 
@@ -75,6 +85,9 @@ def knob_class(name: str) -> type[DecodingKnob]:
     """
     distribution, _, bare = name.rpartition(":")
     found = [source for source in sources() if source.name == bare]
+    if not found:
+        _scan.cache_clear()  # it may have been installed since
+        found = [source for source in sources() if source.name == bare]
     built_in = next((source for source in found if source.distribution == OWN), None)
     if distribution or built_in:
         found = [source for source in found if source.distribution == (distribution or OWN)]
@@ -117,14 +130,19 @@ def source_of(knob: DecodingKnob | type[DecodingKnob]) -> Source:
     """Where a knob's class came from; `this process` for a class that no installed distribution offers."""
     cls = knob if isinstance(knob, type) else type(knob)
     offers = [source for source in sources() if source.name == cls.name and _is(source, cls)]
-    return offers[0] if offers else Source(cls.name, HERE, "-", f"{cls.__module__}:{cls.__qualname__}")
+    return offers[0] if offers else Source(cls.name, HERE, "", f"{cls.__module__}:{cls.__qualname__}")
 
 
 def _points() -> dict[Source, EntryPoint]:
     """Entry points by source. One distribution found twice on the path is one source."""
+    return _scan(entry_points, tuple(sys.path))
+
+
+@lru_cache(maxsize=1)
+def _scan(look_up: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]) -> dict[Source, EntryPoint]:
     return {
         Source(point.name, *((point.dist.name, point.dist.version) if point.dist else ("?", "?")), point.value): point
-        for point in entry_points(group=GROUP)
+        for point in look_up(group=GROUP)
     }
 
 

@@ -107,7 +107,7 @@ def parse_level(level: str, tokenizer: Any = None, token_ids: Collection[int] | 
         return Every(1)
     if level == "sequence":
         return Sequence()
-    if kind == "every" and detail.isdigit() and int(detail) > 0:
+    if kind == "every" and detail.isascii() and detail.isdigit() and int(detail) > 0:
         return Every(int(detail))
     if kind == "delimiter" and colon and detail:
         ids = token_ids if token_ids is not None else _ending_in(detail, tokenizer)

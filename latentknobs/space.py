@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ _STAGES = {
     # common/sampling: penalties, top_n_sigma, top_k, typical, top_p, min_p, xtc, temperature last
     "llama.cpp": "context spread rank shape mass threshold tail top scale",
 }
+LARGEST = 2**17  # options; more than this is a grid by mistake
 ORDERS: dict[str, tuple[Stage, ...]] = {engine: tuple(map(Stage, text.split())) for engine, text in _STAGES.items()}
 
 
@@ -56,7 +58,7 @@ class KnobSpace:
                 stage act in the order in which they are given.
 
         Raises:
-            SpaceError: no knob, a knob twice, or an unknown order.
+            SpaceError: no knob, a knob twice, an unknown order, or more than 131,072 options.
             UnknownNameError, PluginError, GridError, ConfigError: see `latentknobs.registry.resolve`.
         """
         single = itertools.chain.from_iterable(
@@ -69,6 +71,11 @@ class KnobSpace:
         if twice := sorted({name for name in given if given.count(name) > 1}):
             raise SpaceError(f"The knob {twice[0]!r} stands twice in {given}. Merge its two grids into one.")
         ordered, label = _ordered(knobs, order)
+        if (size := math.prod(len(knob.options) for knob in knobs)) > LARGEST:
+            raise SpaceError(
+                f"The full product of {given} has {size:,} options, more than {LARGEST:,}. Shorten the grids, leave out knobs, "
+                "or choose options from a smaller product with `select`."
+            )
         product = tuple(itertools.product(*(range(len(knob.options)) for knob in ordered)))
         return cls(ordered, product, label)
 
@@ -77,8 +84,9 @@ class KnobSpace:
 
         Raises:
             SpaceError: nothing kept, an option twice, or one that this space does not have.
+            TypeError: an index that is no whole number.
         """
-        rows = [self.index(item) if isinstance(item, Mapping) else int(item) for item in keep]
+        rows = [self.index(item) if isinstance(item, Mapping) else operator.index(item) for item in keep]
         if not rows:
             raise SpaceError("A subset of options must keep at least one.")
         if bad := [row for row in rows if not 0 <= row < self.K]:

@@ -127,7 +127,9 @@ def test_a_delimiter_that_would_never_cut_is_refused(tokenizer: PreTrainedTokeni
         parse_level("delimiter:;", tokenizer)
 
 
-@pytest.mark.parametrize("level", ["tokens", "every:0", "every:-1", "every:", "every:2.5", "every:²", "delimiter:", "delimiter", ""])
+@pytest.mark.parametrize(
+    "level", ["tokens", "every:0", "every:-1", "every:", "every:2.5", "every:²", "delimiter:", "delimiter", ""]
+)
 def test_unknown_levels_are_refused_with_the_forms_there_are(level: str) -> None:
     with pytest.raises(ConfigError, match=r"There is no level .*Known: delimiter:CHARS, every:N, sequence, token") as caught:
         parse_level(level)

@@ -5,8 +5,6 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from latentknobs import KnobSpace
 from latentknobs.errors import ConfigError, GridError, LatentKnobsError, SpaceError, UnknownNameError
@@ -56,11 +54,8 @@ def test_repr_explains_chain_options_and_order() -> None:
     assert repr(chosen) == "KnobSpace(top_p[0.8, 1] -> temperature[0, 0.5, 1]; K=2 options, chosen subset, order=llama.cpp)"
 
 
-orders = st.sampled_from(["transformers", "vllm", "llama.cpp"]) | st.permutations(["temperature", "top_p", "min_p"])
-
-
-@settings(max_examples=12)
-@given(orders, st.lists(st.integers(0, 5), unique=True, max_size=6))
+@pytest.mark.parametrize("keep", [[], [5, 0, 3]], ids=["product", "subset"])
+@pytest.mark.parametrize("order", ["transformers", "vllm", "llama.cpp", ["min_p", "temperature", "top_p"]], ids=str)
 def test_a_space_survives_json(order: str | list[str], keep: list[int]) -> None:
     space = KnobSpace.of(GRID, {"min_p": [0.1]}, order=order)
     space = space.select(keep) if keep else space
@@ -81,7 +76,7 @@ BAD = [
     (lambda: KnobSpace.of("temprature"), UnknownNameError, "no knob 'temprature'. Did you mean \"temperature\"? Known: "),
     (lambda: KnobSpace.of("temperature", "temperature:0.3"), SpaceError, "'temperature' stands twice .* Merge its two grids"),
     (lambda: KnobSpace.of("temperature", order="vlm"), SpaceError, "no order 'vlm'. Did you mean \"vllm\"? Known: .*llama.cpp"),
-    (lambda: KnobSpace.of(GRID, order=["top_p"]), SpaceError, "order ['top_p'] must name each of the knobs ['temperature', 'top_p']"),
+    (lambda: KnobSpace.of(GRID, order=["top_p"]), SpaceError, "must name each of the knobs ['temperature', 'top_p']"),
     (lambda: KnobSpace.of(GRID, order=["top_p", "top_p"]), SpaceError, "must name each of the knobs"),
     (lambda: KnobSpace.of(GRID).select([]), SpaceError, "must keep at least one"),
     (lambda: KnobSpace.of(GRID).select([6]), SpaceError, "no option 6: this space has options 0 to 5"),

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentknobs.context import Context
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.decoding.frozen import read_responses
@@ -93,15 +94,16 @@ def featurise(
         batch = rollouts[start : start + batch_size]
         read = read_responses(model, [prompts[r.prompt].ids for r in batch], [r.ids for r in batch])
         for rollout, (hidden_TD, logits_TV) in zip(batch, read, strict=True):
-            logps_TK = option_logps(logits_TV, torch.tensor(rollout.ids, device=logits_TV.device), space)
+            ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
+            context = Context.of_response(prompts[rollout.prompt].ids, rollout.ids, logits_TV.device) if space.needs else None
+            logps_TK = option_logps(logits_TV, ids_T, space, context)
             _check_reachable(logps_TK, rollout, prompts[rollout.prompt], space, floor)
             if floor is not None:
                 logps_TK = logps_TK.clamp(min=floor)
             previous_T = torch.tensor([prompts[rollout.prompt].ids[-1], *rollout.ids[:-1]])
             segment_T = segmenter.segments(previous_T.unsqueeze(0)).squeeze(0)
             feature_TF = read_features(features, hidden_TD, logits_TV)
-            token_T1 = torch.tensor(rollout.ids, device=logits_TV.device).unsqueeze(-1)
-            base_T = logits_TV.float().log_softmax(-1).gather(-1, token_T1).squeeze(-1)
+            base_T = logits_TV.float().log_softmax(-1).gather(-1, ids_T.unsqueeze(-1)).squeeze(-1)
             parts.append(_by_segment(segment_T, feature_TF.cpu(), logps_TK.cpu(), base_T.cpu(), torch.tensor(rollout.options)))
         advance(len(batch))
     lengths_R = torch.tensor([0] + [len(part[0]) for part in parts])

@@ -47,14 +47,14 @@ class Report:
         tasks: the task of each prompt, `all` where the rows name none.
         tuned: name of the constant option with the best mean reward on training prompts.
         tuning: mean reward of every constant on training prompts.
-        samples: responses of the first seed, by policy.
+        rollouts: every response on the held-out prompts, by policy, the seeds of a prompt next to each other.
     """
 
     rewards: dict[str, NDArray[np.float64]]
     tasks: list[str]
     tuned: str
     tuning: dict[str, float]
-    samples: dict[str, list[Rollout]] = field(default_factory=dict)
+    rollouts: dict[str, list[Rollout]] = field(default_factory=dict)
 
     @property
     def task_names(self) -> list[str]:
@@ -111,7 +111,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
-        """What `to_dict` wrote, without the samples."""
+        """What `to_dict` wrote, without the rollouts."""
         rewards = {name: np.array(values) for name, values in data["rewards"].items()}
         return cls(rewards, list(data["tasks"]), data["tuned"], dict(data["tuning"]))
 
@@ -151,19 +151,27 @@ def compare_policies(
     policies |= ({ENTROPY: entropy} if entropy else {}) | dict(extra or {})
 
     def run(policy: Policy, prompts: Sequence[Prompt], copies: int, part: int) -> tuple[list[Rollout], NDArray[np.float64]]:
-        rollouts = roll_out(
+        made = roll_out(
             model, tokenizer, prompts, policy, copies=copies, max_new_tokens=max_new_tokens, batch_size=batch_size,
             seed=seed + part, advance=advance,
         )  # fmt: skip
-        return rollouts, np.array(score(reward, prompts, rollouts)).reshape(len(prompts), copies).T
+        return made, np.array(score(reward, prompts, made)).reshape(len(prompts), copies).T
 
     tuning = {name: float(run(policy, train_prompts, 1, 101)[1].mean()) for name, policy in fixed.items()}
-    rewards, samples = {}, {}
+    rewards, rollouts = {}, {}
     for name, policy in policies.items():
-        rollouts, rewards[name] = run(policy, eval_prompts, seeds, 1001)
-        samples[name] = rollouts[::seeds]
+        rollouts[name], rewards[name] = run(policy, eval_prompts, seeds, 1001)
     tasks = [str(prompt.columns.get("task", ALL)) for prompt in eval_prompts]
-    return Report(rewards, tasks, max(tuning, key=lambda name: tuning[name]), tuning, samples)
+    return Report(rewards, tasks, max(tuning, key=lambda name: tuning[name]), tuning, rollouts)
+
+
+def rescore(report: Report, prompts: Sequence[Prompt], reward: Reward) -> Report:
+    """The same responses under another reward; the tuned constant stays the one of the first."""
+    seeds = len(next(iter(report.rewards.values())))
+    rewards = {
+        name: np.array(score(reward, prompts, made)).reshape(len(prompts), seeds).T for name, made in report.rollouts.items()
+    }
+    return Report(rewards, report.tasks, report.tuned, report.tuning, report.rollouts)
 
 
 def rollouts_needed(adapter_options: int, train: int, evaluation: int, seeds: int) -> int:

@@ -52,7 +52,9 @@ def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context
             _chunk(logits_NV[rows], targets_N[rows], space, context.rows(rows) if context else None)
             for rows in (slice(start, start + ROWS) for start in range(0, len(logits_NV), ROWS))
         ]
-    return torch.cat(chunks) if chunks else logits_NV.new_zeros(0, space.K)
+    if not chunks:
+        return logits_NV.new_zeros(0, space.K, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+    return torch.cat(chunks)
 
 
 def _chunk(logits_RV: Tensor, target_R: Tensor, space: KnobSpace, context: Context | None) -> Tensor:

@@ -15,6 +15,7 @@ from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_n
 from latentknobs.features import check_features
 from latentknobs.knob import DecodingKnob
 from latentknobs.progress import progress, say
+from latentknobs.ranks import check_ranks
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.segments import Segmenter, parse_level
 from latentknobs.space import KnobSpace
@@ -88,6 +89,7 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
     """All stages of a run, on sources that are already loaded. See `train`."""
     segmenter = parse_level(config.level, sources.tokenizer)
     check_features(config.features)
+    check_ranks(space)
     say(f"{space!r}")
     say(f"{len(sources.train)} training prompts x {config.rollouts} rollouts, {len(sources.evaluation)} held-out prompts")
     with RunDir(config.output_dir, say) as run:
@@ -131,7 +133,7 @@ def _evaluate(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobA
                 seeds=config.eval_seeds, pick=config.pick, max_new_tokens=config.max_new_tokens,
                 batch_size=config.batch_size, seed=config.seed, advance=advance,
             )  # fmt: skip
-        for name, rollouts in report.samples.items():
+        for name, rollouts in report.rollouts.items():
             write_lines(run.path / "evaluation" / f"{name.replace(' ', '_').replace(',', '')}.jsonl", rollouts)
         (run.path / file).write_text(json.dumps(report.to_dict()) + "\n", encoding="utf-8")
 
@@ -155,7 +157,7 @@ def read_report(path: Path) -> Report:
 
 def _digest_of(sources: Sources, space: KnobSpace) -> str:
     prompts = [(prompt.text, sorted(prompt.columns.items())) for prompt in sources.train]
-    return f"{describe_model(sources.model)} {space!r} {prompts}"
+    return f"{describe_model(sources.model)} {space.fingerprint()} {prompts}"
 
 
 def _name_of(value: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from latentknobs.knob import Stage, TruncationKnob
+from latentknobs.knob import Sees, Stage, TruncationKnob
 
 
 class TopK(TruncationKnob):
@@ -17,6 +17,7 @@ class TopK(TruncationKnob):
 
     name: ClassVar[str] = "top_k"
     stage: ClassVar[Stage] = Stage.RANK
+    sees: ClassVar[Sees] = "prefix"
     neutral: ClassVar[float] = 0.0
     options: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 5.0, 20.0, 50.0)
 
@@ -40,6 +41,7 @@ class TopP(TruncationKnob):
 
     name: ClassVar[str] = "top_p"
     stage: ClassVar[Stage] = Stage.MASS
+    sees: ClassVar[Sees] = "mass"
     neutral: ClassVar[float] = 1.0
     options: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.8, 0.95, 1.0)
 
@@ -54,6 +56,7 @@ class MinP(TruncationKnob):
 
     name: ClassVar[str] = "min_p"
     stage: ClassVar[Stage] = Stage.THRESHOLD
+    sees: ClassVar[Sees] = "prefix"
     neutral: ClassVar[float] = 0.0
     options: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.02, 0.05, 0.1)
 

@@ -1,0 +1,46 @@
+"""`latentknobs evaluate`: a saved adapter against every baseline, on the prompts of its run or on others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentknobs.commands.saved import open_saved, settings_of
+from latentknobs.commands.settings import config_options, given
+
+FIELDS = (
+    "model", "trust_remote_code", "device", "dtype", "prompts", "eval_prompts", "reward", "eval_size",
+    "tune_size", "pick", "max_new_tokens", "batch_size", "seed",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("adapter_or_run", type=click.Path(path_type=Path))
+@click.option("--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Also write all rewards as JSON.")
+@click.option("--seeds", metavar="INTEGER", help="Times that every policy answers every prompt.  [default: as in training]")
+@config_options(*FIELDS)
+def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **flags: Any) -> None:
+    """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture and an entropy head.
+
+    Settings that are not given are those the adapter was trained with. With --eval-prompts, the best constant is tuned on
+    --prompts; without, --prompts is split by hash.
+    """
+    from latentknobs.evaluation.api import evaluate as run_evaluation
+    from latentknobs.reporting import print_report
+
+    chosen = given(flags | {"eval_seeds": seeds})
+    adapter, folder = open_saved(adapter_or_run)
+    inherited = tuple(name for name in (*FIELDS, "eval_seeds", "train_prompts") if name not in chosen)
+    settings = settings_of(adapter, folder, inherited) | chosen
+    if "prompts" in chosen and "eval_prompts" not in chosen:
+        settings.pop("eval_prompts", None)  # those belonged to other prompts
+    if settings.get("eval_prompts"):
+        settings["tune_prompts"], settings["prompts"] = settings.pop("prompts", None), settings["eval_prompts"]
+    settings.pop("eval_prompts", None)
+    if "eval_seeds" in settings:
+        settings["seeds"] = settings.pop("eval_seeds")
+    report = run_evaluation(adapter, **settings)
+    print_report(report)
+    if json_path is not None:
+        json_path.write_text(json.dumps(report.to_dict()) + "\n", encoding="utf-8")

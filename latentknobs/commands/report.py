@@ -1,0 +1,21 @@
+"""`latentknobs report`: the results of a finished run, again, from its files alone."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--picture", metavar="FILE", type=click.Path(path_type=Path), help="Also draw the heat map as png, svg or pdf.")
+@click.option("--per-task", default=1, show_default=True, type=click.IntRange(1), help="Responses of each task in the picture.")
+def report(run: Path, picture: Path | None, per_task: int) -> None:
+    """Print the result table of RUN and write its report.html again. Needs no model."""
+    from latentknobs.reporting import print_report, write_picture, write_report
+    from latentknobs.training.train import read_report
+
+    found = read_report(run)
+    print_report(found)
+    click.echo(f"Report:  {write_report(run, found)}")
+    if picture is not None:
+        click.echo(f"Picture: {write_picture(run, picture, per_task)}")

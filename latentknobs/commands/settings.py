@@ -1,0 +1,106 @@
+"""Fields of `TrainConfig` as command-line options. Here they are only read; `make_config` is the one that judges them."""
+
+import re
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+import yaml
+from pydantic.fields import FieldInfo
+
+from latentknobs.config import GIVEN, TrainConfig, read_yaml
+from latentknobs.errors import ConfigError
+
+LISTS = ("knobs", "order", "features")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def config_options(*names: str) -> Callable[[F], F]:
+    """Adds an option for each of these fields (all of them without names), in the order of the config."""
+
+    def decorate(command: F) -> F:
+        for name, field in reversed(TrainConfig.model_fields.items()):
+            if not names or name in names:
+                command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the user really gave, as Python values."""
+    return {name: _parsed(name, value) for name, value in flags.items() if value not in (None, ())}
+
+
+def run_settings(run: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Some settings of a finished run.
+
+    Raises:
+        ConfigError: `config.yaml` is missing, or one of them was a Python object, which only Python can give again.
+    """
+    settings = {name: value for name, value in read_yaml(run / "config.yaml").items() if name in names and value is not None}
+    for name, value in settings.items():
+        check_repeatable(name, value, run)
+    return settings
+
+
+def check_repeatable(name: str, value: Any, where: Path) -> None:
+    """Refuses a setting that was given as a Python object."""
+    if str(value).endswith(GIVEN):
+        raise ConfigError(
+            f"In {str(where)!r} the setting {name} was a Python object: {value}. Give --{name.replace('_', '-')} by name "
+            "here, or use latentknobs.evaluate(...) from Python."
+        )
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
+    flag = "--" + name.replace("_", "-")
+    help_text = f"{' '.join(str(field.description).split())}  [default: {_shown(field.default)}]"
+    if field.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
+    return click.option(flag, name, multiple=name in LISTS, metavar=_metavar(name, field.annotation), help=help_text)
+
+
+def _parsed(name: str, value: Any) -> Any:
+    if name in LISTS:
+        items = [item for text in value for item in _split(text)]
+        return items[0] if name == "order" and len(items) == 1 else items
+    annotation = TrainConfig.model_fields[name].annotation
+    if isinstance(value, str) and str not in _types(annotation):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+    return None if value in ("null", "none") and type(None) in _types(annotation) else value
+
+
+def _split(text: str) -> list[Any]:
+    """`temperature,top_p:0.5,1` is two knobs: a comma separates names where a name follows it. YAML works too."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            data = yaml.safe_load(text)
+            return data if isinstance(data, list) else [data]
+        except yaml.YAMLError:
+            return [text]
+    return [item.strip() for item in re.split(r",(?=\s*[A-Za-z_])", text) if item.strip()]
+
+
+def _types(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    kinds = [kind for kind in _types(annotation) if kind is not type(None)]
+    if name in LISTS:
+        return "NAME,..."
+    if get_origin(kinds[0]) is Literal:
+        return "|".join(map(str, get_args(kinds[0])))
+    return {int: "INTEGER", float: "NUMBER"}.get(kinds[0], "TEXT")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple | list):
+        return ",".join(map(str, default))
+    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)

@@ -1,0 +1,94 @@
+"""Rows of logits to try a knob on, and how the checks run it and compare results."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from latentknobs.context import Context
+from latentknobs.knob import ContextKnob, DecodingKnob, ScalingKnob
+
+N, V, L = 7, 23, 5
+
+
+class Violation(Exception):
+    """A check's verdict: what the knob did, on which value, and what it should do."""
+
+
+def require(is_good: bool, fact: str) -> None:
+    """Raises `Violation(fact)` unless `is_good`."""
+    if not is_good:
+        raise Violation(fact)
+
+
+def random_rows(seed: int = 0, n: int = N, v: int = V) -> Tensor:
+    """(n, v) float64 logits, from flat to peaked, without ties."""
+    generator = torch.Generator().manual_seed(seed)
+    noise_NV = torch.randn(n, v, generator=generator, dtype=torch.float64)
+    return noise_NV * torch.linspace(0.3, 4.0, n, dtype=torch.float64).unsqueeze(-1)
+
+
+def some_removed(logits_NV: Tensor) -> Tensor:
+    """The same rows, each with another third of its tokens at -inf."""
+    n, v = logits_NV.shape
+    is_removed_NV = (torch.arange(v) + torch.arange(n).unsqueeze(-1)) % 3 == 0
+    return logits_NV.masked_fill(is_removed_NV, -torch.inf)
+
+
+def tied_rows() -> Tensor:
+    """(N, V) float64 logits with only five different values."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(-2, 3, (N, V), generator=generator).double()
+
+
+def context_for(logits_NV: Tensor) -> Context:
+    """A complete context: earlier tokens (some rows have fewer), positions, and second logits."""
+    n, v = logits_NV.shape
+    generator = torch.Generator().manual_seed(2)
+    previous_NL = torch.randint(0, v, (n, L), generator=generator)
+    previous_NL[1::2, :2] = -1
+    second_NV = torch.randn(n, v, generator=generator, dtype=torch.float64).to(logits_NV.dtype)
+    return Context(previous_NL=previous_NL, position_N=torch.arange(n), second_NV=second_NV)
+
+
+def values_of(knob: DecodingKnob) -> list[float]:
+    """The grid, and the neutral value."""
+    return list(dict.fromkeys([*knob.options, float(knob.neutral)]))
+
+
+def is_greedy(knob: DecodingKnob, value: float) -> bool:
+    """Whether a value means argmax, which by contract breaks ties towards the first token."""
+    return isinstance(knob, ScalingKnob) and float(knob.temperature(torch.tensor([value], dtype=torch.float64))[0]) == 0.0
+
+
+def run(knob: DecodingKnob, logits_NV: Tensor, value: float | Tensor, context: Context | None = None) -> Tensor:
+    """The knob's output on copies of the inputs, always from the same state of torch's random generator."""
+    value_N = value if isinstance(value, Tensor) else torch.full((len(logits_NV),), value, dtype=torch.float64)
+    with seeded():
+        return call(knob, logits_NV.clone(), value_N.to(logits_NV.dtype, copy=True), context or context_for(logits_NV))
+
+
+def call(knob: DecodingKnob, logits_NV: Tensor, value_N: Tensor, context: Context) -> Tensor:
+    """The knob's output, with the whole context: whether it reads more than it declares is one check's matter."""
+    if isinstance(knob, ContextKnob):
+        return knob.apply_context(logits_NV, value_N, context)
+    return knob.apply(logits_NV, value_N)
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """A block that starts from a fixed state of torch's random generator and leaves the caller's as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def same(a_NV: Tensor, b_NV: Tensor) -> bool:
+    """Whether two results remove the same tokens and agree on the rest to 1e-9. NaN equals NaN: another check's matter."""
+    return torch.allclose(a_NV, b_NV, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def same_distribution(a_NV: Tensor, b_NV: Tensor) -> bool:
+    """`same`, up to a constant per row."""
+    return same(a_NV.log_softmax(-1), b_NV.log_softmax(-1))

@@ -1,0 +1,144 @@
+"""The report's plots, each as inline SVG: win rates, reward of every constant, chosen values, training curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from latentknobs.data.rollouts import Rollout
+from latentknobs.evaluation.evaluate import HEAD, Comparison, Report
+from latentknobs.reporting import svg
+from latentknobs.reporting.samples import Samples
+
+Table = Mapping[tuple[str, str], Comparison]  # (policy, task) -> comparison
+WIDTH = 8.6  # inches
+CHANCE = float(np.log(2))  # loss of a head that prefers nothing
+MOST = 24  # policies in one plot; a space of many options has many constants
+
+
+def shown_policies(report: Report, table: Table) -> list[str]:
+    """Baselines in the order of the evaluation; of very many constants only the best ones and the tuned one."""
+    baselines = [name for name in report.rewards if name != HEAD]
+    ranked = sorted(baselines, key=lambda name: (name in report.tuning, -table[name, "all"].reward.mean))
+    keep = {report.tuned, *ranked[:MOST]}
+    return [name for name in baselines if name in keep]
+
+
+def win_rates(report: Report, table: Table) -> Markup:
+    """Share of prompts on which the head beats each baseline, per task, on the whole scale from 0 to 100 %."""
+    names = shown_policies(report, table)
+
+    def draw() -> Figure:
+        figure, axes = svg.panels(len(report.task_names), WIDTH, 0.5 + 0.23 * len(names), sharey=True, sharex=True)
+        place_P = np.arange(len(names))[::-1]
+        for axis, task in zip(axes, report.task_names, strict=True):
+            wins = [table[name, task].wins for name in names]
+            mean_P, low_P, high_P = (100 * np.array([getattr(w, part) for w in wins]) for part in ("mean", "low", "high"))
+            axis.axvline(50, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
+            axis.hlines(place_P, low_P, high_P, color=svg.HEAD, linewidth=2, clip_on=False)
+            axis.plot(mean_P, place_P, "o", color=svg.HEAD, markersize=4.5, clip_on=False, zorder=3)
+            axis.set(xlim=(0, 100), xticks=[0, 50, 100], title=task, ylim=(-0.6, len(names) - 0.4))
+            axis.grid(axis="y", visible=False)
+            for label, side in zip(axis.get_xticklabels(), ("left", "center", "right"), strict=True):
+                label.set_horizontalalignment(side)
+        axes[0].set_yticks(place_P, names)
+        figure.supxlabel("prompts won by the head, %", fontsize=9, color=svg.MUTED)
+        return figure
+
+    return svg.svg("wins", "Win rate of the learned head against every baseline, with 95 % intervals", draw)
+
+
+def rewards_of_constants(report: Report, table: Table, samples: Samples) -> Markup:
+    """Mean reward of every constant option against its value of the first knob, with the head as a line."""
+    knob, constants = samples.knobs[0], [name for name in samples.labels if name in report.tuning]
+    value_K = [samples.value(knob, samples.labels.index(name)) for name in constants]
+
+    def draw() -> Figure:
+        figure, axes = svg.panels(len(report.task_names), WIDTH, 2.3)
+        for axis, task in zip(axes, report.task_names, strict=True):
+            ours = table[HEAD, task].reward
+            axis.axhspan(ours.low, ours.high, color=svg.HEAD, alpha=0.14, linewidth=0)
+            axis.axhline(ours.mean, color=svg.HEAD, linewidth=1.8)
+            rewards = [table[name, task].reward for name in constants]
+            mean_K = np.array([r.mean for r in rewards])
+            error_2K = np.array([[r.mean - r.low for r in rewards], [r.high - r.mean for r in rewards]])
+            link = "-" if len(samples.knobs) == 1 else ""
+            axis.errorbar(
+                value_K, mean_K, error_2K, fmt=f"o{link}", color=svg.LINE, markersize=4, linewidth=1.2, elinewidth=1
+            )
+            axis.set_title(task)
+        axes[0].set_ylabel("mean reward")
+        figure.supxlabel(knob, fontsize=9, color=svg.MUTED)
+        return figure
+
+    return svg.svg("constants", f"Mean reward at every constant {knob} and of the learned head, per task", draw)
+
+
+def chosen_values(report: Report, rollouts: Sequence[Rollout], samples: Samples, knob: str) -> Markup:
+    """How often the head chose each value of a knob, per task; every response counts the same, however long."""
+    values = sorted({option[knob] for option in samples.options})
+    tasks = report.task_names[1:] or report.task_names
+
+    def draw() -> Figure:
+        figure, axes = svg.panels(len(tasks), WIDTH, 1.75, sharey=True)
+        for axis, task in zip(axes, tasks, strict=True):
+            mine = [r for r in rollouts if len(tasks) == 1 or report.tasks[r.prompt] == task]
+            share_V = 100 * np.mean([_shares(r, samples, knob, values) for r in mine], axis=0)
+            bars = axis.bar(range(len(values)), share_V, color=svg.HEAD, width=0.72)
+            axis.bar_label(bars, [f"{share:.0f}" if share >= 0.5 else "" for share in share_V], fontsize=8, color=svg.MUTED)
+            axis.set(title=task, ylim=(0, 109), yticks=[0, 50, 100])
+            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axis.grid(axis="x", visible=False)
+        axes[0].set_ylabel("% of tokens")
+        figure.supxlabel(knob, fontsize=9, color=svg.MUTED)
+        return figure
+
+    return svg.svg(f"chosen-{knob}", f"How often the head chose each {knob}, per task", draw)
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Loss and preference accuracy of the head over the steps of all rounds, from `metrics.jsonl`."""
+    rows = [row for row in rows if row["head"] == "main"]
+    longest = max(row["step"] for row in rows)
+    step_M = np.array([row["step"] + longest * (row["round"] - 1) for row in rows])
+    loss_M = np.array([row["loss"] for row in rows])
+    checks = [(step, row) for step, row in zip(step_M, rows, strict=True) if "validation_loss" in row]
+
+    def draw() -> Figure:
+        figure, (losses, accuracies) = svg.panels(2, WIDTH, 2.1)
+        losses.axhline(CHANCE, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
+        losses.plot(step_M, loss_M, color=svg.LINE, linewidth=0.6, alpha=0.35)
+        losses.plot(step_M, _smooth(loss_M), color=svg.LINE, linewidth=1.6, label="training")
+        losses.set(title="Loss (dashed: a head that prefers nothing)", xlabel="step")
+        accuracies.axhline(50, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
+        accuracies.set(title="Held-out pairs ordered rightly, %", xlabel="step", ylim=(0, 100))
+        if checks:
+            at = [step for step, _ in checks]
+            losses.plot(at, [row["validation_loss"] for _, row in checks], "o-", color=svg.HEAD, markersize=3, label="validation")
+            accuracy = [100 * row["validation_accuracy"] for _, row in checks]
+            accuracies.plot(at, accuracy, "o-", color=svg.HEAD, markersize=3)
+        losses.legend(loc="best", fontsize=8, labelcolor=svg.MUTED)
+        _mark_rounds([losses, accuracies], max(row["round"] for row in rows), longest)
+        return figure
+
+    return svg.svg("training", "Training loss, validation loss and validation accuracy over the steps", draw)
+
+
+def _shares(rollout: Rollout, samples: Samples, knob: str, values: Sequence[float]) -> list[float]:
+    chosen = [samples.value(knob, k) for k in rollout.options]
+    return [chosen.count(value) / max(len(chosen), 1) for value in values]
+
+
+def _smooth(values: np.ndarray, width: int = 15) -> np.ndarray:
+    """Centred running mean; narrower at the ends."""
+    half = min(width, len(values)) // 2
+    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+
+
+def _mark_rounds(axes: Sequence[Axes], rounds: int, longest: int) -> None:
+    for axis in axes:
+        for number in range(1, rounds):
+            axis.axvline(number * longest, color=svg.GRID, linewidth=1.5)

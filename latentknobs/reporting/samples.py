@@ -1,0 +1,115 @@
+"""The head's held-out responses cut into token texts, saved in the run directory: all that the heat map needs.
+
+Written once, while the tokenizer is at hand; the report is then made, and made again, without tokenizer or model.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from latentknobs.data.prompts import Prompt
+from latentknobs.data.rollouts import read_rollouts
+from latentknobs.errors import RunError
+from latentknobs.space import KnobSpace
+
+FILE = "evaluation/samples.json"
+RESPONSES = "evaluation/learned_head.jsonl"
+PER_TASK = 6
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response of the head, token by token.
+
+    Attributes:
+        prompt: index of the held-out prompt.
+        text: the prompt.
+        pieces: text of each token; together they are the response.
+        special: whether each token is a special one (end of sequence).
+        options: index of the option of each token.
+    """
+
+    prompt: int
+    task: str
+    text: str
+    pieces: tuple[str, ...]
+    special: tuple[bool, ...]
+    options: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Responses to show, and what their option indices mean: `options[k]` is `{knob: value}`, `labels[k]` its words."""
+
+    knobs: tuple[str, ...]
+    options: list[dict[str, float]]
+    labels: list[str]
+    shown: list[Sample]
+
+    def value(self, knob: str, k: int) -> float:
+        """The value of a knob in option k."""
+        return self.options[k][knob]
+
+
+def write_samples(
+    run: Path, space: KnobSpace, prompts: Sequence[Prompt], tasks: Sequence[str], tokenizer: Any, per_task: int = PER_TASK
+) -> None:
+    """Saves the head's answers to the first prompts of each task: the first ones, so that nobody picked the nicest.
+
+    Args:
+        prompts, tasks: the held-out prompts, in the order of the evaluation.
+    """
+    taken: Counter[str] = Counter()
+    shown = []
+    for rollout in read_rollouts(run / RESPONSES):
+        task = tasks[rollout.prompt]
+        taken[task] += 1
+        if taken[task] <= per_task:
+            pieces, special = token_texts(tokenizer, rollout.ids)
+            shown.append(Sample(rollout.prompt, task, prompts[rollout.prompt].text, pieces, special, rollout.options))
+    samples = Samples(space.names, space.options, [space.label(k) for k in range(space.K)], shown)
+    (run / FILE).write_text(json.dumps(asdict(samples)) + "\n", encoding="utf-8")
+
+
+def read_samples(run: Path) -> Samples:
+    """What `write_samples` wrote.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        data = json.loads((run / FILE).read_text(encoding="utf-8"))
+        return Samples(tuple(data["knobs"]), data["options"], data["labels"], [_sample(row) for row in data["shown"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"There are no readable samples in {str(run)!r}: {error}. Run `latentknobs train` again with the same settings; "
+            "finished stages are reused."
+        ) from None
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Sample(**fields)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+    """The text that each token adds to those before it, and whether it is special (then its name).
+
+    Tokens are decoded in context, since a single token may be half a character or lose its space; half a character adds
+    nothing until it is whole.
+    """
+    specials = set(tokenizer.all_special_ids)
+    pieces, plain, before = [], [], ""
+    for token in ids:
+        if token in specials:
+            pieces.append(str(tokenizer.convert_ids_to_tokens(token)))
+            continue
+        plain.append(token)
+        text = tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+        text = before if text.endswith("\ufffd") else text
+        pieces.append(text[len(before) :])
+        before = text
+    return tuple(pieces), tuple(token in specials for token in ids)

@@ -1,0 +1,110 @@
+"""Pages do not lie: their examples run, and their tables list what the code has."""
+
+import doctest
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import latentknobs as lk
+from latentknobs import registry
+from latentknobs.conformance import CHECKS
+from latentknobs.knob import API_VERSION, Stage
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ["write-a-knob.md", "contract.md"]
+
+
+def cells(page: str, first: str) -> list[list[str]]:
+    """The table rows of a page whose first cell matches a pattern."""
+    lines = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("| ")]
+    rows = [[cell.strip().strip("`") for cell in line.strip("| ").split(" | ")] for line in lines]
+    return [row for row in rows if re.fullmatch(first, row[0])]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_a_page_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    module = types.ModuleType(f"page_{page.split('.')[0].replace('-', '_')}")  # a real module, so that its classes can be pickled
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    test = doctest.DocTestParser().get_doctest((DOCS / page).read_text(), {}, page, page, 0)
+    test.globs = vars(module)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    told: list[str] = []
+    runner.run(test, out=told.append, clear_globs=False)
+    assert test.examples and runner.summarize(verbose=False).failed == 0, "".join(told)
+
+
+def test_the_page_shows_the_class_that_the_example_package_holds() -> None:
+    page = [line[4:] for line in (DOCS / "write-a-knob.md").read_text().splitlines() if line.startswith((">>> ", "... "))]
+    code = (DOCS / "examples/latentknobs-top-a/latentknobs_top_a.py").read_text()
+    body = [line for line in code[code.index("class TopA") :].splitlines() if line]
+    first = page.index(body[0])
+    assert [line for line in page[first : first + len(body) + 2] if line][: len(body)] == body
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 20, "a new knob in twenty lines"
+
+
+def test_the_test_file_of_the_example_package_has_at_most_thirty_lines() -> None:
+    (test,) = (DOCS / "examples/latentknobs-top-a/tests").glob("test_*.py")
+    assert len(test.read_text().splitlines()) <= 30
+
+
+def test_the_example_package_passes_its_own_conformance_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS / "examples/latentknobs-top-a"))
+    from latentknobs_top_a import TopA
+
+    lk.testing.check_knob(TopA())
+
+
+SHIPPED = sorted(source.name for source in registry.sources() if source.distribution == "latentknobs")
+
+
+def places() -> dict[str, str]:
+    """The place of each shipped knob in each engine's chain."""
+    grids = [{name: [registry.knob_class(name).neutral]} for name in _in_stage_order()]
+    chains = [lk.KnobSpace.of(*grids, order=order).names for order in ("transformers", "vllm", "llama.cpp")]
+    return {name: " / ".join(str(chain.index(name) + 1) for chain in chains) for name in SHIPPED}
+
+
+def _in_stage_order() -> list[str]:
+    """Names as the page lists them, which decides within a stage."""
+    return [row[0] for row in cells("knobs.md", "|".join(SHIPPED))]
+
+
+def test_the_table_lists_every_shipped_knob_with_its_neutral_value_stage_place_and_grid() -> None:
+    rows = cells("knobs.md", "(?!knob$)[a-z_]+")
+    assert sorted(row[0] for row in rows) == SHIPPED
+    where = places()
+    for name, does, neutral, stage, place, grid, source, equal in rows:
+        knob = registry.resolve(name)
+        assert (float(neutral), stage, place) == (knob.neutral, knob.stage, where[name]), name
+        assert tuple(float(value) for value in grid.split(", ")) == knob.options, name
+        assert does and re.search(r"(19|20)\d\d", source) and equal
+        docs = sys.modules[type(knob).__module__].__doc__ + (type(knob).__doc__ or "")
+        paper = re.search(r"\d{4}\.\d{5}|request \d+", source)
+        assert paper and paper.group() in docs, f"{name} does not name its source {source} in its docstring"
+
+
+def test_the_contract_page_has_a_promise_for_every_check() -> None:
+    assert [row[-1] for row in cells("contract.md", ".*") if row[-1] in CHECKS] != []
+    assert {row[-1] for row in cells("contract.md", ".*")} >= set(CHECKS)
+
+
+def test_the_contract_page_describes_every_stage_with_its_knobs_and_the_version() -> None:
+    by_stage = {row[0]: set(row[2].split(", ")) for row in cells("contract.md", "|".join(Stage)) if len(row) == 3}
+    assert by_stage == {stage: {n for n in SHIPPED if registry.knob_class(n).stage == stage} for stage in Stage}
+    assert f"This is version {API_VERSION} of the contract" in (DOCS / "contract.md").read_text()
+
+
+def test_pages_link_only_to_what_exists() -> None:
+    for page in (*PAGES, "knobs.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text()):
+            assert target.startswith("http") or (DOCS / target).exists(), f"{page} links to {target}"
+
+
+def test_pages_need_no_global_state() -> None:
+    assert torch.get_default_dtype() == torch.float32 and "top_a" not in registry.names()

@@ -1,0 +1,110 @@
+"""Policies: how an option is picked from a distribution, and the baselines' distributions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentknobs import KnobSpace, apply_options
+from latentknobs.errors import ConfigError
+from latentknobs.features import read_features
+from latentknobs.heads import OptionHead
+from latentknobs.policies import ConstantPolicy, GreedyPolicy, HeadPolicy, Policy, UniformPolicy
+from latentknobs.segments import Every, Sequence
+
+SPACE = KnobSpace.of({"temperature": [0.0, 0.7, 2.0], "top_p": [0.6, 1.0]})
+LAST_UNIFORM = 1 - 2.0**-53
+logits_NV = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+hidden_ND = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+
+
+def head_policy(pick: str = "sample", features: tuple[str, ...] = ("hidden",)) -> HeadPolicy:
+    torch.manual_seed(2)
+    head = OptionHead(SPACE, sum(5 if name == "hidden" else 1 for name in features), hidden=8)
+    torch.nn.init.normal_(head.mlp[-1].weight, std=3.0)
+    return HeadPolicy(head, SPACE, Every(1), features, pick)
+
+
+def picked(policy: Policy, probs: list[float], uniform: float) -> int:
+    log_pi_NK = torch.tensor([probs], dtype=torch.float64).log()
+    return policy.choose(log_pi_NK, torch.tensor([uniform], dtype=torch.float64)).item()
+
+
+weights = st.lists(st.sampled_from([0.0, 1e-12, 0.3, 1.0, 2.5]), min_size=1, max_size=6).filter(any)
+
+
+@given(weights, st.floats(0, LAST_UNIFORM) | st.sampled_from([0.0, LAST_UNIFORM]))
+def test_sampling_inverts_the_cumulative_distribution(weight_K: list[float], uniform: float) -> None:
+    probs = [weight / sum(weight_K) for weight in weight_K]
+    k = picked(head_policy(), probs, uniform)
+    assert probs[k] > 0, "an option without probability is never drawn"
+    assert sum(probs[:k]) <= uniform + 1e-12 and uniform <= sum(probs[: k + 1]) + 1e-12
+
+
+@given(st.floats(0.4999, 0.5001))
+def test_rounding_of_the_total_never_reaches_an_option_without_probability(rest: float) -> None:
+    """Log-probabilities of a float32 head sum to one only nearly."""
+    assert picked(head_policy(), [0.5, rest, 0.0], LAST_UNIFORM) == 1
+    assert picked(head_policy(), [0.0, 0.5, rest], 0.0) == 1
+
+
+@given(st.lists(st.floats(0.05, 1), min_size=2, max_size=5))
+def test_evenly_spread_uniforms_give_every_option_its_share(weight_K: list[float]) -> None:
+    n = 1000
+    log_pi_NK = torch.tensor([weight_K], dtype=torch.float64).log().log_softmax(-1).expand(n, -1)
+    option_N = head_policy().choose(log_pi_NK, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    share_K = option_N.bincount(minlength=len(weight_K)) / n
+    assert torch.allclose(share_K.double(), log_pi_NK[0].exp(), atol=1.5 / n)
+
+
+@given(weights)
+def test_greedy_takes_the_most_probable_option_whatever_the_uniform(weight_K: list[float]) -> None:
+    for uniform in (0.0, 0.5, LAST_UNIFORM):
+        assert picked(head_policy("greedy"), weight_K, uniform) == weight_K.index(max(weight_K))
+
+
+@pytest.mark.parametrize("features", [("hidden",), ("entropy", "max_prob"), ("margin", "hidden")])
+def test_a_head_policy_is_its_head_on_its_features_without_gradient(features: tuple[str, ...]) -> None:
+    policy = head_policy(features=features)
+    log_pi_NK = policy.log_pi(hidden_ND, logits_NV)
+    assert not log_pi_NK.requires_grad
+    assert torch.equal(log_pi_NK, policy.head(read_features(features, hidden_ND, logits_NV)).detach())
+    assert log_pi_NK.shape == (9, SPACE.K)
+    assert log_pi_NK.std(0).min() > 0.01, "the head must tell rows apart for this test to mean anything"
+
+
+def test_a_head_policy_checks_its_features() -> None:
+    with pytest.raises(ConfigError, match="no feature 'hiden'"):
+        head_policy(features=("hiden",))
+
+
+@pytest.mark.parametrize("option", range(SPACE.K))
+def test_a_constant_policy_always_takes_its_option(option: int) -> None:
+    policy = ConstantPolicy(SPACE, option)
+    log_pi_NK = policy.log_pi(hidden_ND, logits_NV)
+    assert log_pi_NK.exp().sum(-1).tolist() == [1.0] * 9
+    assert policy.choose(log_pi_NK, torch.rand(9)).tolist() == [option] * 9
+    assert policy.segmenter == Sequence()
+
+
+def test_a_uniform_policy_spreads_evenly_and_samples() -> None:
+    policy = UniformPolicy(SPACE, Every(2))
+    log_pi_NK = policy.log_pi(hidden_ND, logits_NV)
+    assert torch.allclose(log_pi_NK, torch.tensor(-math.log(SPACE.K)))
+    assert policy.pick == "sample" and policy.segmenter == Every(2)
+
+
+@pytest.mark.parametrize("policy", [head_policy(), ConstantPolicy(SPACE, 1), UniformPolicy(SPACE, Every(1))])
+def test_warping_is_applying_the_option(policy: Policy) -> None:
+    option_N = torch.arange(9) % SPACE.K
+    assert torch.equal(policy.warp(logits_NV, option_N), apply_options(logits_NV, SPACE, option_N))
+
+
+def test_the_greedy_policy_keeps_the_first_argmax_of_the_lm_whatever_the_option() -> None:
+    policy = GreedyPolicy(SPACE)
+    tied_NV = torch.tensor([[0.0, 2.0, 2.0], [5.0, 1.0, 5.0]])
+    for option in (0, 5):
+        warped_NV = policy.warp(tied_NV, torch.full((2,), option))
+        assert warped_NV.softmax(-1).tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]

@@ -1,0 +1,112 @@
+"""The HTML report: complete, escaped, self-contained, the same every time."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from latentknobs.errors import RunError
+from latentknobs.evaluation.evaluate import Report
+from latentknobs.reporting import write_report
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Balance(HTMLParser):
+    """Checks that every element that opens also closes, in order, and notes what there is."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.titles: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        named = dict(attrs)
+        self.titles += [named["title"] or ""] if "title" in named else []
+        self.ids += [named["id"] or ""] if "id" in named else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def html(finished: Path, report: Report) -> str:
+    return write_report(finished, report).read_text(encoding="utf-8")
+
+
+def test_it_opens_with_the_verdict(html: str, report: Report) -> None:
+    assert report.verdict() in re.sub(r"\s+", " ", html) and 'class="mark good"' in html
+
+
+def test_it_is_balanced_html_with_unique_ids(html: str) -> None:
+    found = Balance(html)
+    assert not found.open and len(found.ids) == len(set(found.ids))
+
+
+def test_table_has_every_policy_once_for_all_and_once_for_each_task(html: str, report: Report) -> None:
+    for policy in report.rewards:
+        assert html.count(f"<td>{policy}") == 4
+    assert "greedy decoding" in html and f"{report.tuned} (tuned)" in html
+
+
+def test_it_has_its_five_plots(html: str) -> None:
+    assert html.count("<svg") == 5  # wins, constants, chosen values of two knobs, training
+    assert all(f'id="{name}-' in html for name in ("wins", "constants", "chosen-temperature", "chosen-top_p", "training"))
+
+
+def test_tokens_carry_their_option_and_colour(html: str) -> None:
+    titles = Balance(html).titles
+    assert "temperature 0, top_p 0.5 · option 0 · token 1" in titles
+    assert len(titles) == 3 * 6 * 7
+    assert "background:rgb(38 103 214 / 0.52)" in html and "background: rgb(236 94 10 / 0.52)" in html
+
+
+def test_texts_are_escaped_everywhere(html: str) -> None:
+    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<i>" not in html and "<b>" not in html and "a&lt;b" in html
+    assert "$x^2$" in html and "$y_1$" in html
+
+
+def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
+    found = Balance(html)
+    assert not {"script", "link", "img", "iframe"} & set(found.tags)
+    assert not re.search(r"""(src|href)="(?!#)|url\((?!#)|@import""", html.replace("xlink:href", "href"))
+
+
+def test_plots_take_their_colours_from_the_page(html: str) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
+    assert "var(--head)" in drawn and "var(--ink)" in drawn
+    assert not re.findall(r"#[0-9a-f]{6}", drawn)
+
+
+def test_the_same_run_gives_the_same_file(run: Path, report: Report, html: str) -> None:
+    assert write_report(run, report).read_text(encoding="utf-8") == html
+
+
+def test_a_single_task_and_a_single_seed_are_enough(run: Path, report: Report) -> None:
+    rewards = {name: values[:1] for name, values in report.rewards.items()}
+    html = write_report(run, Report(rewards, ["all"] * 30, report.tuned, report.tuning)).read_text(encoding="utf-8")
+    assert "<details>" in html and "each answered 1 time by" in html
+
+
+def test_without_metrics_there_are_no_curves(run: Path, report: Report) -> None:
+    (run / "metrics.jsonl").unlink()
+    assert "<h2>Training" not in write_report(run, report).read_text(encoding="utf-8")
+
+
+def test_damaged_metrics_are_named(run: Path, report: Report) -> None:
+    (run / "metrics.jsonl").write_text('{"round": 1}\n')
+    with pytest.raises(RunError, match=r"metrics\.jsonl.*damaged"):
+        write_report(run, report)

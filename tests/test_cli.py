@@ -1,0 +1,233 @@
+"""The command line: options come from the config, flags win over YAML, and wrong input ends with one paragraph."""
+
+import json
+import re
+import shutil
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import latentknobs
+from latentknobs import registry
+from latentknobs.cli import COMMANDS, cli
+from latentknobs.commands.settings import given
+from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml
+
+TINY = {"train_prompts": 8, "rollouts": 4, "eval_size": 4, "eval_seeds": 1, "tune_size": 4, "steps": 5, "max_new_tokens": 8,
+        "pairs_per_step": 4, "hidden": 8, "knobs": ["temperature:0.2,1.5"], "prompts": "testbed:stories"}  # fmt: skip
+
+
+def latent(*args: object) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def refused(*args: object) -> str:
+    """The message of a command that must end with exit code 2, one paragraph, and no traceback."""
+    result = latent(*args)
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    assert isinstance(result.exception, SystemExit) and "Traceback" not in result.output
+    error = next(line for line in result.stderr.splitlines() if line.startswith("Error: "))
+    assert result.stderr.rstrip().endswith(error)
+    return error
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A tiny run, made with a YAML file and flags that win over it."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = folder / "tiny.yaml"
+    config.write_text(json.dumps(TINY | {"seed": 3, "steps": 7}))
+    result = latent("train", "--config", config, "--steps", 5, "--output-dir", folder / "run")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return folder / "run", result
+
+
+class TestTrain:
+    def test_results_go_to_stdout_and_progress_to_stderr(self, trained: tuple[Path, Result]) -> None:
+        path, result = trained
+        assert "learned head" in result.stdout and "temperature 0.2" in result.stdout
+        assert f"Report:  {path / 'report.html'}" in result.stdout
+        assert "rollouts" in result.stderr and "learned head" not in result.stderr
+
+    def test_flags_win_over_yaml_and_yaml_over_defaults(self, trained: tuple[Path, Result]) -> None:
+        settings = read_yaml(trained[0] / "config.yaml")
+        assert (settings["steps"], settings["seed"], settings["beta"]) == (5, 3, 0.1)
+
+    def test_report_has_the_heat_map(self, trained: tuple[Path, Result]) -> None:
+        html = (trained[0] / "report.html").read_text(encoding="utf-8")
+        assert re.search(r'title="temperature (0\.2|1\.5) · option \d · token 1"', html)
+
+    def test_saved_config_gives_the_same_run_again(self, trained: tuple[Path, Result]) -> None:
+        result = latent("train", "--config", trained[0] / "config.yaml")
+        assert result.exit_code == 0 and result.stderr.count("already done, reused") == 6
+        assert result.stdout == trained[1].stdout
+
+    def test_interrupt_says_how_to_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def stop(**_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("latentknobs.training.train.train", stop)
+        result = latent("train")
+        assert result.exit_code == 130 and "the same command resumes" in result.stderr and not result.stdout
+
+
+class TestSavedRuns:
+    def test_report_prints_the_table_again_and_draws_the_picture(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        result = latent("report", trained[0], "--picture", tmp_path / "heat.png")
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines()[:5] == trained[1].stdout.splitlines()[:5]
+        assert (tmp_path / "heat.png").stat().st_size > 1000
+
+    @pytest.mark.parametrize("folder", [".", "adapter"])
+    def test_generate_prints_prompts_and_plain_responses(self, trained: tuple[Path, Result], folder: str) -> None:
+        prompts = ("--prompt", "Story: Once", "--prompt", r"Problem: 1 + 1\nAnswer:")
+        result = latent("generate", trained[0] / folder, *prompts, "--max-new-tokens", 6)
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        assert "Story: Once " in result.stdout and "Problem: 1 + 1\nAnswer:" in result.stdout
+        assert len(result.stdout.split()) > 8 and "\x1b[" not in result.stdout
+
+    def test_generate_is_the_same_for_the_same_seed_only(self, trained: tuple[Path, Result]) -> None:
+        one, two, other = (latent("generate", trained[0], "--pick", "sample", "--seed", seed).stdout for seed in (1, 1, 2))
+        assert one == two != other and one.count("Story: ") == 2  # a prompt of each task of the testbed
+
+    def test_generate_colours_a_terminal(self, trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color"}.items():
+            monkeypatch.setenv(name, value)
+        result = latent("generate", trained[0], "--prompt", "Story: Once")
+        assert "\x1b[2mStory: Once\x1b[0m\x1b[30;48;2;" in result.stdout
+        assert result.stdout.splitlines()[-1].startswith("temperature")
+
+    def test_evaluate_uses_the_settings_of_the_run(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        result = latent("evaluate", trained[0], "--json", tmp_path / "r.json")
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        assert json.loads((tmp_path / "r.json").read_text()) == json.loads((trained[0] / "evaluation/summary.json").read_text())
+
+    def test_evaluate_on_other_prompts(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        for name, word in (("tune", "cat"), ("test", "dog")):
+            rows = [{"prompt": f"Story: A {word} {n}", "task": "stories"} for n in range(3)]
+            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = ("--prompts", tmp_path / "tune", "--eval-prompts", tmp_path / "test")
+        result = latent("evaluate", trained[0] / "adapter", *files, "--seeds", 2)
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        assert "3 held-out prompts x 2 seeds" in result.stdout
+
+    def test_an_adapter_outside_of_its_run_remembers_enough(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "moved")
+        result = latent("evaluate", adapter, "--eval-size", 2, "--seeds", 1, "--tune-size", 2)
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        assert "2 held-out prompts x 1 seeds" in result.stdout and "Mean reward by task" not in result.stdout
+        assert latent("generate", adapter).stdout == latent("generate", trained[0]).stdout
+
+    def test_a_run_on_python_objects_asks_for_names(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        shutil.copytree(trained[0] / "adapter", tmp_path / "adapter")
+        (tmp_path / "config.yaml").write_text(f"reward: my_reward {GIVEN}\n")
+        assert "my_reward" in (message := refused("evaluate", tmp_path)) and "--reward" in message
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "args, words",
+        [
+            (("train", "--knobs", "temprature"), 'no knob .temprature.*Did you mean "temperature"'),
+            (("train", "--knobs", "temperature:1,0"), "1, 0.*temperature"),
+            (("train", "--knobs", "temperature:-1,0"), "temperature"),
+            (("train", "--knobs", "top_p:0.5,1.5"), "1.5.*top_p"),
+            (("train", "--steps", "many"), "steps='many'.*integer"),
+            (("train", "--beta", "-1"), "beta=-1.*greater than 0"),
+            (("train", "--objective", "best"), "objective='best'.*latent"),
+            (("train", "--level", "word"), "word"),
+            (("train", "--reward", "nice"), "nice"),
+            (("train", "--prompts", "nowhere.jsonl"), r"nowhere\.jsonl.*cannot be read"),
+            (("train", "--prompts", "testbed:maths"), 'maths.*Did you mean "math"'),
+            (("train", "--config", "nowhere.yaml"), r"nowhere\.yaml.*cannot be read"),
+            (("generate", "nowhere"), "no adapter in 'nowhere'"),
+            (("evaluate", "nowhere"), "no adapter in 'nowhere'"),
+            (("report", "nowhere"), "no readable evaluation in 'nowhere'"),
+        ],
+    )
+    def test_one_paragraph(self, args: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert re.search(words, refused(*args), flags=re.IGNORECASE)
+
+    def test_unknown_setting_in_yaml(self, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text("step: 3\n")
+        assert 'Did you mean "steps"' in refused("train", "--config", tmp_path / "c.yaml")
+
+    def test_malformed_prompts_name_the_line(self, tmp_path: Path) -> None:
+        (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+        assert "Line 2" in refused("train", "--prompts", tmp_path / "p.jsonl", "--output-dir", tmp_path / "run")
+
+    def test_unknown_option_and_command(self) -> None:
+        assert "--rollouts" in refused("train", "--rollout", "4")
+        assert "evaluat" in refused("evaluat")
+
+    def test_a_bug_is_not_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(**_: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("latentknobs.training.train.train", broken)
+        assert isinstance(latent("train").exception, ZeroDivisionError)
+
+
+class TestSettings:
+    def test_help_shows_every_field_with_its_text_and_default(self) -> None:
+        text = " ".join(latent("train", "--help").stdout.split())
+        for name, field in TrainConfig.model_fields.items():
+            assert f"--{name.replace('_', '-')} " in text, name
+            assert " ".join(str(field.description).split())[:25] in text, name
+        assert "[default: 0.001]" in text and "latent|tokens_separate|tokens|nll" in text
+
+    @pytest.mark.parametrize(
+        "texts, expected",
+        [
+            (("temperature",), ["temperature"]),
+            (("temperature", "top_p:0.5,0.9,1"), ["temperature", "top_p:0.5,0.9,1"]),
+            (("temperature:0,1,top_p:0.5,1,min_p",), ["temperature:0,1", "top_p:0.5,1", "min_p"]),
+            (("{top_p: [0.5, 1]}",), [{"top_p": [0.5, 1]}]),
+            (("[temperature, {top_p: [0.5, 1]}]",), ["temperature", {"top_p": [0.5, 1]}]),
+        ],
+    )
+    def test_knobs_are_repeated_or_in_a_list(self, texts: tuple[str, ...], expected: list[Any]) -> None:
+        assert given({"knobs": texts})["knobs"] == expected
+
+    def test_values_get_the_type_of_their_field(self) -> None:
+        flags = {"model": "1e3", "steps": "12", "learning_rate": "1e-4", "eval_prompts": "null", "floor": "-5", "factorised": True}
+        config = make_config(given(flags))
+        assert (config.model, config.steps, config.learning_rate) == ("1e3", 12, 1e-4)
+        assert (config.eval_prompts, config.floor, config.factorised) == (None, -5.0, True)
+
+    def test_an_order_is_an_engine_or_names(self) -> None:
+        assert given({"order": ("vllm",)}) == {"order": "vllm"}
+        assert given({"order": ("top_p,temperature",)}) == {"order": ["top_p", "temperature"]}
+
+    def test_what_was_not_given_is_left_to_yaml(self) -> None:
+        assert given({"steps": None, "knobs": (), "factorised": None}) == {}
+
+
+class TestKnobs:
+    def test_list_says_where_each_knob_is_from_and_what_it_means(self) -> None:
+        lines = latent("knobs", "list").stdout.splitlines()
+        row = next(line for line in lines if line.lstrip().startswith("temperature"))
+        assert f"latentknobs {latentknobs.__version__}" in row and "scale" in row and "Divides logits" in row
+
+    def test_a_broken_plugin_is_a_row_and_others_still_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        broken = EntryPoint("wobble", "no_such_module:Wobble", registry.GROUP)
+        real = registry.entry_points
+        monkeypatch.setattr(registry, "entry_points", lambda group: [*real(group=group), broken])
+        result = latent("knobs", "list")
+        text = " ".join(result.stdout.split())
+        assert result.exit_code == 0 and "wobble" in text and "broken:" in text and "Divides logits" in text
+
+
+class TestOverview:
+    def test_every_command_is_listed_and_has_help(self) -> None:
+        text = latent("--help").stdout
+        for name in COMMANDS:
+            assert f"  {name} " in text
+            assert latent(name, "--help").exit_code == 0
+
+    def test_version(self) -> None:
+        assert latent("--version").stdout == f"latentknobs, version {latentknobs.__version__}\n"
