@@ -1,8 +1,7 @@
 """Learned temperatures on a real pretrained LM: stories260K, on openings of TinyStories.
 
     python -m benchmarks.stories260k repetition     # 3-gram repeats against greedy
-    python -m benchmarks.stories260k creative       # creative but well spelled, against every baseline and a hand rule
-    python -m benchmarks.stories260k objectives     # latent, tokens_separate and nll on the same pairs
+    python -m benchmarks.stories260k creative       # creative but well spelled: every baseline, a hand rule, three objectives
 
 The folder with the model and the text is taken from LATENTKNOBS_DATA (default ../shared/data).
 """
@@ -20,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import latentknobs as lk
 from latentknobs.data.prompts import is_held_out
-from latentknobs.evaluation.evaluate import Report
+from latentknobs.evaluation.evaluate import GREEDY, HEAD, Report
+from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.policies import Policy
 from latentknobs.reporting import print_report
 from latentknobs.rewards import Lexicon, NgramRepetition, WordSurprise
@@ -78,30 +78,40 @@ class HandRule(Policy):
         return torch.nn.functional.one_hot(option_N, self.space.K).double().log()
 
 
-def run(name: str, reward: Any, grid: tuple[float, ...], settings: dict[str, Any], hand_rule: bool) -> Report:
-    """Trains and evaluates on the story openings; writes the run to `runs/NAME`."""
-    folder = data_folder()
-    model, tokenizer = load(folder)
-    train, held_out = openings(stories(folder), tokenizer)
-    defaults: dict[str, Any] = {
-        "level": "token", "max_new_tokens": 80, "train_prompts": len(train), "eval_size": len(held_out), "eval_seeds": 3,
-        "tune_size": 512, "batch_size": 512,
-    }  # fmt: skip
-    settings = defaults | settings
-    seeds = settings.pop("eval_seeds")
-    trained = lk.train(
-        knobs=[{"temperature": grid}], model=model, tokenizer=tokenizer, prompts=train, eval_prompts=held_out, reward=reward,
-        output_dir=f"runs/{name}", **(settings | {"eval_size": 0}),
-    )  # fmt: skip
-    space = trained.adapter.space
-    report = lk.evaluate(
-        trained.adapter, model=model, tokenizer=tokenizer, tune_prompts=train, prompts=held_out, reward=reward, seeds=seeds,
-        extra={"hand rule": HandRule(space, tokenizer)} if hand_rule else {},
-        **{key: settings[key] for key in ("eval_size", "tune_size", "max_new_tokens", "batch_size", "train_prompts")},
-    )  # fmt: skip
-    (Path("runs") / name / "summary.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
-    print_report(report)
-    return report
+class Experiment:
+    """Training and held-out openings, one grid, one reward; everything goes to `runs/NAME`."""
+
+    def __init__(self, name: str, reward: Any, grid: tuple[float, ...], **settings: Any) -> None:
+        folder = data_folder()
+        self.name, self.reward, self.grid = name, reward, grid
+        self.model, self.tokenizer = load(folder)
+        self.train, self.held_out = openings(stories(folder), self.tokenizer)
+        sizes = {"train_prompts": len(self.train), "eval_size": len(self.held_out), "tune_size": 512, "batch_size": 512}
+        self.settings = {"level": "token", "max_new_tokens": 80} | sizes | settings
+
+    def fit(self, **settings: Any) -> lk.KnobAdapter:
+        """Trains a head. A changed objective redoes the optimisation alone: rollouts and pairs are shared."""
+        return lk.train(
+            knobs=[{"temperature": self.grid}], model=self.model, tokenizer=self.tokenizer, prompts=self.train,
+            eval_prompts=self.held_out, reward=self.reward, output_dir=f"runs/{self.name}",
+            **(self.settings | {"eval_size": 0} | settings),
+        ).adapter  # fmt: skip
+
+    def judge(self, adapter: lk.KnobAdapter, extra: dict[str, Policy], seeds: int = 3) -> Report:
+        """Evaluates, prints the table and each policy's gain over the tuned constant, writes `summary.json`."""
+        names = ("eval_size", "tune_size", "max_new_tokens", "batch_size", "train_prompts")
+        report = lk.evaluate(
+            adapter, model=self.model, tokenizer=self.tokenizer, tune_prompts=self.train, prompts=self.held_out,
+            reward=self.reward, seeds=seeds, extra=extra, **{name: self.settings[name] for name in names},
+        )  # fmt: skip
+        print_report(report)
+        tuned_SP = report.rewards[report.tuned]
+        gains = {name: str(bootstrap((values - tuned_SP).mean(0))) for name, values in report.rewards.items()}
+        for name, gain in gains.items():
+            print(f"{name}: {report.rewards[name].mean():.3f}, over the tuned constant ({report.tuned}) {gain}")
+        data = report.to_dict() | {"gains over tuned": gains}
+        (Path("runs") / self.name / "summary.json").write_text(json.dumps(data), encoding="utf-8")
+        return report
 
 
 def creative_reward(folder: Path) -> WordSurprise:
@@ -119,43 +129,32 @@ def main(threads: int) -> None:
 @main.command()
 def repetition() -> None:
     """3-gram repeats of 200 tokens, options {0, .1, .2, .4, .6}, token level (arXiv 2411.09661, section 4.2)."""
-    settings = {"max_new_tokens": 200, "train_prompts": 512, "rollouts": 10, "tune_size": 128, "eval_size": 256}
-    report = run("stories-repetition", NgramRepetition(3), (0.0, 0.1, 0.2, 0.4, 0.6), settings, hand_rule=False)
-    head, greedy = report.rewards["learned head"].mean(), report.rewards["greedy decoding"].mean()
-    print(f"repeats: head {-head:.4f}, greedy {-greedy:.4f}: {100 * (1 - head / greedy):.0f} % fewer")
+    sizes = {"max_new_tokens": 200, "train_prompts": 384, "rollouts": 10, "tune_size": 128, "eval_size": 256}
+    experiment = Experiment("stories-repetition", NgramRepetition(3), (0.0, 0.1, 0.2, 0.4, 0.6), **sizes)
+    report = experiment.judge(experiment.fit(), {})
+    head_SP, greedy_SP = report.rewards[HEAD], report.rewards[GREEDY]
+    print(
+        f"repeats: head {-head_SP.mean():.4f}, greedy {-greedy_SP.mean():.4f}: {1 - head_SP.mean() / greedy_SP.mean():.0%} fewer"
+    )
 
 
 @main.command()
-@click.option("--rounds", default=1)
-@click.option("--steps", default=300)
-@click.option("--beta", default=0.1)
-@click.option("--rollouts", default=8)
-@click.option("--pairs", default=1)
-@click.option("--lr", default=1e-3)
-@click.option("--name", default="stories-creative")
-def creative(rounds: int, steps: int, beta: float, rollouts: int, pairs: int, lr: float, name: str) -> None:
-    """Creative but well spelled, token level."""
+@click.option("--rollouts", default=24, show_default=True)
+@click.option("--pairs", default=4, show_default=True, help="Pairs per prompt.")
+@click.option("--steps", default=600, show_default=True)
+@click.option("--beta", default=0.1, show_default=True)
+@click.option("--rounds", default=1, show_default=True)
+@click.option("--name", default="stories-creative", show_default=True)
+def creative(rollouts: int, pairs: int, steps: int, beta: float, rounds: int, name: str) -> None:
+    """Creative but well spelled, token level: baselines, a hand rule, and three objectives on the same pairs."""
     features = ("hidden", "entropy", "max_prob", "top5_mass", "log_collision", "margin")
-    settings = {
-        "features": features, "rounds": rounds, "steps": steps, "beta": beta, "rollouts": rollouts,
-        "pairs_per_prompt": pairs, "learning_rate": lr,
-    }  # fmt: skip
-    grid = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
-    run(name, creative_reward(data_folder()), grid, settings, hand_rule=True)
-
-
-@main.command()
-@click.option("--seeds", default=3, show_default=True, help="Seeds of the head, and answers to every prompt.")
-def objectives(seeds: int) -> None:
-    """`latent`, `tokens_separate` and `nll` on the same rollouts and pairs, each over several seeds of the head."""
-    grid, reward = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2), creative_reward(data_folder())
-    gains: dict[str, list[Any]] = {}
-    for objective in ("latent", "tokens_separate", "nll"):
-        # One run directory: a changed objective redoes the optimisation alone, so rollouts and pairs are shared.
-        report = run("stories-objectives", reward, grid, {"objective": objective}, hand_rule=False)
-        gains[objective] = [report.compare(report.tuned).gain, report.rewards["learned head"]]
-    for objective, (gain, _) in gains.items():
-        print(f"{objective}: gain over the tuned constant {gain}")
+    experiment = Experiment(
+        name, creative_reward(data_folder()), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2), features=features, rollouts=rollouts,
+        pairs_per_prompt=pairs, steps=steps, beta=beta, rounds=rounds,
+    )  # fmt: skip
+    others = {f"{name} head": experiment.fit(objective=name).policy() for name in ("tokens_separate", "nll")}
+    adapter = experiment.fit(objective="latent")
+    experiment.judge(adapter, {"hand rule": HandRule(adapter.space, experiment.tokenizer), **others})
 
 
 if __name__ == "__main__":

@@ -126,8 +126,9 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     for name in settings:
         if name not in TrainConfig.model_fields:
             raise ConfigError(f"There is no setting {name!r}. {did_you_mean(name, TrainConfig.model_fields)}")
+    plain: dict[str, Any] = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     try:
-        return TrainConfig(**{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()})
+        return TrainConfig(**plain)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}={e['input']!r}: {e['msg'].lower()}" for e in error.errors())
         raise ConfigError(f"The settings do not fit: {told}. `latentknobs train --help` explains each one.") from None
@@ -155,5 +156,6 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     lines = []
     for name, field in TrainConfig.model_fields.items():
         value = config.model_dump(mode="json")[name]
-        lines += [f"# {' '.join(str(field.description).split())}", yaml.safe_dump({name: value}, default_flow_style=False, width=1000).strip(), ""]
+        text = yaml.safe_dump({name: value}, default_flow_style=False, width=1000).strip()
+        lines += [f"# {' '.join(str(field.description).split())}", text, ""]
     path.write_text("\n".join(lines), encoding="utf-8")

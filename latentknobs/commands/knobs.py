@@ -22,9 +22,11 @@ def knobs() -> None:
 @knobs.command("list")
 def list_knobs() -> None:
     """Every knob on offer: where it comes from, where it acts, its neutral value, its default grid and its meaning."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading, style in (("knob", "bold"), ("from", ""), ("stage", ""), ("neutral", ""), ("default grid", ""), ("meaning", "")):
-        table.add_column(heading, style=style, overflow="fold", justify="right" if heading == "neutral" else "left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("knob", "from", "stage", "neutral"):
+        table.add_column(heading, no_wrap=True, style="bold" if heading == "knob" else "")
+    table.add_column("default grid", overflow="fold", max_width=16)
+    table.add_column("meaning", overflow="fold")
     for source in sources():
         table.add_row(source.name, f"{source.distribution} {source.version}", *_about(source))
     stdout().print(table)

@@ -43,7 +43,7 @@ def win_rates(report: Report, table: Table) -> Markup:
             axis.set(xlim=(0, 100), xticks=[0, 50, 100], title=task, ylim=(-0.6, len(names) - 0.4))
             axis.grid(axis="y", visible=False)
             for label, side in zip(axis.get_xticklabels(), ("left", "center", "right"), strict=True):
-                label.set_horizontalalignment(side)
+                label.set(horizontalalignment=side)
         axes[0].set_yticks(place_P, names)
         figure.supxlabel("prompts won by the head, %", fontsize=9, color=svg.MUTED)
         return figure
@@ -66,9 +66,7 @@ def rewards_of_constants(report: Report, table: Table, samples: Samples) -> Mark
             mean_K = np.array([r.mean for r in rewards])
             error_2K = np.array([[r.mean - r.low for r in rewards], [r.high - r.mean for r in rewards]])
             link = "-" if len(samples.knobs) == 1 else ""
-            axis.errorbar(
-                value_K, mean_K, error_2K, fmt=f"o{link}", color=svg.LINE, markersize=4, linewidth=1.2, elinewidth=1
-            )
+            axis.errorbar(value_K, mean_K, error_2K, fmt=f"o{link}", color=svg.LINE, markersize=4, linewidth=1.2, elinewidth=1)
             axis.set_title(task)
         axes[0].set_ylabel("mean reward")
         figure.supxlabel(knob, fontsize=9, color=svg.MUTED)

@@ -62,7 +62,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, space: KnobSpace, prompts
     for number in (1, 2):
         for step in range(1, 9):
             row = {"round": number, "head": "main", "step": step, "loss": 0.7 - 0.01 * step}
-            rows += [row | ({"validation_loss": 0.69, "validation_accuracy": 0.6} if step % 4 == 0 else {}), row | {"head": "entropy"}]
+            rows += [
+                row | ({"validation_loss": 0.69, "validation_accuracy": 0.6} if step % 4 == 0 else {}),
+                row | {"head": "entropy"},
+            ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_samples(path, space, prompts, report.tasks, WordTokenizer())
     return path

@@ -24,7 +24,7 @@ class ByteTokenizer:
 
 def test_pieces_join_to_the_text_of_the_packaged_tokenizer() -> None:
     tokenizer = load_tokenizer()
-    text = "Once upon a time, Lily's cat ran.\n\"Oh!\" she said: 12 + 7 = 19."
+    text = 'Once upon a time, Lily\'s cat ran.\n"Oh!" she said: 12 + 7 = 19.'
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces, special = token_texts(tokenizer, ids)
     assert "".join(pieces) == tokenizer.decode(ids) and len(pieces) == len(ids) and not any(special)
@@ -48,12 +48,12 @@ def test_samples_survive_the_disk_and_are_the_first_of_each_task(run: Path) -> N
     assert samples.value("temperature", 5) == 1.0
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"knobs": []}', '{"knobs": [], "options": [], "labels": [], "shown": [{"x": 1}]}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", '{"knobs": []}', '{"knobs": [], "options": [], "labels": [], "shown": [{"x": 1}]}']
+)
 def test_missing_or_damaged_samples_are_refused_with_the_remedy(tmp_path: Path, content: str | None) -> None:
     (tmp_path / "evaluation").mkdir()
     if content is not None:
         (tmp_path / "evaluation" / "samples.json").write_text(content)
-    with pytest.raises(RunError, match="no readable samples.*latentknobs train"):
+    with pytest.raises(RunError, match=r"no readable samples.*latentknobs train"):
         read_samples(tmp_path)
-
-

@@ -1,0 +1,22 @@
+"""Load the packaged model and tokenizer, from the package's own files only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+MODEL_DIR = Path(__file__).parent / "model"
+
+
+def load_model() -> LlamaForCausalLM:
+    """The packaged LM (about 1.4 million parameters, stored as float16) in float32, on the CPU, in eval mode, frozen."""
+    model = LlamaForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32, local_files_only=True)
+    model.config._name_or_path = "testbed"  # what adapters remember: the same on every machine
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer() -> PreTrainedTokenizerFast:
+    """Its tokenizer: pads on the left, puts `<s>` in front, ends with `</s>`."""
+    return AutoTokenizer.from_pretrained(MODEL_DIR, padding_side="left", local_files_only=True)
