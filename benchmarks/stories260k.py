@@ -139,21 +139,24 @@ def repetition() -> None:
 
 
 @main.command()
-@click.option("--rollouts", default=24, show_default=True)
-@click.option("--pairs", default=4, show_default=True, help="Pairs per prompt.")
-@click.option("--steps", default=600, show_default=True)
+@click.option("--rollouts", default=12, show_default=True, help="Responses per prompt in each round.")
+@click.option("--pairs", default=3, show_default=True, help="Pairs per prompt.")
+@click.option("--steps", default=300, show_default=True)
 @click.option("--beta", default=0.1, show_default=True)
-@click.option("--rounds", default=1, show_default=True)
+@click.option("--lr", default=5e-4, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
 @click.option("--name", default="stories-creative", show_default=True)
-def creative(rollouts: int, pairs: int, steps: int, beta: float, rounds: int, name: str) -> None:
-    """Creative but well spelled, token level: baselines, a hand rule, and three objectives on the same pairs."""
+def creative(rollouts: int, pairs: int, steps: int, beta: float, lr: float, rounds: int, name: str) -> None:
+    """Creative but well spelled, token level: baselines, a hand rule, and three objectives on the pairs of round one."""
     features = ("hidden", "entropy", "max_prob", "top5_mass", "log_collision", "margin")
     experiment = Experiment(
         name, creative_reward(data_folder()), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2), features=features, rollouts=rollouts,
-        pairs_per_prompt=pairs, steps=steps, beta=beta, rounds=rounds,
+        pairs_per_prompt=pairs, steps=steps, beta=beta, learning_rate=lr,
     )  # fmt: skip
-    others = {f"{name} head": experiment.fit(objective=name).policy() for name in ("tokens_separate", "nll")}
-    adapter = experiment.fit(objective="latent")
+    objectives = ("nll", "tokens_separate", "latent")
+    others = {f"{name}, round 1": experiment.fit(objective=name, rounds=1).policy() for name in objectives}
+    adapter = experiment.fit(objective="latent", rounds=rounds)
+    others["sampled options"] = adapter.policy("sample")
     experiment.judge(adapter, {"hand rule": HandRule(adapter.space, experiment.tokenizer), **others})
 
 

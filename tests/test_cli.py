@@ -118,7 +118,7 @@ class TestSavedRuns:
         adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "moved")
         result = latent("evaluate", adapter, "--eval-size", 2, "--seeds", 1, "--tune-size", 2)
         assert result.exit_code == 0, result.output + repr(result.exception)
-        assert "2 held-out prompts x 1 seeds" in result.stdout and "Mean reward by task" not in result.stdout
+        assert "2 held-out prompts x 1 seed " in result.stdout and "Mean reward by task" not in result.stdout
         assert latent("generate", adapter).stdout == latent("generate", trained[0]).stdout
 
     def test_a_run_on_python_objects_asks_for_names(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
@@ -194,7 +194,14 @@ class TestSettings:
         assert given({"knobs": texts})["knobs"] == expected
 
     def test_values_get_the_type_of_their_field(self) -> None:
-        flags = {"model": "1e3", "steps": "12", "learning_rate": "1e-4", "eval_prompts": "null", "floor": "-5", "factorised": True}
+        flags = {
+            "model": "1e3",
+            "steps": "12",
+            "learning_rate": "1e-4",
+            "eval_prompts": "null",
+            "floor": "-5",
+            "factorised": True,
+        }
         config = make_config(given(flags))
         assert (config.model, config.steps, config.learning_rate) == ("1e3", 12, 1e-4)
         assert (config.eval_prompts, config.floor, config.factorised) == (None, -5.0, True)

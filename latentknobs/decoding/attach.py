@@ -45,15 +45,18 @@ class Attached:
     def __init__(self, model: Any, policy: Policy, seed: int = 0) -> None:
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
+        embeddings = output_embeddings(model)
         self.model, self.policy, self.seed = model, policy, seed
         self._hidden: Tensor | None = None
         self._prompt_length = 0
+        self._columns = 0  # columns of prompt and response whose option is known
+        self._in_generate = False
         self._paused = False
         self._option_BL: Tensor | None = None
         self._config = model.generation_config
         self._generate: Callable[..., Any] = model.generate
         self._hooks = [
-            output_embeddings(model).register_forward_pre_hook(self._tap),
+            embeddings.register_forward_pre_hook(self._tap),
             model.register_forward_hook(self._rewrite, with_kwargs=True),
         ]
         model.generation_config = _neutral(self._config)
@@ -80,7 +83,7 @@ class Attached:
         """(B, T) options of the newest plain `generate` call, response tokens only; beyond a row's end they mean nothing."""
         if self._option_BL is None:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before reading the options.")
-        return self._option_BL[:, self._prompt_length :]
+        return self._option_BL[:, self._prompt_length : self._columns]
 
     def record(self, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Record:
         """What was chosen for each token of finished sequences, recomputed from the ids alone (see `Record`).
@@ -103,17 +106,29 @@ class Attached:
                     f"generate({name}={kwargs[name]!r}) would act on top of the attached policy, which already chooses "
                     f"{', '.join(self.policy.space.names)}. Leave {name} out, or detach the policy."
                 )
-        config = kwargs.get("generation_config")
-        if config is not None:
-            kwargs["generation_config"] = _neutral(config)
+        if kwargs.get("inputs_embeds") is not None:
+            raise DecodingError("generate(inputs_embeds=...) hides the prompt's ids from the policy. Pass input_ids instead.")
+        if len(args) > 2:
+            raise DecodingError("generate(...) with a policy attached takes at most inputs and generation_config by position.")
+        config = kwargs.pop("generation_config", args[1] if len(args) > 1 else None)
+        args = args[:1]
         beams = kwargs.get("num_beams") or getattr(config or self.model.generation_config, "num_beams", None) or 1
         if beams > 1 and self.policy.segmenter != Every(1):
             raise DecodingError(
                 f"Beam search reorders rows, and level {self.policy.segmenter.level!r} keeps an option per row. "
                 "Use num_beams=1, or an adapter of level 'token'."
             )
+        prompt = next((p for p in (kwargs.get("input_ids"), kwargs.get("inputs"), *args) if p is not None), None)
+        self._start(1 if prompt is None else prompt.shape[1])
+        self._in_generate = True
+        try:
+            return self._generate(*args, generation_config=None if config is None else _neutral(config), **kwargs)
+        finally:
+            self._in_generate = False
+
+    def _start(self, prompt_length: int) -> None:
+        self._prompt_length = self._columns = prompt_length
         self._option_BL = None
-        return self._generate(*args, **kwargs)
 
     def _tap(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         self._hidden = args[0]
@@ -123,9 +138,8 @@ class Attached:
         if self._paused or ids_BS is None or kwargs.get("labels") is not None:
             return output
         first = self._columns_before(kwargs)
-        if first == 0:
-            self._prompt_length = ids_BS.shape[1]
-            self._option_BL = None
+        if first == 0 and not self._in_generate:
+            self._start(ids_BS.shape[1])
         logits_BSV, hidden_BSD = output.logits, self._hidden
         assert hidden_BSD is not None
         kept = logits_BSV.shape[1]
@@ -148,7 +162,7 @@ class Attached:
         """Logits of the token at `column + 1`, after the option of its segment; columns inside the prompt are untouched."""
         position = column + 1 - self._prompt_length
         if position < 0:
-            return logits_BV.float()
+            return logits_BV
         rows_B = torch.arange(len(logits_BV), device=logits_BV.device)
         position_B = torch.full_like(rows_B, position)
         fresh_B = self.policy.segmenter.begins(position_B.unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
@@ -159,7 +173,8 @@ class Attached:
             option_B = torch.where(fresh_B, drawn_B, option_B)
         self._remember(column + 1, option_B)
         warped_BV = self.policy.warp(logits_BV, option_B)
-        floor_BV = logits_BV.float() + REMOVED
+        # Below the best kept token, so that neither the scale nor the offset of the logits can lift removed tokens.
+        floor_BV = warped_BV.amax(-1, keepdim=True) + REMOVED + (logits_BV - logits_BV.amax(-1, keepdim=True))
         return torch.where(warped_BV.isneginf(), floor_BV, warped_BV)
 
     def _options_at(self, column: int, rows: int) -> Tensor:
@@ -174,6 +189,7 @@ class Attached:
             more = torch.zeros(len(option_B), max(64, column), dtype=torch.long, device=option_B.device)
             self._option_BL = torch.cat([self._option_BL, more], 1)
         self._option_BL[:, column] = option_B
+        self._columns = column + 1
 
 
 def _neutral(config: Any) -> Any:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_STREAM = 0xD1B54A32D192ED03  # far from 1, so that the next stream is not the next row
 
 
 def _signed(value: int) -> int:
@@ -34,6 +35,6 @@ def uniforms(seed: int, stream: int, row_N: Tensor, position_N: Tensor) -> Tenso
         row_N: (N,) id of the request.
         position_N: (N,) position in its response.
     """
-    start = _signed(seed * _GOLDEN + stream + 1)
+    start = _signed(seed * _GOLDEN + stream * _STREAM + 1)
     x = _mix(_mix(row_N.long() + start) + _signed(_GOLDEN) * (position_N.long() + 1))
     return _shift(_mix(x), 11).double() * 2.0**-53

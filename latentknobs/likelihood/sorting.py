@@ -1,0 +1,118 @@
+"""The largest values of a row, without sorting the row.
+
+A tournament: the M largest tokens of a row lie inside the M blocks whose best tokens are largest. One read of the logits
+finds the block winners; what remains is a few thousand candidates. On a CPU numpy sorts values several times faster than
+torch, which always carries indices along.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 32  # tokens per block of the tournament: halves and doubles are slower at V = 32,000 and at V = 128,256
+ROWS = 32  # rows in work at once, so that the candidates stay in the cache
+
+
+def sort_descending(value_NV: Tensor) -> Tensor:
+    """(N, V) every row in descending order; values only."""
+    if value_NV.device.type != "cpu" or value_NV.dtype not in (torch.float32, torch.float64):
+        return value_NV.sort(-1, descending=True).values
+    ascending_NV = (-value_NV.detach()).contiguous().numpy()
+    ascending_NV.sort(-1)
+    return torch.from_numpy(ascending_NV).neg_()
+
+
+def top_values(logits_NV: Tensor, M: int) -> Tensor:
+    """(N, min(M, V)) the largest logits of each row in descending order, float32 or wider."""
+    N, V = logits_NV.shape
+    if M >= V:
+        return sort_descending(_wide(logits_NV))
+    out_NM = torch.empty(N, M, dtype=_wide(logits_NV[:0]).dtype, device=logits_NV.device)
+    for first in range(0, N, ROWS):
+        rows = slice(first, first + ROWS)
+        out_NM[rows] = sort_descending(_largest(_wide(candidates(logits_NV[rows], M)[0]), M))
+    return out_NM
+
+
+def first_argmax(logits_NV: Tensor) -> Tensor:
+    """(N,) the first index of each row's largest logit: first the best block, then the place in it."""
+    N, V = logits_NV.shape
+    blocks = V // BLOCK
+    if blocks < BLOCK or V % BLOCK or not logits_NV.is_contiguous():
+        return logits_NV.argmax(-1)
+    logits_NUB = logits_NV.view(N, blocks, BLOCK)
+    block_N = logits_NUB.amax(-1).argmax(-1)
+    rows_N = torch.arange(N, device=logits_NV.device)
+    return block_N * BLOCK + logits_NUB[rows_N, block_N].argmax(-1)
+
+
+def candidates(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor | None]:
+    """The values of a few blocks that surely hold the M largest tokens of each row, and where the blocks begin.
+
+    Returns:
+        (N, C) values; (N, C // BLOCK) first token of each block, or None when C = V and nothing was left out.
+    """
+    N, V = logits_NV.shape
+    blocks = -(-V // BLOCK)
+    if blocks < 3 * M:
+        return logits_NV, None
+    if V % BLOCK or not logits_NV.is_contiguous():
+        fill = (0, blocks * BLOCK - V)
+        logits_NV = torch.nn.functional.pad(logits_NV, fill, value=-torch.inf)
+    logits_NUB = logits_NV.view(N, blocks, BLOCK)
+    block_NM = logits_NUB.amax(-1).topk(M, -1, sorted=False).indices
+    flat_NM = block_NM + torch.arange(0, N * blocks, blocks, device=logits_NV.device).unsqueeze(-1)
+    value_NMB = logits_NUB.view(-1, BLOCK).index_select(0, flat_NM.view(-1)).view(N, M, BLOCK)
+    return value_NMB.flatten(1), block_NM * BLOCK
+
+
+def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
+    """The M largest logits of each row, in an order that nothing but the row decides: descending, equal ones by index.
+
+    Which of several equal tokens make the top, and in which order, must not depend on device or batch: samplers count on it.
+
+    Returns:
+        (N, min(M, V)) values, float32 or wider, and token ids.
+    """
+    N, V = logits_NV.shape
+    if logits_NV.dtype == torch.float64:
+        value_NV, token_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
+        return value_NV[:, :M], token_NV[:, :M]
+    logits_NV = logits_NV.float()
+    blocks = V // BLOCK
+    if V % BLOCK or blocks < 3 * M or not logits_NV.is_contiguous():
+        key_NC = _keys(logits_NV, torch.arange(V, device=logits_NV.device))
+    else:
+        logits_NUB = logits_NV.view(N, blocks, BLOCK)
+        best_NM = _keys(logits_NUB.amax(-1), torch.arange(blocks, device=logits_NV.device)).topk(M, -1, sorted=False).values
+        block_NM = _ids(best_NM)
+        row_N1 = torch.arange(0, N * blocks, blocks, device=logits_NV.device).unsqueeze(-1)
+        value_NMB = logits_NUB.view(-1, BLOCK).index_select(0, (block_NM + row_N1).view(-1)).view(N, -1, BLOCK)
+        token_NMB = (block_NM * BLOCK).unsqueeze(-1) + torch.arange(BLOCK, device=logits_NV.device)
+        key_NC = _keys(value_NMB, token_NMB).flatten(1)
+    key_NM = key_NC.topk(min(M, V), -1).values
+    token_NM = _ids(key_NM)
+    return logits_NV.gather(-1, token_NM), token_NM
+
+
+def _keys(value: Tensor, index: Tensor) -> Tensor:
+    """int64 keys that order float32 values first and, among equals, lower indices first (the sign bit folded away)."""
+    bits = (value + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: the two zeros are equal
+    rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (rank.long() << 32) | (0xFFFFFFFF - index)
+
+
+def _ids(key: Tensor) -> Tensor:
+    return 0xFFFFFFFF - (key & 0xFFFFFFFF)
+
+
+def _largest(value_NC: Tensor, M: int) -> Tensor:
+    """(N, M) the largest values, in any order."""
+    if value_NC.device.type != "cpu":
+        return value_NC.topk(M, -1, sorted=False).values
+    cut = value_NC.shape[1] - M
+    return torch.from_numpy(np.partition(value_NC.detach().numpy(), cut, -1)[:, cut:])
+
+
+def _wide(value_NV: Tensor) -> Tensor:
+    return value_NV if value_NV.dtype == torch.float64 else value_NV.float()
