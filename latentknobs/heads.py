@@ -56,5 +56,5 @@ class OptionHead(nn.Module):
         out = self.mlp((feature_NF.to(self.shift_F.dtype) - self.shift_F) / self.scale_F)
         if self.factorised:
             per_knob = [part.log_softmax(-1) for part in out.split(self.sizes, -1)]
-            out = sum((part[..., self.grid_KJ[:, j]] for j, part in enumerate(per_knob)), torch.zeros((), dtype=out.dtype))
+            out = sum((part[..., self.grid_KJ[:, j]] for j, part in enumerate(per_knob)), out.new_zeros(()))
         return out.log_softmax(-1)

@@ -19,8 +19,10 @@ LAYERS = [
     {"registry", "identity", "space", "strategies", "ranks"},
     {"likelihood", "heads", "segments", "features"},
     {"objectives", "policies", "conformance", "testing"},
-    {"decoding", "rewards", "data", "testbed", "config"},
-    {"adapter"},
+    {"decoding", "rewards"},
+    {"data", "testbed"},
+    {"config"},
+    {"sources", "adapter"},
     {"evaluation"},
     {"reporting"},
     {"training"},  # above reporting: its last stage writes the report

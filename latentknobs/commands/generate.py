@@ -14,12 +14,12 @@ from latentknobs.commands.settings import config_options, given
 from latentknobs.config import make_config
 from latentknobs.data.prompts import Prompt, check_lengths, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
-from latentknobs.data.sources import TESTBED, load_model
 from latentknobs.decoding.frozen import context_length
 from latentknobs.errors import ConfigError
 from latentknobs.reporting import coloured, legend
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.samples import token_texts
+from latentknobs.sources import TESTBED, load_model
 
 FIELDS = ("model", "trust_remote_code", "device", "dtype", "max_new_tokens", "batch_size", "pick", "seed")
 
@@ -28,7 +28,7 @@ FIELDS = ("model", "trust_remote_code", "device", "dtype", "max_new_tokens", "ba
 @click.argument("adapter_or_run", type=click.Path(path_type=Path))
 @click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="What to continue; several times for several prompts. "
               "`\\n` is a line break. Without it, the testbed model answers one prompt of each of its tasks.")  # fmt: skip
-@config_options(*FIELDS)
+@config_options(*FIELDS, default="as in training")
 def generate(adapter_or_run: Path, texts: tuple[str, ...], **flags: Any) -> None:
     """Continue prompts with the adapter attached to the model it was trained on.
 

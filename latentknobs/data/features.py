@@ -47,14 +47,18 @@ class FeatureCache:
     def gather(self, response_B: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) row indices of the segments of some responses and the mask of real ones."""
         length_B = self.start_R1[response_B + 1] - self.start_R1[response_B]
-        offset_S = torch.arange(int(length_B.max()))
+        offset_S = torch.arange(int(length_B.max()), device=length_B.device)
         mask_BS = offset_S < length_B.unsqueeze(1)
         return torch.where(mask_BS, self.start_R1[response_B].unsqueeze(1) + offset_S, 0), mask_BS
 
     def responses(self, row_BS: Tensor, mask_BS: Tensor) -> Responses:
         """The rows as the objectives want them, each segment standing as one token of its own."""
-        segment_BS = torch.arange(row_BS.shape[1]).expand_as(row_BS)
+        segment_BS = torch.arange(row_BS.shape[1], device=row_BS.device).expand_as(row_BS)
         return Responses(self.logps_NK[row_BS], segment_BS, mask_BS, self.option_N[row_BS], self.base_N[row_BS])
+
+    def to(self, device: torch.device) -> "FeatureCache":
+        """The same rows on another device."""
+        return FeatureCache(**{name: value.to(device) for name, value in self.__dict__.items()})
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file, complete or not at all."""

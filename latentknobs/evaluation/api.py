@@ -6,10 +6,10 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.config import make_config
-from latentknobs.data.sources import gather
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
 from latentknobs.policies import Policy
 from latentknobs.progress import progress
+from latentknobs.sources import gather
 
 
 def evaluate(

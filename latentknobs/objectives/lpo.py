@@ -88,8 +88,7 @@ def tokens_separate_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses:
     The paper omits the reference because its uniform one cancels between chosen and rejected of equal length; here it
     stays, so that later rounds and unequal lengths are right.
     """
-    assert responses.option_BT is not None, "tokens variants need the sampled options"
-    picked_BT1 = responses.option_BT.unsqueeze(-1)
+    picked_BT1 = _given(responses.option_BT, "option_BT", "tokens_separate, tokens and nll").unsqueeze(-1)
     ratio_BT = (log_pi_BTK.gather(-1, picked_BT1) - ref_log_pi_BTK.gather(-1, picked_BT1)).squeeze(-1)
     return torch.where(segment_starts(responses.segment_BT, responses.mask_BT), ratio_BT, 0.0).sum(-1)
 
@@ -99,9 +98,10 @@ def tokens_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Response
 
     With a frozen LM the added part is a constant of each response: it weighs pairs, it does not steer the head.
     """
-    assert responses.option_BT is not None and responses.base_logps_BT is not None, "tokens needs base_logps_BT"
-    sampled_BT = responses.option_logps_BTK.gather(-1, responses.option_BT.unsqueeze(-1)).squeeze(-1)
-    offset_BT = torch.where(responses.mask_BT, sampled_BT - responses.base_logps_BT, 0.0)
+    option_BT = _given(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
+    base_BT = _given(responses.base_logps_BT, "base_logps_BT", "tokens")
+    sampled_BT = responses.option_logps_BTK.gather(-1, option_BT.unsqueeze(-1)).squeeze(-1)
+    offset_BT = torch.where(responses.mask_BT, sampled_BT - base_BT, 0.0)
     return tokens_separate_score(log_pi_BTK, ref_log_pi_BTK, responses) + offset_BT.sum(-1).to(log_pi_BTK.dtype)
 
 
@@ -156,3 +156,9 @@ def _lengths(responses: Responses, length_norm: LengthNorm) -> Tensor | float:
     if length_norm == "none":
         return 1.0
     return segment_starts(responses.segment_BT, responses.mask_BT).sum(-1).clamp(min=1)
+
+
+def _given(tensor: Tensor | None, name: str, objectives: str) -> Tensor:
+    if tensor is None:
+        raise ConfigError(f"Responses without {name} cannot be scored: {objectives} need it. Pass it, or use `latent`.")
+    return tensor

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentknobs.errors import ConfigError
 from latentknobs.features import HIDDEN, check_features, read_features
 from latentknobs.heads import OptionHead
 from latentknobs.likelihood import apply_options
@@ -77,6 +78,8 @@ class ConstantPolicy(Policy):
     """Always the same option: what everybody does today."""
 
     def __init__(self, space: KnobSpace, option: int) -> None:
+        if not 0 <= option < space.K:
+            raise ConfigError(f"There is no option {option} in {space!r}.")
         super().__init__(space, WholeSequence(), "greedy")
         self.option = option
 

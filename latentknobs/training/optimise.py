@@ -63,7 +63,8 @@ def pair_losses(
 ) -> tuple[Tensor, Tensor]:
     """(B,) losses of some pairs, and (B,) score of chosen minus score of rejected, before beta."""
     sides = []
-    for response_B in (torch.tensor([p.chosen for p in pairs]), torch.tensor([p.rejected for p in pairs])):
+    for side in ([p.chosen for p in pairs], [p.rejected for p in pairs]):
+        response_B = torch.tensor(side, device=cache.start_R1.device)
         row_BS, mask_BS = cache.gather(response_B)
         sides.append((cache.responses(row_BS, mask_BS), head(cache.feature_NF[row_BS]), ref_NK[row_BS]))
     (chosen, pi_c, ref_c), (rejected, pi_r, ref_r) = sides

@@ -13,11 +13,11 @@ from latentknobs.data.features import FeatureCache, featurise
 from latentknobs.data.pairs import Pair, pick_pairs
 from latentknobs.data.prompts import is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, score, write_lines
-from latentknobs.data.sources import Sources
 from latentknobs.heads import OptionHead
 from latentknobs.policies import HeadPolicy, Policy, UniformPolicy
 from latentknobs.progress import progress
 from latentknobs.segments import Segmenter
+from latentknobs.sources import Sources
 from latentknobs.space import KnobSpace
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.rundir import RunDir
@@ -116,6 +116,7 @@ class Round:
         train, held_out = self._validation_split(pairs)
         self.run.forget_metrics(round=self.number)
         torch.manual_seed(self.config.seed)
+        cache = cache.to(self._device)
         heads = self._new_heads(cache.feature_NF.shape[1] - 1)
         with progress(f"{self.name}: head", self.config.steps * (1 if self.previous else 2)) as advance:
 
@@ -151,7 +152,13 @@ class Round:
 
     def _new_heads(self, inputs: int) -> Heads:
         shape = (self.config.hidden, self.config.factorised)
-        return Heads(OptionHead(self.space, inputs, *shape), OptionHead(self.space, 1, *shape))
+        heads = (OptionHead(self.space, size, *shape).to(self._device) for size in (inputs, 1))
+        return Heads(*heads)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = next(self.sources.model.parameters()).device
+        return device
 
     def _load_heads(self, path: Path) -> Heads:
         tensors = load_file(path)
@@ -159,7 +166,7 @@ class Round:
         for part in ("main", "entropy"):
             state = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
             getattr(heads, part).load_state_dict(state)
-            getattr(heads, part).eval().to(next(self.sources.model.parameters()).device)
+            getattr(heads, part).eval()
         return heads
 
 

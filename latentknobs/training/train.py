@@ -9,7 +9,6 @@ from typing import Any
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
 from latentknobs.data.rollouts import write_lines
-from latentknobs.data.sources import Sources, gather
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
 from latentknobs.features import check_features
@@ -18,6 +17,7 @@ from latentknobs.progress import progress, say
 from latentknobs.ranks import check_ranks
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.segments import Segmenter, parse_level
+from latentknobs.sources import Sources, gather
 from latentknobs.space import KnobSpace
 from latentknobs.training.rounds import FITTING, PAIRING, READING, SAMPLING, Heads, Round
 from latentknobs.training.rundir import RunDir
