@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/demo
 
-.PHONY: help setup demo test check lint format clean
+.PHONY: help setup demo picture test check lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
 	@echo "make test    the tests (under 8 minutes, set-up included)"
 	@echo "make check   the tests that take longer"
 	@echo "make lint    ruff and mypy"
+	@echo "make picture the README's token heat map, from a run of its own (about as long as the demo)"
 	@echo "make format  let ruff sort imports and format"
 
 setup: $(READY)
@@ -26,6 +27,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/latentknobs train --knobs temperature --output-dir $(DEMO)
+
+picture: demo
+	$(BIN)/latentknobs report $(DEMO) --picture docs/images/heatmap.png
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -48,7 +48,7 @@ class TrainConfig(BaseModel):
     """Knob names, each optionally with a grid: `temperature`, `top_p:0.5,0.9,1`."""
     order: str | tuple[str, ...] = "transformers"
     """In which order knobs act: an engine's (transformers, vllm, llama.cpp), or the knob names in order."""
-    level: str = "sequence"
+    level: str = "token"
     """How long one choice lasts: token, sequence, every:N, delimiter:CHARS."""
     objective: Objective = "latent"
     """Which loss: latent (Eq. 11), tokens_separate (Eq. 10), tokens (Eq. 9) or nll."""

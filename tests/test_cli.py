@@ -180,6 +180,10 @@ class TestSettings:
             assert " ".join(str(field.description).split())[:25] in text, name
         assert "[default: 0.001]" in text and "latent|tokens_separate|tokens|nll" in text
 
+    def test_help_of_saved_runs_says_where_defaults_come_from(self) -> None:
+        for command in ("evaluate", "generate"):
+            assert "[default: as in training]" in " ".join(latent(command, "--help").stdout.split())
+
     @pytest.mark.parametrize(
         "texts, expected",
         [

@@ -19,7 +19,7 @@ FIELDS = (
 @click.argument("adapter_or_run", type=click.Path(path_type=Path))
 @click.option("--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Also write all rewards as JSON.")
 @click.option("--seeds", metavar="INTEGER", help="Times that every policy answers every prompt.  [default: as in training]")
-@config_options(*FIELDS)
+@config_options(*FIELDS, default="as in training")
 def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **flags: Any) -> None:
     """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture and an entropy head.
 

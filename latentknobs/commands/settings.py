@@ -17,13 +17,17 @@ LISTS = ("knobs", "order", "features")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def config_options(*names: str) -> Callable[[F], F]:
-    """Adds an option for each of these fields (all of them without names), in the order of the config."""
+def config_options(*names: str, default: str | None = None) -> Callable[[F], F]:
+    """Adds an option for each of these fields (all of them without names), in the order of the config.
+
+    Args:
+        default: what the help says about the default, where that is not the field's own.
+    """
 
     def decorate(command: F) -> F:
         for name, field in reversed(TrainConfig.model_fields.items()):
             if not names or name in names:
-                command = _option(name, field)(command)
+                command = _option(name, field, default or _shown(field.default))(command)
         return command
 
     return decorate
@@ -55,9 +59,9 @@ def check_repeatable(name: str, value: Any, where: Path) -> None:
         )
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
+def _option(name: str, field: FieldInfo, default: str) -> Callable[[F], F]:
     flag = "--" + name.replace("_", "-")
-    help_text = f"{' '.join(str(field.description).split())}  [default: {_shown(field.default)}]"
+    help_text = f"{' '.join(str(field.description).split())}  [default: {default}]"
     if field.annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
     return click.option(flag, name, multiple=name in LISTS, metavar=_metavar(name, field.annotation), help=help_text)

@@ -24,7 +24,11 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or stdout()
     rows = report.table()
     seeds, prompts = next(iter(report.rewards.values())).shape
-    console.print(_against(report, [row for row in rows if row.task == ALL], f"{prompts} held-out prompts x {seeds} seeds"))
+    console.print(
+        _against(
+            report, [row for row in rows if row.task == ALL], f"{prompts} held-out prompts x {seeds} seed{'s' * (seeds > 1)}"
+        )
+    )
     if len(report.task_names) > 1:
         console.print(_by_task(report, rows))
     console.print(Text(report.verdict(), style="bold"))

@@ -40,7 +40,7 @@ def win_rates(report: Report, table: Table) -> Markup:
             axis.axvline(50, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
             axis.hlines(place_P, low_P, high_P, color=svg.HEAD, linewidth=2, clip_on=False)
             axis.plot(mean_P, place_P, "o", color=svg.HEAD, markersize=4.5, clip_on=False, zorder=3)
-            axis.set(xlim=(0, 100), xticks=[0, 50, 100], title=task, ylim=(-0.6, len(names) - 0.4))
+            axis.set(xlim=(0, 100), xticks=[0, 50, 100], title=_title(task, report), ylim=(-0.6, len(names) - 0.4))
             axis.grid(axis="y", visible=False)
             for label, side in zip(axis.get_xticklabels(), ("left", "center", "right"), strict=True):
                 label.set(horizontalalignment=side)
@@ -67,7 +67,7 @@ def rewards_of_constants(report: Report, table: Table, samples: Samples) -> Mark
             error_2K = np.array([[r.mean - r.low for r in rewards], [r.high - r.mean for r in rewards]])
             link = "-" if len(samples.knobs) == 1 else ""
             axis.errorbar(value_K, mean_K, error_2K, fmt=f"o{link}", color=svg.LINE, markersize=4, linewidth=1.2, elinewidth=1)
-            axis.set_title(task)
+            axis.set_title(_title(task, report))
         axes[0].set_ylabel("mean reward")
         figure.supxlabel(knob, fontsize=9, color=svg.MUTED)
         return figure
@@ -87,7 +87,7 @@ def chosen_values(report: Report, rollouts: Sequence[Rollout], samples: Samples,
             share_V = 100 * np.mean([_shares(r, samples, knob, values) for r in mine], axis=0)
             bars = axis.bar(range(len(values)), share_V, color=svg.HEAD, width=0.72)
             axis.bar_label(bars, [f"{share:.0f}" if share >= 0.5 else "" for share in share_V], fontsize=8, color=svg.MUTED)
-            axis.set(title=task, ylim=(0, 109), yticks=[0, 50, 100])
+            axis.set(title=_title(task, report), ylim=(0, 109), yticks=[0, 50, 100])
             axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axis.grid(axis="x", visible=False)
         axes[0].set_ylabel("% of tokens")
@@ -123,6 +123,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Markup:
         return figure
 
     return svg.svg("training", "Training loss, validation loss and validation accuracy over the steps", draw)
+
+
+def _title(task: str, report: Report) -> str:
+    """A single panel needs none."""
+    return task if len(report.task_names) > 1 else ""
 
 
 def _shares(rollout: Rollout, samples: Samples, knob: str, values: Sequence[float]) -> list[float]:

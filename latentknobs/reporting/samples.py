@@ -57,14 +57,15 @@ class Samples:
 def write_samples(
     run: Path, space: KnobSpace, prompts: Sequence[Prompt], tasks: Sequence[str], tokenizer: Any, per_task: int = PER_TASK
 ) -> None:
-    """Saves the head's answers to the first prompts of each task: the first ones, so that nobody picked the nicest.
+    """Saves the head's first answer to the first prompts of each task: the first ones, so that nobody picked the nicest.
 
     Args:
         prompts, tasks: the held-out prompts, in the order of the evaluation.
     """
     taken: Counter[str] = Counter()
     shown = []
-    for rollout in read_rollouts(run / RESPONSES):
+    first_seed = {rollout.prompt: rollout for rollout in reversed(read_rollouts(run / RESPONSES))}
+    for rollout in sorted(first_seed.values(), key=lambda rollout: rollout.prompt):
         task = tasks[rollout.prompt]
         taken[task] += 1
         if taken[task] <= per_task:

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 MODEL_DIR = Path(__file__).parent / "model"
 
 
 def load_model() -> LlamaForCausalLM:
     """The packaged LM (about 1.4 million parameters, stored as float16) in float32, on the CPU, in eval mode, frozen."""
-    model = LlamaForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32, local_files_only=True)
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # 3 MB need no bar
+    try:
+        model = LlamaForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32, local_files_only=True)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     model.config._name_or_path = "testbed"  # what adapters remember: the same on every machine
     return model.eval().requires_grad_(False)
 

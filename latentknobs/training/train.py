@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
 from latentknobs.data.rollouts import write_lines
+from latentknobs.decoding.frozen import output_embeddings
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
 from latentknobs.features import check_features
@@ -156,8 +159,12 @@ def read_report(path: Path) -> Report:
 
 
 def _digest_of(sources: Sources, space: KnobSpace) -> str:
+    """What a run is about: the model (by its description and a checksum of one matrix), the knobs, the prompts."""
     prompts = [(prompt.text, sorted(prompt.columns.items())) for prompt in sources.train]
-    return f"{describe_model(sources.model)} {space.fingerprint()} {prompts}"
+    weight_VD = output_embeddings(sources.model).weight
+    assert isinstance(weight_VD, torch.Tensor)
+    weights = f"{weight_VD.double().sum().item():.6e} {weight_VD.double().square().sum().item():.6e}"
+    return f"{describe_model(sources.model)} {weights} {space.fingerprint()} {prompts}"
 
 
 def _name_of(value: Any) -> str:

@@ -39,7 +39,7 @@ def test_special_tokens_show_their_name_and_are_marked() -> None:
     assert token_texts(ByteTokenizer(), [*b"ab", 0]) == (("a", "b", "<end>"), (False, False, True))
 
 
-def test_samples_survive_the_disk_and_are_the_first_of_each_task(run: Path) -> None:
+def test_samples_survive_the_disk_and_are_the_first_answers_of_each_task(run: Path) -> None:
     samples = read_samples(run)
     assert samples.knobs == ("temperature", "top_p") and samples.labels[5] == "temperature 1, top_p 1"
     assert [s.prompt for s in samples.shown if s.task == "math"] == [3 * n for n in range(PER_TASK)]
