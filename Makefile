@@ -13,7 +13,7 @@ help:
 	@echo "make test    the tests (under 8 minutes, set-up included)"
 	@echo "make check   the tests that take longer"
 	@echo "make lint    ruff and mypy"
-	@echo "make picture the README's token heat map, from a run of its own (about as long as the demo)"
+	@echo "make picture the demo, and the token heat map of the README from it"
 	@echo "make format  let ruff sort imports and format"
 
 setup: $(READY)

@@ -22,7 +22,7 @@ ALONE = "temperature alone"
 
 
 @click.command()
-@click.option("--level", default="sequence", show_default=True)
+@click.option("--level", default="token", show_default=True)
 @click.option("--train-prompts", default=1024, show_default=True)
 @click.option("--eval-size", default=384, show_default=True)
 @click.option("--seeds", default=2, show_default=True)

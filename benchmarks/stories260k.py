@@ -65,25 +65,23 @@ def openings(texts: list[str], tokenizer: Any) -> tuple[list[dict[str, str]], li
 class HandRule(Policy):
     """Hot when the next token probably begins a word, cold otherwise: what a person who knows the tokenizer would write."""
 
-    def __init__(self, space: lk.KnobSpace, tokenizer: Any, hot: float = 1.2, cold: float = 0.4) -> None:
-        super().__init__(space, Every(1), "greedy")
+    def __init__(self, tokenizer: Any, hot: float = 1.2, cold: float = 0.4) -> None:
+        super().__init__(lk.KnobSpace.of({"temperature": (cold, hot)}), Every(1), "greedy")
         tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self.is_start_V = torch.tensor([token.startswith("▁") for token in tokens])
-        self.hot, self.cold = space.index({"temperature": hot}), space.index({"temperature": cold})
 
     def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
         """(N, K) one-hot."""
         starts_N = logits_NV.softmax(-1)[:, self.is_start_V].sum(-1) > 0.5
-        option_N = torch.where(starts_N, self.hot, self.cold)
-        return torch.nn.functional.one_hot(option_N, self.space.K).double().log()
+        return torch.nn.functional.one_hot(starts_N.long(), 2).double().log()
 
 
 class Experiment:
-    """Training and held-out openings, one grid, one reward; everything goes to `runs/NAME`."""
+    """Training and held-out openings, one space, one reward; everything goes to `runs/NAME`."""
 
-    def __init__(self, name: str, reward: Any, grid: tuple[float, ...], **settings: Any) -> None:
+    def __init__(self, name: str, reward: Any, knobs: list[str], **settings: Any) -> None:
         folder = data_folder()
-        self.name, self.reward, self.grid = name, reward, grid
+        self.name, self.reward, self.knobs = name, reward, knobs
         self.model, self.tokenizer = load(folder)
         self.train, self.held_out = openings(stories(folder), self.tokenizer)
         sizes = {"train_prompts": len(self.train), "eval_size": len(self.held_out), "tune_size": 512, "batch_size": 512}
@@ -92,7 +90,7 @@ class Experiment:
     def fit(self, **settings: Any) -> lk.KnobAdapter:
         """Trains a head. A changed objective redoes the optimisation alone: rollouts and pairs are shared."""
         return lk.train(
-            knobs=[{"temperature": self.grid}], model=self.model, tokenizer=self.tokenizer, prompts=self.train,
+            knobs=self.knobs, model=self.model, tokenizer=self.tokenizer, prompts=self.train,
             eval_prompts=self.held_out, reward=self.reward, output_dir=f"runs/{self.name}",
             **(self.settings | {"eval_size": 0} | settings),
         ).adapter  # fmt: skip
@@ -130,7 +128,7 @@ def main(threads: int) -> None:
 def repetition() -> None:
     """3-gram repeats of 200 tokens, options {0, .1, .2, .4, .6}, token level (arXiv 2411.09661, section 4.2)."""
     sizes = {"max_new_tokens": 200, "train_prompts": 384, "rollouts": 10, "tune_size": 128, "eval_size": 256}
-    experiment = Experiment("stories-repetition", NgramRepetition(3), (0.0, 0.1, 0.2, 0.4, 0.6), **sizes)
+    experiment = Experiment("stories-repetition", NgramRepetition(3), ["temperature:0,0.1,0.2,0.4,0.6"], **sizes)
     report = experiment.judge(experiment.fit(), {})
     head_SP, greedy_SP = report.rewards[HEAD], report.rewards[GREEDY]
     print(
@@ -145,19 +143,25 @@ def repetition() -> None:
 @click.option("--beta", default=0.1, show_default=True)
 @click.option("--lr", default=5e-4, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--knobs", default=("temperature:0,0.2,0.4,0.6,0.8,1,1.2",), show_default=True, multiple=True)
+@click.option("--seeds", default=3, show_default=True, help="Answers of every policy to every held-out prompt.")
+@click.option("--compare/--alone", default=True, show_default=True, help="Also fit nll and tokens_separate.")
 @click.option("--name", default="stories-creative", show_default=True)
-def creative(rollouts: int, pairs: int, steps: int, beta: float, lr: float, rounds: int, name: str) -> None:
+def creative(
+    rollouts: int, pairs: int, steps: int, beta: float, lr: float, rounds: int, knobs: tuple[str, ...], seeds: int,
+    compare: bool, name: str,
+) -> None:  # fmt: skip
     """Creative but well spelled, token level: baselines, a hand rule, and three objectives on the pairs of round one."""
     features = ("hidden", "entropy", "max_prob", "top5_mass", "log_collision", "margin")
     experiment = Experiment(
-        name, creative_reward(data_folder()), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2), features=features, rollouts=rollouts,
-        pairs_per_prompt=pairs, steps=steps, beta=beta, learning_rate=lr,
+        name, creative_reward(data_folder()), list(knobs), features=features, rollouts=rollouts, pairs_per_prompt=pairs,
+        steps=steps, beta=beta, learning_rate=lr,
     )  # fmt: skip
-    objectives = ("nll", "tokens_separate", "latent")
+    objectives = ("nll", "tokens_separate", "latent") if compare else ()
     others = {f"{name}, round 1": experiment.fit(objective=name, rounds=1).policy() for name in objectives}
     adapter = experiment.fit(objective="latent", rounds=rounds)
     others["sampled options"] = adapter.policy("sample")
-    experiment.judge(adapter, {"hand rule": HandRule(adapter.space, experiment.tokenizer), **others})
+    experiment.judge(adapter, {"hand rule": HandRule(experiment.tokenizer), **others}, seeds)
 
 
 if __name__ == "__main__":
