@@ -52,8 +52,8 @@ def main(threads: int) -> None:
 def mixture(train_prompts: int, eval_size: int, seeds: int, name: str) -> None:
     """The mixture at sequence level: win rates and gains against every constant temperature."""
     run = lk.train(
-        knobs=["temperature:0,0.2,0.4,0.6,0.8,1,1.2"], train_prompts=train_prompts, eval_size=0, batch_size=512,
-        output_dir=f"runs/{name}",
+        knobs=["temperature:0,0.2,0.4,0.6,0.8,1,1.2"], level="sequence", train_prompts=train_prompts, eval_size=0,
+        batch_size=512, output_dir=f"runs/{name}",
     )  # fmt: skip
     report = lk.evaluate(
         run.adapter, seeds=seeds, eval_size=eval_size, tune_size=768, batch_size=512, train_prompts=train_prompts

@@ -29,11 +29,12 @@ CONFIG, HEAD, ENTROPY, CARD = "knob_config.json", "knob_head.safetensors", "entr
 
 def describe_model(model: Any) -> dict[str, Any]:
     """What an adapter remembers of its base model: name, family and sizes."""
+    size = hidden_size(model)  # refuses what is no causal LM
     text = model.config.get_text_config()
     return {
         "name": str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
         "type": str(text.model_type),
-        "hidden_size": hidden_size(model),
+        "hidden_size": size,
         "layers": int(getattr(text, "num_hidden_layers", 0)),
         "vocabulary": int(text.vocab_size),
     }
@@ -93,6 +94,8 @@ class KnobAdapter:
         save_file(_tensors(self.head), folder / HEAD)
         if self.entropy_head is not None:
             save_file(_tensors(self.entropy_head), folder / ENTROPY)
+        else:
+            (folder / ENTROPY).unlink(missing_ok=True)
         config = self._config()
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         card = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=False, trim_blocks=True)
@@ -136,7 +139,7 @@ class KnobAdapter:
             entropy = _head(folder / ENTROPY, space, 1, config["head"]) if (folder / ENTROPY).exists() else None
         except LatentKnobsError as error:
             raise AdapterError(f"The adapter {str(folder)!r} cannot be used here: {error}") from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
             raise AdapterError(f"The adapter {str(folder)!r} has a damaged {CONFIG}: {error!r}. Save it again.") from None
         adapter = cls(space, head, segmenter, features, base, entropy, config.get("training", {}))
         if model is not None:
@@ -157,9 +160,9 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> No
                 f"This adapter was trained on {saved.get('name')!r} with {words} {saved.get(key)}, but the model "
                 f"{found['name']!r} has {words} {found[key]}. Attach it to the model it was trained on, or train a new one."
             )
-    if strict and Path(str(saved["name"])).name != Path(found["name"]).name:
+    if strict and Path(str(saved.get("name"))).name != Path(found["name"]).name:
         raise AdapterError(
-            f"This adapter was trained on {saved['name']!r}, and the model calls itself {found['name']!r}. If they share "
+            f"This adapter was trained on {saved.get('name')!r}, and the model calls itself {found['name']!r}. If they share "
             "their weights, or you know what you do, pass strict=False to attach."
         )
 
@@ -169,7 +172,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
         raise AdapterError(f"There is no adapter in {str(folder)!r}: {CONFIG} cannot be read ({error.strerror}).") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise AdapterError(f"The adapter {str(folder)!r} has a damaged {CONFIG}: {error}. Save it again.") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None

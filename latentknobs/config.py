@@ -23,7 +23,7 @@ GIVEN = "(given as an object)"
 class TrainConfig(BaseModel):
     """Settings of a run. Everything has a default; the defaults train on the packaged testbed, offline."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
     # what is decoded
     model: str = "testbed"
@@ -81,7 +81,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     """Responses generated together."""
     floor: float | None = Field(default=None, lt=0)
-    """Log-probability (nats) for tokens that an option cannot produce; needed only if no option can."""
+    """Least log-probability (nats) of a token under an option; needed only where no option can produce a token."""
 
     # how the head is trained
     steps: int = Field(default=300, ge=1)
@@ -108,7 +108,7 @@ class TrainConfig(BaseModel):
     # the run
     output_dir: str = "runs/latest"
     """Where everything is written; a run that was interrupted goes on from its last finished stage."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of everything random."""
 
     def digest(self, *fields: str, then: str = "") -> str:
@@ -125,7 +125,7 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """
     for name in settings:
         if name not in TrainConfig.model_fields:
-            raise ConfigError(f"There is no setting {name!r}. {did_you_mean(name, TrainConfig.model_fields)}")
+            raise ConfigError(f"There is no setting {name!r}. {did_you_mean(str(name), TrainConfig.model_fields)}")
     plain: dict[str, Any] = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     try:
         return TrainConfig(**plain)
@@ -142,8 +142,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error.strerror}.") from None
+    except (OSError, UnicodeDecodeError, TypeError) as error:
+        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error}. Give the path of a YAML file.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"The config file {str(path)!r} is not YAML: {error}.") from None
     if not isinstance(data or {}, dict):

@@ -107,8 +107,9 @@ def parse_level(level: str, tokenizer: Any = None, token_ids: Collection[int] | 
         return Every(1)
     if level == "sequence":
         return Sequence()
-    if kind == "every" and detail.isascii() and detail.isdigit() and int(detail) > 0:
+    if kind == "every" and detail.isascii() and detail.isdigit() and 0 < int(detail) < 2**31:
         return Every(int(detail))
+    detail = detail.replace("\\n", "\n")  # as a shell or a plain YAML scalar passes it
     if kind == "delimiter" and colon and detail:
         ids = token_ids if token_ids is not None else _ending_in(detail, tokenizer)
         if not ids:

@@ -42,8 +42,16 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
     Raises:
         ConfigError: transformers cannot load it.
     """
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ConfigError(f"The device {device!r} cannot be used: {cause} Use auto, cpu or cuda.") from None
     if name == TESTBED:
         model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+        if config.dtype != "auto":
+            model = model.to(getattr(torch, config.dtype))
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,7 +64,6 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
                 f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a folder or hub id of a causal LM, "
                 "or `testbed` for the packaged one."
             ) from error
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return freeze(model.to(device)), tokenizer
 
 
@@ -87,24 +94,34 @@ def gather(
         tokenizer = tokenizer or loaded
     elif tokenizer is None:
         raise ConfigError("A model object needs its tokenizer: pass tokenizer=..., or give the model by name.")
+    if not callable(tokenizer):
+        raise ConfigError(f"The tokenizer {tokenizer!r} is none: pass what AutoTokenizer.from_pretrained(...) returned.")
+    freeze(model)
+    first = resolve_reward(reward if reward is not None else config.reward)
+    other = second_reward if second_reward is not None else config.second_reward
+    second = resolve_reward(other) if other is not None else None
+    if config.pair_rule == "top_bottom" and second is None:
+        raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
     train, evaluation = _splits(config, prompts, eval_prompts, tokenizer)
     check_disjoint(train, evaluation)
     check_lengths([*train, *evaluation], config.max_new_tokens, context_length(model))
-    second = second_reward or (resolve_reward(config.second_reward) if config.second_reward else None)
-    return Sources(freeze(model), tokenizer, train, evaluation, reward or resolve_reward(config.reward), second)
+    return Sources(model, tokenizer, train, evaluation, first, second)
 
 
 def _splits(
     config: TrainConfig, prompts: Sequence[Any] | None, eval_prompts: Sequence[Any] | None, tokenizer: Any
 ) -> tuple[list[Prompt], list[Prompt]]:
+    own_evaluation = eval_prompts is not None or bool(config.eval_prompts)
     if prompts is None and config.prompts.startswith(f"{TESTBED}:"):
         task = config.prompts.partition(":")[2]
         if task not in testbed.TASKS:
             raise ConfigError(f"The testbed has no task {task!r}. {did_you_mean(task, testbed.TASKS)}")
-        train = make_prompts(testbed.prompts(task, "train", config.train_prompts, config.seed), tokenizer)
-        return train, make_prompts(testbed.prompts(task, "eval", config.eval_size, 0), tokenizer)
-    pool = make_prompts(prompts if prompts is not None else read_jsonl(Path(config.prompts)), tokenizer)
-    if eval_prompts is not None or config.eval_prompts:
+        pool = make_prompts(testbed.prompts(task, "train", config.train_prompts, config.seed), tokenizer)
+        if not own_evaluation:
+            return pool, make_prompts(testbed.prompts(task, "eval", config.eval_size, 0), tokenizer)
+    else:
+        pool = make_prompts(prompts if prompts is not None else read_jsonl(Path(config.prompts)), tokenizer)
+    if own_evaluation:
         rows = eval_prompts if eval_prompts is not None else read_jsonl(Path(str(config.eval_prompts)))
         train, evaluation = pool, make_prompts(rows, tokenizer)
     else:

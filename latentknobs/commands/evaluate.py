@@ -26,6 +26,7 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **
     Settings that are not given are those the adapter was trained with. With --eval-prompts, the best constant is tuned on
     --prompts; without, --prompts is split by hash.
     """
+    from latentknobs.errors import ConfigError
     from latentknobs.evaluation.api import evaluate as run_evaluation
     from latentknobs.reporting import print_report
 
@@ -33,6 +34,10 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **
     adapter, folder = open_saved(adapter_or_run)
     inherited = tuple(name for name in (*FIELDS, "eval_seeds", "train_prompts") if name not in chosen)
     settings = settings_of(adapter, folder, inherited) | chosen
+    if "eval_size" not in chosen and settings.get("eval_size") == 0:
+        settings.pop("eval_size")  # training skipped the evaluation; this command is one
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise ConfigError(f"--json {str(json_path)!r} cannot be written: its folder does not exist. Create it first.")
     if "prompts" in chosen and "eval_prompts" not in chosen:
         settings.pop("eval_prompts", None)  # those belonged to other prompts
     if settings.get("eval_prompts"):

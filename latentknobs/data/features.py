@@ -87,7 +87,7 @@ def featurise(
     """The cache of some rollouts, in their order.
 
     Args:
-        floor: log-probability (nats) put in place of -inf; None keeps -inf.
+        floor: least log-probability (nats) of a token; anything lower is raised to it. None keeps -inf.
         advance: called with the number of responses just read.
 
     Raises:

@@ -76,11 +76,11 @@ def _correct_incorrect(prompt: int, rows: list[int], reward_N: Sequence[float]) 
 
 
 def _top_bottom(prompt: int, rows: list[int], reward_N: Sequence[float], second_N: Sequence[float], top: int) -> list[Pair]:
-    ranked = sorted(rows, key=lambda n: reward_N[n])
+    ranked = sorted(rows, key=lambda n: (reward_N[n], second_N[n]))
     top = min(top, len(ranked) // 2)
     best = max(ranked[-top:], key=lambda n: second_N[n])
     worst = min(ranked[:top], key=lambda n: second_N[n])
-    differ = (reward_N[best], second_N[best]) != (reward_N[worst], second_N[worst])
+    differ = (reward_N[best], second_N[best]) > (reward_N[worst], second_N[worst])
     return [Pair(prompt, best, worst)] if differ else []
 
 

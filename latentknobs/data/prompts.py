@@ -14,6 +14,7 @@ from typing import Any
 from latentknobs.errors import DataError
 
 Row = Mapping[str, Any]
+RESERVED = ("prompts", "completions")  # the reward's own arguments
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         DataError: the file is missing or empty, or a line is not a JSON object with a `prompt` (naming the line).
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The prompts file {str(path)!r} cannot be read: {error}. Give the path of a JSONL file.") from None
     rows = []
@@ -66,12 +67,17 @@ def make_prompts(rows: Iterable[Row | str], tokenizer: Any) -> list[Prompt]:
     """Tokenised prompts; a list of chat messages goes through the tokenizer's chat template.
 
     Raises:
-        DataError: a prompt is empty or neither text nor messages, or the tokenizer has no chat template.
+        DataError: a prompt has no tokens or is neither text nor messages, a column clashes with the reward's arguments, or the
+            tokenizer has no chat template.
     """
     made = []
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, str | Mapping):
+            raise DataError(f"Prompt {number} is {row!r}; a row must be text, or a dict with a `prompt`.")
         columns: dict[str, Any] = {"prompt": row} if isinstance(row, str) else dict(row)
         prompt = columns.pop("prompt", None)
+        if bad := [name for name in columns if not isinstance(name, str) or name in RESERVED]:
+            raise DataError(f"Prompt {number} has a column {bad[0]!r}, which the reward could not receive. Rename it.")
         if isinstance(prompt, list):
             if not getattr(tokenizer, "chat_template", None):
                 raise DataError(f"Prompt {number} is a conversation, but this tokenizer has no chat template. Give plain text.")

@@ -1,5 +1,6 @@
 """Rollouts: sampled responses with the options they were sampled with, and their scores."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ import torch
 from latentknobs.data.prompts import Prompt
 from latentknobs.decoding import Attached
 from latentknobs.decoding.record import split_sequences
-from latentknobs.errors import RunError
+from latentknobs.errors import RewardError, RunError
 from latentknobs.policies import Policy
 from latentknobs.rewards import check_rewards
 
@@ -92,9 +93,22 @@ def score(reward: Reward, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
         part = rollouts[start : start + batch]
         asked = [prompts[r.prompt] for r in part]
         columns = {name: [prompt.columns.get(name) for prompt in asked] for name in names}
+        _check_call(reward, columns)
         got = reward([prompt.text for prompt in asked], [r.text for r in part], **columns)
         values += check_rewards(got, len(part), getattr(reward, "__name__", type(reward).__name__))
     return values
+
+
+def _check_call(reward: Reward, columns: dict[str, Any]) -> None:
+    try:
+        inspect.signature(reward).bind([], [], **columns)
+    except TypeError as error:
+        raise RewardError(
+            f"The reward {getattr(reward, '__name__', reward)!r} cannot be called as reward(prompts, completions, "
+            f"{', '.join(columns) or '**columns'}): {error}. End its signature with **columns."
+        ) from None
+    except ValueError:  # a callable without a signature, e.g. of C: let the call speak for itself
+        return
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -116,5 +130,5 @@ def read_rollouts(path: Path) -> list[Rollout]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [Rollout(r["prompt"], tuple(r["ids"]), tuple(r["options"]), r["text"]) for r in rows]
-    except (json.JSONDecodeError, KeyError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{str(path)!r} is damaged ({error}). Delete it; the stage will be run again.") from None

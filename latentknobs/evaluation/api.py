@@ -6,8 +6,9 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.config import make_config
+from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
-from latentknobs.policies import Policy
+from latentknobs.policies import HeadPolicy, Policy
 from latentknobs.progress import progress
 from latentknobs.sources import gather
 
@@ -38,7 +39,7 @@ def evaluate(
             `batch_size`, `seed`, `device`, `dtype`.
 
     Raises:
-        AdapterError: the adapter cannot be read, or was trained on another model.
+        AdapterError: the adapter cannot be read, or was trained on a model of another shape.
         ConfigError, DataError, RewardError: as in `train`.
     """
     adapter = adapter if isinstance(adapter, KnobAdapter) else KnobAdapter.from_pretrained(adapter)
@@ -48,15 +49,26 @@ def evaluate(
     objects = {name: value for name, value in named.items() if value is not None and not isinstance(value, str | Path)}
     paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     config = make_config({**paths, **settings, "eval_seeds": seeds})
+    seeds = config.eval_seeds
     sources = gather(config, tokenizer=tokenizer, **objects)
+    if not sources.evaluation:
+        raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
     check_base(adapter.base, describe_model(sources.model), strict=False)
+    policies = dict(extra or {})
+    for head in (
+        adapter.head,
+        adapter.entropy_head,
+        *(policy.head for policy in policies.values() if isinstance(policy, HeadPolicy)),
+    ):
+        if head is not None:
+            head.to(next(sources.model.parameters()).device)
     tune = sources.train[: config.tune_size]
-    total = rollouts_needed(adapter.space.K, len(tune), len(sources.evaluation), seeds) + len(extra or {}) * seeds * len(
+    total = rollouts_needed(adapter.space.K, len(tune), len(sources.evaluation), seeds) + len(policies) * seeds * len(
         sources.evaluation
     )
     with progress("evaluation", total) as advance:
         return compare_policies(
             adapter, sources.model, sources.tokenizer, sources.reward, tune, sources.evaluation, seeds=seeds,
             pick=config.pick, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, seed=config.seed,
-            extra=extra, advance=advance,
+            extra=policies, advance=advance,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 from latentknobs.config import TrainConfig
 from latentknobs.data.features import FeatureCache
 from latentknobs.data.pairs import Pair
+from latentknobs.errors import ConfigError
 from latentknobs.heads import OptionHead
 from latentknobs.objectives import lpo_loss
 from latentknobs.objectives.lpo import SCORES, tokens_separate_score, uniform_like
@@ -43,6 +44,11 @@ def fit_head(
     for step in range(config.steps):
         picked = torch.randint(len(pairs), (config.pairs_per_step,), generator=generator).tolist()
         loss_B, _ = pair_losses(head, cache, [pairs[i] for i in picked], ref_NK, config)
+        if not loss_B.isfinite().all():
+            raise ConfigError(
+                f"The loss became {loss_B.mean().item()} in step {step + 1}. Lower learning_rate ({config.learning_rate:g}) or "
+                f"beta ({config.beta:g}); with objective 'tokens', set floor, e.g. -20."
+            )
         optimiser.zero_grad()
         loss_B.mean().backward()
         optimiser.step()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentknobs.config import TrainConfig
+from latentknobs.config import GIVEN, TrainConfig
 from latentknobs.data.features import FeatureCache, featurise
 from latentknobs.data.pairs import Pair, pick_pairs
 from latentknobs.data.prompts import is_held_out
@@ -55,8 +55,10 @@ class Round:
         key = config.digest(*SAMPLING, then=self.key)
         rollouts = self._stage("rollouts.jsonl", key, self._roll_out, read_rollouts)
         key = config.digest("reward", "second_reward", then=key)
+        if any(str(name).endswith(GIVEN) for name in (config.reward, config.second_reward)):
+            self.run.forget(f"{self.name}/scores")  # code has no digest: ask it again, and key what follows by its answers
         rewards, second = self._stage("scores.jsonl", key, lambda path: self._score(path, rollouts), read_scores)
-        key = config.digest(*PAIRING, then=key)
+        key = config.digest(*PAIRING, then=f"{key} {rewards} {second}")
         pairs = self._stage("pairs.jsonl", key, lambda path: self._pair(path, rollouts, rewards, second), read_pairs)
         key = config.digest(*READING, then=key)
         used, local = _renumber(pairs)
@@ -108,13 +110,13 @@ class Round:
         with progress(f"{self.name}: features", len(rollouts)) as advance:
             cache = featurise(
                 sources.model, sources.train, rollouts, self.space, self.segmenter, (*config.features, BASELINE),
-                floor=config.floor, advance=advance,
+                floor=config.floor, batch_size=min(64, config.batch_size), advance=advance,
             )  # fmt: skip
         cache.save(path)
 
     def _fit(self, path: Path, cache: FeatureCache, pairs: list[Pair]) -> None:
         train, held_out = self._validation_split(pairs)
-        self.run.forget_metrics(round=self.number)
+        self.run.forget_metrics(lambda row: bool(row.get("round") == self.number))
         torch.manual_seed(self.config.seed)
         cache = cache.to(self._device)
         heads = self._new_heads(cache.feature_NF.shape[1] - 1)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from safetensors import SafetensorError
+
 from latentknobs.errors import RunError
 
 MANIFEST, LOCK, METRICS = "manifest.json", "lock", "metrics.jsonl"
@@ -27,7 +29,10 @@ class RunDir:
     def __init__(self, path: str | Path, say: Callable[[str], None] = lambda text: None) -> None:
         self.path = Path(path)
         self.say = say
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"The run directory {str(path)!r} cannot be made: {error.strerror}. Choose another one.") from None
         self._lock: IO[str] | None = None
         self._manifest = self._read()
 
@@ -55,27 +60,41 @@ class RunDir:
         entry = self._manifest.get(name)
         if entry and entry["key"] == key and all((self.path / file).exists() for file in files):
             self.say(f"{name}: already done, reused")
-            return load()
+            return self._load(files, load)
         started = time.monotonic()
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        self.forget(name)  # an interruption between files and manifest must not leave the old entry beside new files
         make()
         self._manifest[name] = {"key": key, "files": files, "seconds": round(time.monotonic() - started, 2)}
         self._write()
         self.say(f"{name}: {self._manifest[name]['seconds']:.0f} s")
-        return load()
+        return self._load(files, load)
+
+    def _load(self, files: list[str], load: Callable[[], T]) -> T:
+        try:
+            return load()
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            if isinstance(error, RunError):
+                raise
+            path = self.path / files[0]
+            raise RunError(f"{str(path)!r} is damaged ({error}). Delete it; the stage will be run again.") from error
+
+    def forget(self, name: str) -> None:
+        """Makes a stage count as unfinished."""
+        if self._manifest.pop(name, None) is not None:
+            self._write()
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends one row to `metrics.jsonl`."""
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def forget_metrics(self, **where: Any) -> None:
-        """Removes the rows of `metrics.jsonl` that match, so that a stage that runs again does not log twice."""
+    def forget_metrics(self, drop: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes rows of `metrics.jsonl`, so that a stage that runs again does not log twice; and half-written lines."""
         path = self.path / METRICS
         if path.exists():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            kept = [row for row in rows if any(row.get(name) != value for name, value in where.items())]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if (row := _parsed(line)) and not drop(row)]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def _read(self) -> dict[str, Any]:
         path = self.path / MANIFEST
@@ -94,3 +113,10 @@ class RunDir:
         partial = self.path / (MANIFEST + ".partial")
         partial.write_text(json.dumps(self._manifest, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.path / MANIFEST)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None

@@ -1,7 +1,7 @@
 """`train()`: from knobs, prompts and a reward to an adapter with its evidence."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ import torch
 
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
+from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import write_lines
-from latentknobs.decoding.frozen import output_embeddings
-from latentknobs.errors import RunError
+from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
 from latentknobs.features import check_features
 from latentknobs.knob import DecodingKnob
@@ -63,7 +63,8 @@ def train(
 
     Args:
         knobs: names, `"name:grid"`, `{name: grid}` or knob objects.
-        model: a name, or a transformers causal LM together with its `tokenizer`.
+        model: a name, or a transformers causal LM with its `tokenizer`; it stays on its device and in its dtype, and is left in
+            evaluation mode without gradients.
         prompts, eval_prompts: JSONL files, or lists of texts or rows.
         reward, second_reward: names, or callables with TRL's signature `reward(prompts, completions, **columns)`.
         config: a YAML file or a `TrainConfig`; arguments given here win over it.
@@ -80,7 +81,9 @@ def train(
             settings[name] = str(value)
         elif value is not None:
             objects[name], settings[name] = value, _name_of(value)
-    specs = [knobs] if isinstance(knobs, str | DecodingKnob) else knobs
+    specs = [knobs] if isinstance(knobs, str | DecodingKnob | Mapping) else knobs
+    if specs is not None and not isinstance(specs, Iterable):
+        raise ConfigError(f"knobs={knobs!r} is no list of knobs. Write e.g. knobs=['temperature', 'top_p:0.9,1'].")
     if specs is not None:
         settings["knobs"] = [_spec(knob) for knob in specs]
     made = make_config(base | settings)
@@ -105,7 +108,12 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
         assert heads is not None
         adapter = _adapter(config, space, segmenter, sources, heads)
         report = _evaluate(run, config, sources, adapter, key) if sources.evaluation else None
-        if report is not None:
+        run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
+        if report is None:  # what an earlier head earned says nothing about this one
+            run.forget("evaluation")
+            for stale in ("evaluation/summary.json", "report.html"):
+                (run.path / stale).unlink(missing_ok=True)
+        else:
             adapter.training |= {"held-out result": report.verdict()}
         adapter.save_pretrained(run.path / "adapter")
         report_path = _write_report(run.path, report, sources, space) if report is not None else None
@@ -140,7 +148,7 @@ def _evaluate(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobA
             write_lines(run.path / "evaluation" / f"{name.replace(' ', '_').replace(',', '')}.jsonl", rollouts)
         (run.path / file).write_text(json.dumps(report.to_dict()) + "\n", encoding="utf-8")
 
-    texts = str([prompt.text for prompt in (*tune, *sources.evaluation)])
+    texts = str([_told(prompt) for prompt in (*tune, *sources.evaluation)])
     key = config.digest(*EVALUATING, then=f"{key} {texts}")
     return run.stage("evaluation", key, [file], make, lambda: read_report(run.path))
 
@@ -159,12 +167,18 @@ def read_report(path: Path) -> Report:
 
 
 def _digest_of(sources: Sources, space: KnobSpace) -> str:
-    """What a run is about: the model (by its description and a checksum of one matrix), the knobs, the prompts."""
-    prompts = [(prompt.text, sorted(prompt.columns.items())) for prompt in sources.train]
-    weight_VD = output_embeddings(sources.model).weight
-    assert isinstance(weight_VD, torch.Tensor)
-    weights = f"{weight_VD.double().sum().item():.6e} {weight_VD.double().square().sum().item():.6e}"
-    return f"{describe_model(sources.model)} {weights} {space.fingerprint()} {prompts}"
+    """What a run is about: the model (by its description and checksums of its weights), the knobs, the prompts."""
+    prompts = [_told(prompt) for prompt in sources.train]
+    model = sources.model
+    norms = [(p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)) for p in model.parameters()]
+    weights = [f"{total.item():.6e} {norm.item():.6e}" for total, norm in norms]
+    return (
+        f"{describe_model(model)} {model.dtype} {weights} {model.generation_config.eos_token_id} {space.fingerprint()} {prompts}"
+    )
+
+
+def _told(prompt: Prompt) -> tuple[Any, ...]:
+    return prompt.text, prompt.ids, sorted(prompt.columns.items(), key=lambda item: str(item[0]))
 
 
 def _name_of(value: Any) -> str:
@@ -187,7 +201,7 @@ def _explain(path: Path) -> None:
         "| `round-N/pairs.jsonl` | which was chosen over which, as line numbers of the rollouts from 0 |",
         "| `round-N/features.safetensors` | what the head is trained on: features and likelihood tables of the pairs |",
         "| `round-N/heads.safetensors` | the learned head and the entropy-only baseline |",
-        "| `metrics.jsonl` | loss and validation of every step |",
+        "| `metrics.jsonl` | loss of every step, validation of about every twentieth part of them |",
         "| `evaluation/` | responses of every policy on held-out prompts, and `summary.json` |",
         "| `adapter/` | the result: `latentknobs.KnobAdapter.from_pretrained(...)` |",
         "| `report.html` | the same for people |",

@@ -71,6 +71,12 @@ def test_equal_rewards_say_so_and_what_to_change():
         pick_pairs([0, 0, 1, 1], [0.0, 0.0, 1.0, 1.0], "best_worst")
 
 
+@given(st.integers(0, 50))
+def test_top_bottom_breaks_ties_of_the_first_score_by_the_second(seed):
+    (pair,) = pick_pairs([0, 0], [1.0, 1.0], "top_bottom", second_N=[0.0, 1.0], top=1, seed=seed)
+    assert (pair.chosen, pair.rejected) == (1, 0)
+
+
 def test_top_bottom_needs_a_second_score():
     with pytest.raises(ConfigError, match="Set second_reward"):
         pick_pairs([0, 0], [0.0, 1.0], "top_bottom")

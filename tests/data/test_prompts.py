@@ -49,6 +49,12 @@ def test_a_malformed_file_names_the_line(tmp_path, content, told):
         read_jsonl(file)
 
 
+def test_line_separators_inside_a_text_and_a_byte_order_mark_are_no_trouble(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text("\ufeff" + json.dumps({"prompt": "one\u2028two"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_jsonl(file) == [{"prompt": "one\u2028two"}]
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.jsonl.*cannot be read"):
         read_jsonl(tmp_path / "nowhere.jsonl")

@@ -63,7 +63,9 @@ def test_the_second_round_was_sampled_by_the_first_rounds_head_and_started_from_
 
 
 def stamps(path):
-    return {str(p.relative_to(path)): p.stat().st_mtime_ns for p in path.rglob("*.*") if "round" in str(p)}
+    """Times of the stages' files, except scores: a reward that is code is asked again, because code has no digest."""
+    files = [p for p in path.rglob("*.*") if "round" in str(p) and "scores" not in p.name]
+    return {str(p.relative_to(path)): p.stat().st_mtime_ns for p in files}
 
 
 def test_a_finished_run_is_reused_whole(finished):
@@ -77,10 +79,10 @@ def test_a_finished_run_is_reused_whole(finished):
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ({"beta": 0.7}, {"rollouts", "scores", "pairs", "features"}),
-        ({"pairs_per_prompt": 2}, {"rollouts", "scores"}),
+        ({"beta": 0.7}, {"rollouts", "pairs", "features"}),
+        ({"pairs_per_prompt": 2}, {"rollouts"}),
         ({"seed": 5}, set()),
-        ({}, {"rollouts", "scores", "pairs", "features", "heads"}),
+        ({}, {"rollouts", "pairs", "features", "heads"}),
     ],
 )
 def test_a_changed_setting_redoes_only_what_depends_on_it(finished, tmp_path, change, kept):
@@ -195,3 +197,99 @@ def test_pairs_are_numbers_of_rollouts_of_one_prompt(finished):
         pair = Pair(**json.loads(line))
         assert rollouts[pair.chosen]["prompt"] == rollouts[pair.rejected]["prompt"] == pair.prompt
         assert scores[pair.chosen] > scores[pair.rejected]
+
+
+def test_another_reward_of_the_same_name_is_noticed(finished, tmp_path):
+    def shortness(prompts, completions, **columns):
+        return [-float(len(text)) for text in completions]
+
+    shortness.__name__ = "length"
+    shutil.copytree(finished.path, tmp_path / "copy")
+    run = lk.train(knobs=KNOBS, reward=shortness, output_dir=tmp_path / "copy", rounds=1, **SMALL)
+    assert (run.path / "round-1/rollouts.jsonl").read_bytes() == (finished.path / "round-1/rollouts.jsonl").read_bytes()
+    assert (run.path / "round-1/pairs.jsonl").read_bytes() != (finished.path / "round-1/pairs.jsonl").read_bytes()
+    assert all((values < 0).all() for values in run.report.rewards.values())
+
+
+def test_another_model_of_the_same_shape_is_noticed(tmp_path):
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    settings = {"knobs": KNOBS, "reward": length, "tokenizer": tokenizer, "output_dir": tmp_path, **(SMALL | {"eval_size": 0})}
+    lk.train(model=model, **settings)
+    before = (tmp_path / "round-1/rollouts.jsonl").read_bytes()
+    model.model.layers[0].mlp.down_proj.weight.mul_(0)
+    lk.train(model=model, **settings)
+    assert (tmp_path / "round-1/rollouts.jsonl").read_bytes() != before
+
+
+def test_a_run_without_evaluation_keeps_no_report_of_an_earlier_head(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "copy")
+    assert (tmp_path / "copy/report.html").exists()
+    lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path / "copy", rounds=1, **(SMALL | {"eval_size": 0, "beta": 3.0}))
+    assert not (tmp_path / "copy/report.html").exists()
+    assert not (tmp_path / "copy/evaluation/summary.json").exists()
+    rows = [json.loads(line) for line in (tmp_path / "copy/metrics.jsonl").read_text().splitlines()]
+    assert {row["round"] for row in rows} == {1}
+
+
+def test_own_held_out_prompts_are_the_ones_that_are_judged(tmp_path):
+    mine = [f"Story: There was a horse number {n}" for n in range(5)]
+    asked = []
+
+    def spy(prompts, completions, **columns):
+        asked.extend(prompts)
+        return length(prompts, completions)
+
+    run = lk.train(knobs=KNOBS, reward=spy, eval_prompts=mine, output_dir=tmp_path, **SMALL)
+    assert set(mine) <= set(asked)
+    assert run.report.rewards["learned head"].shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "pairs.jsonl", "features.safetensors", "heads.safetensors"])
+def test_a_damaged_stage_is_named_and_redone_once_deleted(tmp_path, name):
+    settings = {
+        "knobs": KNOBS,
+        "reward": "repetition",
+        "output_dir": tmp_path,
+        **(SMALL | {"eval_size": 0, "max_new_tokens": 30}),
+    }
+    lk.train(**settings)
+    file = tmp_path / "round-1" / name
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(RunError, match=f"{name}.*is damaged"):
+        lk.train(**settings)
+    file.unlink()
+    lk.train(**settings)
+
+
+def test_a_half_written_line_of_metrics_does_not_stop_a_resumed_run(tmp_path):
+    settings = {
+        "knobs": KNOBS,
+        "reward": "repetition",
+        "output_dir": tmp_path,
+        **(SMALL | {"eval_size": 0, "max_new_tokens": 30}),
+    }
+    lk.train(**settings)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 1, "he')
+    lk.train(**(settings | {"beta": 0.5}))
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"seed": -1}, "seed=-1"),
+        ({"device": "bogus"}, "device 'bogus' cannot be used"),
+        ({"knobs": 5}, "knobs=5"),
+        ({"reward": 5}, "5 is no reward"),
+        ({"reward": lambda prompts, completions: [0.0] * len(prompts)}, r"End its signature with \*\*columns"),
+        ({"prompts": [1, 2]}, "Prompt 1 is 1"),
+        ({"prompts": [{"prompt": "a", "completions": 1}]}, "column 'completions'"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"learning_rate": 1e30, "steps": 20}, "Lower learning_rate"),
+        ({"level": "every:" + "9" * 25}, "no level"),
+    ],
+)
+def test_hostile_settings_are_refused_in_our_own_words(tmp_path, arguments, told):
+    with pytest.raises(lk.errors.LatentKnobsError, match=told):
+        lk.train(**({"knobs": KNOBS, "reward": length, "output_dir": tmp_path} | SMALL | arguments))
