@@ -1,33 +1,46 @@
 """`attach`: make `model.generate(...)` decode with a policy, without replacing anything inside the model.
 
 Two hooks: one reads the hidden state at the output embeddings, one rewrites the logits that the model returns. `generate`
-keeps its loop, its cache, its stopping rules and its sampling. What this file adds is bookkeeping: which column of the
-sequence a row of logits belongs to, so that segments keep their option, and a generation config that changes nothing on
-top of the policy.
+keeps its loop, its cache, its stopping rules. What this file adds is bookkeeping: which column of the sequence a row of
+logits belongs to, so that segments keep their option, and a generation config that changes nothing on top of the policy.
+
+Where `generate` would only draw a token from the logits (no beams, no drafts, no logits processors, no scores asked for),
+the hook draws it with the per-row sampler and marks it with an infinite logit: faster, and reproducible by (seed, row,
+position) whatever the batch. Everywhere else the hook returns the logits of the chosen options.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from latentknobs.context import Context
 from latentknobs.decoding.frozen import output_embeddings
-from latentknobs.decoding.record import Record, read_record
+from latentknobs.decoding.ledger import Ledger
+from latentknobs.decoding.modes import NEUTRAL as NEUTRAL
+from latentknobs.decoding.modes import (
+    Sampler,
+    is_stateless,
+    neutral,
+    refuse_batching,
+    refuse_beams_without_cache,
+    refuse_settings,
+    samples_plainly,
+    setting,
+)
+from latentknobs.decoding.record import Record, policy_logits, read_record
+from latentknobs.decoding.sampler import draw, sample_values
 from latentknobs.decoding.uniforms import uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.policies import Policy
-from latentknobs.segments import Every
 
 # Removed tokens get this offset instead of -inf: a later processor (min_new_tokens, suppress_tokens) may remove every
 # kept token of a row, and softmax needs a finite number then. exp(-1e4) is 0 in float32.
 REMOVED = -1e4
-NEUTRAL: dict[str, Any] = {
-    "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
-    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None,
-}  # fmt: skip
+UNSEEN = -1  # id of a token that came as an embedding
+WRAPPED = ("generate", "_get_logits_processor", "init_continuous_batching")
 
 
 class Attached:
@@ -36,31 +49,41 @@ class Attached:
     Args:
         model: a transformers causal LM.
         policy: who chooses.
-        seed: decides which options are drawn when the policy samples them.
+        seed: decides which options are drawn when the policy samples them, and which tokens with the own sampler.
+        sampler: "own" draws tokens in the hook where `generate` would only draw one token per row from the logits;
+            "transformers" always leaves that to `generate` and its global random state.
+
+    Attributes:
+        rows: (B,) ids that stand for the rows in the uniforms, one per response (per prompt in a beam search); None counts
+            the rows of each batch. Set it to keep a request's text the same whatever batch it is put in.
 
     Raises:
         DecodingError: the model already has a policy attached.
     """
 
-    def __init__(self, model: Any, policy: Policy, seed: int = 0) -> None:
+    rows: Tensor | None = None
+
+    def __init__(self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own") -> None:
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         embeddings = output_embeddings(model)
-        self.model, self.policy, self.seed = model, policy, seed
+        self.model, self.policy, self.seed, self.sampler = model, policy, seed, sampler
         self._hidden: Tensor | None = None
-        self._prompt_length = 0
-        self._columns = 0  # columns of prompt and response whose option is known
         self._in_generate = False
         self._paused = False
-        self._option_BL: Tensor | None = None
+        self._ledger: Ledger | None = None
+        self._copies = 1  # sequences returned per request, where they share its uniforms
         self._config = model.generation_config
-        self._generate: Callable[..., Any] = model.generate
+        self._originals: dict[str, Callable[..., Any]] = {n: getattr(model, n) for n in WRAPPED if hasattr(model, n)}
         self._hooks = [
-            embeddings.register_forward_pre_hook(self._tap),
-            model.register_forward_hook(self._rewrite, with_kwargs=True),
+            embeddings.register_forward_pre_hook(torch.compiler.disable(self._tap)),
+            model.register_forward_hook(torch.compiler.disable(self._rewrite), with_kwargs=True),
         ]
-        model.generation_config = _neutral(self._config)
+        model.generation_config = neutral(self._config)
         model.generate = self._checked_generate
+        for name, wrapper in (("_get_logits_processor", self._processors), ("init_continuous_batching", self._batching)):
+            if name in self._originals:
+                setattr(model, name, wrapper)
         model._latentknobs = self
 
     def detach(self) -> None:
@@ -70,7 +93,8 @@ class Attached:
         self._hooks = []
         if getattr(self.model, "_latentknobs", None) is self:
             self.model.generation_config = self._config
-            del self.model.generate, self.model._latentknobs
+            for name in (*self._originals, "_latentknobs"):
+                delattr(self.model, name)
 
     def __enter__(self) -> "Attached":
         return self
@@ -80,10 +104,13 @@ class Attached:
 
     @property
     def option_BT(self) -> Tensor:
-        """(B, T) options of the newest plain `generate` call, response tokens only; beyond a row's end they mean nothing."""
-        if self._option_BL is None:
+        """(B, T) options of the newest `generate` call, response tokens only; beyond a row's end they mean nothing."""
+        ledger = self._ledger
+        if ledger is None or ledger.option_BL is None:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before reading the options.")
-        return self._option_BL[:, self._prompt_length : self._columns]
+        if not ledger.is_plain:
+            raise DecodingError("The rows of a beam search are not the sequences it returns. Read them back with record(...).")
+        return ledger.option_BL[:, ledger.prompt_length : ledger.columns]
 
     def record(self, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Record:
         """What was chosen for each token of finished sequences, recomputed from the ids alone (see `Record`).
@@ -93,108 +120,140 @@ class Attached:
             prompt_length: columns of the prompt in it (`inputs["input_ids"].shape[1]`).
             attention_mask: (B, prompt_length) of the prompt, when rows are padded on the left.
         """
+        rows_B = torch.arange(len(sequences)) // self._copies
+        rows_B = rows_B if self.rows is None else self.rows.cpu()[rows_B]
         self._paused = True
         try:
-            return read_record(self.model, self.policy, self.seed, sequences, prompt_length, attention_mask)
+            return read_record(self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B)
         finally:
             self._paused = False
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
-        for name, neutral in NEUTRAL.items():
-            if name in kwargs and name != "do_sample" and kwargs[name] not in (neutral, None):
-                raise DecodingError(
-                    f"generate({name}={kwargs[name]!r}) would act on top of the attached policy, which already chooses "
-                    f"{', '.join(self.policy.space.names)}. Leave {name} out, or detach the policy."
-                )
-        if kwargs.get("inputs_embeds") is not None:
-            raise DecodingError("generate(inputs_embeds=...) hides the prompt's ids from the policy. Pass input_ids instead.")
+        refuse_settings(kwargs, self.policy)
         if len(args) > 2:
             raise DecodingError("generate(...) with a policy attached takes at most inputs and generation_config by position.")
         config = kwargs.pop("generation_config", args[1] if len(args) > 1 else None)
         args = args[:1]
-        beams = kwargs.get("num_beams") or getattr(config or self.model.generation_config, "num_beams", None) or 1
-        if beams > 1 and self.policy.segmenter != Every(1):
-            raise DecodingError(
-                f"Beam search reorders rows, and level {self.policy.segmenter.level!r} keeps an option per row. "
-                "Use num_beams=1, or an adapter of level 'token'."
-            )
-        prompt = next((p for p in (kwargs.get("input_ids"), kwargs.get("inputs"), *args) if p is not None), None)
-        self._start(1 if prompt is None else prompt.shape[1])
-        self._in_generate = True
+        own = config or self.model.generation_config
+        beams = int(setting("num_beams", kwargs, own, 1))
+        if beams > 1:
+            refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, own, True)))
+        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
+        prompt = next((p for p in given if p is not None), None)
+        self._ledger = ledger = Ledger(1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
+        ledger.is_plain = beams == 1
+        self._copies = int(setting("num_return_sequences", kwargs, own, 1)) if beams > 1 else 1
+        drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
+        self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
         try:
-            return self._generate(*args, generation_config=None if config is None else _neutral(config), **kwargs)
+            return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
         finally:
-            self._in_generate = False
+            ledger.sampling = self._in_generate = False
+            ledger.release()
 
-    def _start(self, prompt_length: int) -> None:
-        self._prompt_length = self._columns = prompt_length
-        self._option_BL = None
+    def _processors(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` asks for its logits processors just before its loop: the moment to see whether it needs logits."""
+        processors = self._originals["_get_logits_processor"](*args, **kwargs)
+        config = kwargs.get("generation_config", args[0] if args else None)
+        if self._in_generate and self._may_sample and config is not None and samples_plainly(config, processors):
+            assert self._ledger is not None
+            self._ledger.sampling = True
+            config.do_sample = False  # `generate`'s own copy: argmax finds the token that the hook has marked
+        return processors
+
+    def _batching(self, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        refuse_batching(self.policy)
+        config = None if generation_config is None else neutral(generation_config)
+        return self._originals["init_continuous_batching"](config, *args, **kwargs)
 
     def _tap(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         self._hidden = args[0]
 
     def _rewrite(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         ids_BS = kwargs.get("input_ids", args[0] if args else None)
+        if ids_BS is None and kwargs.get("inputs_embeds") is not None:
+            ids_BS = torch.full(kwargs["inputs_embeds"].shape[:2], UNSEEN, device=output.logits.device)
         if self._paused or ids_BS is None or kwargs.get("labels") is not None:
             return output
-        first = self._columns_before(kwargs)
-        if first == 0 and not self._in_generate:
-            self._start(ids_BS.shape[1])
-        logits_BSV, hidden_BSD = output.logits, self._hidden
-        assert hidden_BSD is not None
-        kept = logits_BSV.shape[1]
-        columns = range(first + ids_BS.shape[1] - kept, first + ids_BS.shape[1])
+        assert self._hidden is not None
+        hidden_BSD, logits_BSV = self._hidden, output.logits
+        if "cu_seq_lens_q" in kwargs and "cache" in kwargs:  # continuous batching: every token of the row for itself
+            output.logits = self._packed(hidden_BSD, logits_BSV)
+            return output
+        width, kept = ids_BS.shape[1], logits_BSV.shape[1]
+        ledger, cache = self._ledger or Ledger(width), kwargs.get("past_key_values")
+        first = ledger.before(kwargs, width)
+        if not self._in_generate and first == 0:
+            ledger = Ledger(width)
+        self._ledger = ledger
+        if cache is not None and not ledger.is_plain:
+            ledger.follow(cache)
+        if self.policy.space.needs:
+            ledger.remember_ids(first, ids_BS)
+        columns = range(first + width - kept, first + width)
         rewritten = [
-            self._column(column, ids_BS[:, s - kept], hidden_BSD[:, s], logits_BSV[:, s]) for s, column in enumerate(columns)
+            self._column(ledger, column, ids_BS[:, s - kept], hidden_BSD[:, s - kept], logits_BSV[:, s])
+            for s, column in enumerate(columns)
         ]
-        output.logits = torch.stack(rewritten, 1)
+        if not ledger.sampling:  # otherwise tokens are marked in place, and a copy of the logits would be all the cost
+            output.logits = torch.stack(rewritten, 1)
         return output
 
-    def _columns_before(self, kwargs: dict[str, Any]) -> int:
-        cache = kwargs.get("past_key_values")
-        ids_BS = kwargs.get("input_ids")
-        if cache is not None and ids_BS is not None:
-            # The cache already holds this call's columns when the hook runs.
-            return max(int(cache.get_seq_length()) - ids_BS.shape[1], 0)
-        return 0
+    def _packed(self, hidden_1SD: Tensor, logits_1SV: Tensor) -> Tensor:
+        hidden_SD, logits_SV = hidden_1SD[0, -logits_1SV.shape[1] :], logits_1SV[0]
+        option_S = self.policy.log_pi(hidden_SD, logits_SV).argmax(-1)
+        return _lowered(self.policy.warp(logits_SV, option_S), logits_SV).unsqueeze(0)
 
-    def _column(self, column: int, previous_B: Tensor, hidden_BD: Tensor, logits_BV: Tensor) -> Tensor:
+    def _column(self, ledger: Ledger, column: int, previous_B: Tensor, hidden_BD: Tensor, logits_BV: Tensor) -> Tensor:
         """Logits of the token at `column + 1`, after the option of its segment; columns inside the prompt are untouched."""
-        position = column + 1 - self._prompt_length
+        position = column + 1 - ledger.prompt_length
         if position < 0:
             return logits_BV
-        rows_B = torch.arange(len(logits_BV), device=logits_BV.device)
-        position_B = torch.full_like(rows_B, position)
+        key_B = ledger.keys(len(logits_BV), logits_BV.device)
+        position_B = torch.full_like(key_B, position)
+        option_B = ledger.option_at(column, len(key_B), key_B.device)
         fresh_B = self.policy.segmenter.begins(position_B.unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
-        option_B = self._options_at(column, len(rows_B))
-        if fresh_B.any():
+        if is_stateless(self.policy) or fresh_B.any():
             log_pi_BK = self.policy.log_pi(hidden_BD, logits_BV)
-            drawn_B = self.policy.choose(log_pi_BK, uniforms(self.seed, 0, rows_B, position_B))
+            is_drawn = self.policy.pick == "sample"
+            uniform_B = uniforms(self.seed, 0, key_B, position_B) if is_drawn else torch.zeros_like(key_B, dtype=torch.float64)
+            drawn_B = self.policy.choose(log_pi_BK, uniform_B)
             option_B = torch.where(fresh_B, drawn_B, option_B)
-        self._remember(column + 1, option_B)
-        warped_BV = self.policy.warp(logits_BV, option_B)
-        # Below the best kept token, so that neither the scale nor the offset of the logits can lift removed tokens.
-        floor_BV = warped_BV.amax(-1, keepdim=True) + REMOVED + (logits_BV - logits_BV.amax(-1, keepdim=True))
-        return torch.where(warped_BV.isneginf(), floor_BV, warped_BV)
+        ledger.remember(column + 1, option_B)
+        context = self._context(ledger, column)
+        if ledger.sampling:
+            token_B = self._sample(logits_BV, option_B, key_B, position_B, context)
+            return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)
+        return _lowered(policy_logits(self.policy, logits_BV, option_B, context), logits_BV)
 
-    def _options_at(self, column: int, rows: int) -> Tensor:
-        device = self._hidden.device if self._hidden is not None else None
-        if self._option_BL is None:
-            self._option_BL = torch.zeros(rows, column + 1, dtype=torch.long, device=device)
-        return self._option_BL[:, column]
+    def _context(self, ledger: Ledger, column: int) -> Context | None:
+        if not self.policy.space.needs:
+            return None
+        assert ledger.ids_BL is not None
+        ids_BL = ledger.ids_BL[:, : column + 1]
+        mask_BP = ledger.mask_BP
+        if mask_BP is not None:
+            mask_BP = mask_BP.repeat_interleave(len(ids_BL) // len(mask_BP), 0)
+        return Context.of_step(ids_BL, ledger.prompt_length, mask_BP)
 
-    def _remember(self, column: int, option_B: Tensor) -> None:
-        assert self._option_BL is not None
-        if column >= self._option_BL.shape[1]:
-            more = torch.zeros(len(option_B), max(64, column), dtype=torch.long, device=option_B.device)
-            self._option_BL = torch.cat([self._option_BL, more], 1)
-        self._option_BL[:, column] = option_B
-        self._columns = column + 1
+    def _sample(self, logits_BV: Tensor, option_B: Tensor, key_B: Tensor, position_B: Tensor, context: Context | None) -> Tensor:
+        if type(self.policy).warp is not Policy.warp:  # a policy of its own kind
+            return draw(self.policy.warp(logits_BV, option_B), uniforms(self.seed, 1, key_B, position_B))
+        value_BJ = self._values_KJ(logits_BV.device)[option_B]
+        return sample_values(logits_BV, self.policy.space, value_BJ, self.seed, key_B, position_B, context)
+
+    def _values_KJ(self, device: torch.device) -> Tensor:
+        values_KJ: Tensor | None = self.__dict__.get("_values")
+        if values_KJ is None or values_KJ.device != device:
+            values_KJ = self._values = self.policy.space.values_KJ(device=device)
+        return values_KJ
 
 
-def _neutral(config: Any) -> Any:
-    """A copy of a generation config in which nothing acts on the logits after the policy."""
-    neutral = deepcopy(config)
-    for name, value in NEUTRAL.items():
-        setattr(neutral, name, value)
-    return neutral
+def _lowered(warped_BV: Tensor, logits_BV: Tensor) -> Tensor:
+    """Warped logits with a finite number instead of -inf.
+
+    It lies far below the best kept token, so that neither the scale nor the offset of the logits can lift removed tokens,
+    and removed tokens keep their order.
+    """
+    floor_BV = warped_BV.amax(-1, keepdim=True) + REMOVED + (logits_BV - logits_BV.amax(-1, keepdim=True))
+    return torch.where(warped_BV.isneginf(), floor_BV, warped_BV)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentknobs.context import Context
 from latentknobs.decoding.frozen import read_responses
 from latentknobs.decoding.uniforms import uniforms
+from latentknobs.likelihood import apply_options
 from latentknobs.policies import Policy
 from latentknobs.space import KnobSpace
 
@@ -52,27 +54,37 @@ def read_record(
     sequences_BL: Tensor,
     prompt_length: int,
     attention_mask_BP: Tensor | None = None,
+    rows_B: Tensor | None = None,
 ) -> Record:
-    """The record of finished sequences. See `Attached.record` for the arguments."""
+    """The record of finished sequences. See `Attached.record` for the arguments; `rows_B` are keys of the uniforms."""
     prompts, responses = split_sequences(model, sequences_BL, prompt_length, attention_mask_BP)
     rows: list[dict[str, Tensor]] = []
     for b, (hidden_TD, logits_TV) in enumerate(read_responses(model, prompts, responses)):
         previous_T = torch.tensor([prompts[b][-1], *responses[b][:-1]], device=logits_TV.device)
         segment_T = policy.segmenter.segments(previous_T.unsqueeze(0)).squeeze(0)
-        rows.append(_row(policy, seed, b, hidden_TD, logits_TV, segment_T, responses[b]))
+        key = b if rows_B is None else int(rows_B[b])
+        context = Context.of_response(prompts[b], responses[b], logits_TV.device) if policy.space.needs else None
+        rows.append(_row(policy, seed, key, hidden_TD, logits_TV, segment_T, responses[b], context))
     stacked = {key: torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], batch_first=True) for key in rows[0]}
     return Record(policy.space, **stacked)
 
 
 def _row(
-    policy: Policy, seed: int, b: int, hidden_TD: Tensor, logits_TV: Tensor, segment_T: Tensor, response: list[int]
+    policy: Policy,
+    seed: int,
+    key: int,
+    hidden_TD: Tensor,
+    logits_TV: Tensor,
+    segment_T: Tensor,
+    response: list[int],
+    context: Context | None,
 ) -> dict[str, Tensor]:
     position_T = torch.arange(len(response), device=logits_TV.device)
     log_pi_TK = policy.log_pi(hidden_TD, logits_TV)
-    drawn_T = policy.choose(log_pi_TK, uniforms(seed, 0, torch.full_like(position_T, b), position_T))
+    drawn_T = policy.choose(log_pi_TK, uniforms(seed, 0, torch.full_like(position_T, key), position_T))
     first_T = torch.searchsorted(segment_T, segment_T)  # index of each segment's first token
     option_T = drawn_T[first_T]
-    warped_TV = policy.warp(logits_TV, option_T)
+    warped_TV = policy_logits(policy, logits_TV, option_T, context)
     token_T1 = torch.tensor(response, device=logits_TV.device).unsqueeze(-1)
     kept_TV = logits_TV.to(warped_TV.dtype).log_softmax(-1).masked_fill(warped_TV.isneginf(), -torch.inf)
     return {
@@ -83,6 +95,13 @@ def _row(
         "log_kept_BT": kept_TV.logsumexp(-1),
         "log_pi_BTK": log_pi_TK,
     }
+
+
+def policy_logits(policy: Policy, logits_NV: Tensor, option_N: Tensor, context: Context | None) -> Tensor:
+    """(N, V) logits that a policy's options sample from, where knobs may read a context."""
+    if context is not None and type(policy).warp is Policy.warp:
+        return apply_options(logits_NV, policy.space, option_N, context)
+    return policy.warp(logits_NV, option_N)
 
 
 def split_sequences(

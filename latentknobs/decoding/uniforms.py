@@ -3,8 +3,10 @@
 The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014), applied once per key.
 """
 
+import torch
 from torch import Tensor
 
+FEW = 16  # keys that Python's integers mix faster than that many tensor operations take to start
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _STREAM = 0xD1B54A32D192ED03  # far from 1, so that the next stream is not the next row
@@ -35,6 +37,22 @@ def uniforms(seed: int, stream: int, row_N: Tensor, position_N: Tensor) -> Tenso
         row_N: (N,) id of the request.
         position_N: (N,) position in its response.
     """
+    if len(row_N) <= FEW and row_N.device.type == "cpu":
+        keys = zip(row_N.tolist(), position_N.tolist(), strict=True)
+        return torch.tensor([uniform(seed, stream, row, position) for row, position in keys], dtype=torch.float64)
     start = _signed(seed * _GOLDEN + stream * _STREAM + 1)
     x = _mix(_mix(row_N.long() + start) + _signed(_GOLDEN) * (position_N.long() + 1))
     return _shift(_mix(x), 11).double() * 2.0**-53
+
+
+def uniform(seed: int, stream: int, row: int, position: int) -> float:
+    """The number of one key, in Python's own integers."""
+    start = seed * _GOLDEN + stream * _STREAM + 1
+    return (_mix_one(_mix_one(_mix_one(row + start) + _GOLDEN * (position + 1))) >> 11) * 2.0**-53
+
+
+def _mix_one(x: int) -> int:
+    x &= _MASK
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return x ^ (x >> 31)

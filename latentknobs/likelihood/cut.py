@@ -8,12 +8,11 @@ from torch import Tensor
 
 from latentknobs.knob import ScalingKnob, TruncationKnob
 from latentknobs.likelihood.masses import row_log_masses
-from latentknobs.likelihood.prefix import Scaled, sees
+from latentknobs.likelihood.prefix import UNCUT, Scaled, sees
 from latentknobs.likelihood.sorting import top_tokens
 from latentknobs.space import KnobSpace
 
 TOP = 256  # part of what a seed means: another number would order the CDF of uncut rows differently (see decoding.sampler)
-UNCUT = 1 << 62  # a count for rows that nothing cuts
 
 
 @dataclass(frozen=True)
@@ -47,34 +46,36 @@ class Cut:
         return replace(self, **parts)
 
 
-def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor) -> Cut:
-    """How far each row is cut by its own knob values, read off its best tokens; order-preserving knobs only."""
-    top_NM, token_NM = top_tokens(logits_NV, TOP)
+def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, top: int | None = None) -> Cut:
+    """How far each row is cut by its own knob values, read off its `top` best tokens; order-preserving knobs only."""
+    top_NM, token_NM = top_tokens(logits_NV, top or TOP)
     M, V = top_NM.shape[1], logits_NV.shape[1]
     temperature_N = torch.ones_like(top_NM[:, 0])
     count_N = torch.full_like(token_NM[:, 0], UNCUT)
-    is_greedy_N = torch.zeros_like(count_N, dtype=torch.bool)
-    is_unknown_N = is_greedy_N.clone()
-    for j, knob in enumerate(space.knobs):
-        value_N = value_NJ[:, j]
-        acts_N = value_N != knob.neutral
+    is_greedy_N = is_unknown_N = torch.zeros_like(count_N, dtype=torch.bool)
+    scaled = Scaled(top_NM, M == V, None)
+    acts_NJ = value_NJ != torch.tensor([knob.neutral for knob in space.knobs], dtype=value_NJ.dtype, device=value_NJ.device)
+    acting = acts_NJ.any(0).tolist()
+    for j in [j for j, acts in enumerate(acting) if acts]:
+        knob, value_N, acts_N = space.knobs[j], value_NJ[:, j], acts_NJ[:, j]
         if isinstance(knob, ScalingKnob):
             divisor_N = torch.where(acts_N, knob.temperature(value_N), 1.0)
-            is_greedy_N |= divisor_N == 0
-            divisor_N = torch.where(is_greedy_N, 1.0, divisor_N)
+            is_greedy_N = is_greedy_N | (divisor_N == 0)
+            divisor_N = divisor_N.masked_fill(is_greedy_N, 1.0)
             top_NM, temperature_N = top_NM / divisor_N.unsqueeze(-1), temperature_N * divisor_N
-        elif bool(acts_N.any()):
-            assert isinstance(knob, TruncationKnob)
             scaled = Scaled(top_NM, M == V, None)
-            if sees(knob) == "row" and M < V:
-                is_unknown_N |= acts_N
-                continue
-            own_N = scaled.close(knob.kept(_shown(knob, scaled, logits_NV, temperature_N, count_N, acts_N), value_N))
-            if sees(knob) == "mass":
-                is_unknown_N |= acts_N & (count_N > M) & (count_N < UNCUT)
-            count_N = torch.where(acts_N, torch.minimum(own_N, count_N), count_N)
+            continue
+        assert isinstance(knob, TruncationKnob)
+        if sees(knob) == "row" and M < V:
+            is_unknown_N = is_unknown_N | acts_N
+            continue
+        shown_NW = _shown(knob, scaled, logits_NV, temperature_N, count_N, acts_N)
+        own_N = scaled.close(knob.kept(shown_NW, value_N).long().unsqueeze(-1)).squeeze(-1)
+        if sees(knob) == "mass":
+            is_unknown_N = is_unknown_N | (acts_N & (count_N > M) & (count_N < UNCUT))
+        count_N = torch.where(acts_N, torch.minimum(own_N, count_N), count_N)
     count_N = torch.where(is_greedy_N, 1, count_N)
-    is_unknown_N &= ~is_greedy_N
+    is_unknown_N = is_unknown_N & ~is_greedy_N
     is_uncut_N = (count_N == UNCUT) & ~is_unknown_N
     is_open_N = None if M == V else (count_N > M) | is_unknown_N
     count_N = count_N.clamp(max=M)

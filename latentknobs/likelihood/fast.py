@@ -14,11 +14,11 @@ from latentknobs.context import Context
 from latentknobs.likelihood.masses import WORK, log_masses
 from latentknobs.likelihood.prefix import is_ordered, product, tree
 from latentknobs.likelihood.sorting import first_argmax, sort_descending, top_values
-from latentknobs.likelihood.walk import Targets, needs, walk
+from latentknobs.likelihood.walk import Targets, needs, scale_only, walk
 from latentknobs.space import KnobSpace
 
 TOP = 256  # M, tokens of a row that are kept in order
-ROWS = 256  # rows whose tops are in work at once
+CELLS = 5 << 15  # tokens of tops in work at once, counted at each temperature
 
 
 @torch.no_grad()
@@ -73,12 +73,13 @@ def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, compiled: b
     first_N = first_argmax(logits_NV) if need.greedy else targets_N
     targets = Targets(logit_N, best_N, targets_N == first_N, log_mass_NQ)
     if not need.top:
-        return walk(space, best_N.unsqueeze(-1), targets, whole=False)[0]
+        return scale_only(space, targets)
     V = logits_NV.shape[1]
-    top = V if V <= 2 * TOP else TOP
+    top = top_of(V)
     parts = []
-    for first in range(0, len(logits_NV), ROWS):
-        rows = slice(first, first + ROWS)
+    size = max(1, CELLS // (top * max(1, len(need.scales) - 1)))
+    for first in range(0, len(logits_NV), size):
+        rows = slice(first, first + size)
         logps_RK, open_RK = walk(space, top_values(logits_NV[rows], top), targets[rows], whole=top == V)
         if top < V and open_RK.any():
             _finish(logits_NV[rows], targets[rows], space, logps_RK, open_RK)
@@ -86,12 +87,17 @@ def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, compiled: b
     return torch.cat(parts)
 
 
+def top_of(V: int) -> int:
+    """M for a vocabulary: a quarter of a small one, since every table is M wide, and few cuts lie beyond."""
+    return V if V <= TOP else min(TOP, max(V // 4, 64))
+
+
 def _finish(logits_RV: Tensor, targets: Targets, space: KnobSpace, logps_RK: Tensor, open_RK: Tensor) -> None:
     """Fills in the cells that the top left open, from sorted rows."""
     ks = open_RK.any(0).nonzero().squeeze(-1)
     rest = space.select(ks.tolist())
     where_q = torch.tensor([needs(space).keys.index(key) for key in needs(rest).keys], dtype=torch.long)
-    for rows_r in open_RK.any(-1).nonzero().squeeze(-1).split(max(1, WORK // logits_RV.shape[1])):
+    for rows_r in open_RK.any(-1).nonzero().squeeze(-1).split(max(1, WORK // (logits_RV.shape[1] * len(needs(rest).scales)))):
         part = targets[rows_r].select(where_q.to(rows_r.device))
         sorted_RV = sort_descending(logits_RV[rows_r].to(logps_RK.dtype))
         logps_RK[rows_r.unsqueeze(-1), ks] = walk(rest, sorted_RV, part, whole=True)[0]

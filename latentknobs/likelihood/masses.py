@@ -36,7 +36,7 @@ def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool 
     for first in range(0, N, max(rows, 1)):
         part_RV = logits_NV[first : first + rows]
         scratch = [buffer[: len(part_RV)] for buffer in work]
-        for ladder in _ladders(temperatures):
+        for ladder in _ladders(tuple(temperatures)):
             for q, mass_R in zip(ladder, _climb(part_RV, temperatures[ladder[0]], len(ladder), scratch), strict=True):
                 out_NQ[first : first + rows, q] = mass_R
     return best_N, out_NQ
@@ -55,13 +55,16 @@ def row_log_masses(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
 def _climb(logits_RV: Tensor, temperature: float, steps: int, scratch: list[Tensor]) -> list[Tensor]:
     """`steps` masses (R,) at T, T/2, T/4, ... from the probabilities at T."""
     scaled_RV, prob_RV = scratch
-    scaled_RV.copy_(logits_RV).mul_(1.0 / temperature)  # widened first: bfloat16 products would be bfloat16
-    torch.softmax(scaled_RV, -1, out=prob_RV)
+    if logits_RV.dtype != scaled_RV.dtype:
+        logits_RV = scaled_RV.copy_(logits_RV)  # widened first: bfloat16 products would be bfloat16
+    if temperature != 1:
+        logits_RV = torch.mul(logits_RV, 1.0 / temperature, out=scaled_RV)
+    torch.softmax(logits_RV, -1, out=prob_RV)
     log_mass_R = -prob_RV.amax(-1).log()
     masses = [log_mass_R]
     for step in range(1, steps):
         # sum p^2 = Z(T/2) / Z(T)^2, with Z relative to the best token at both temperatures.
-        square_R = torch.linalg.vecdot(prob_RV, prob_RV)
+        square_R = torch.linalg.vector_norm(prob_RV, dim=-1).square()
         masses.append(square_R.log() + 2 * masses[-1])
         if step + 1 < steps:
             prob_RV.square_().div_(square_R.unsqueeze(-1))
@@ -69,7 +72,8 @@ def _climb(logits_RV: Tensor, temperature: float, steps: int, scratch: list[Tens
 
 
 @lru_cache(maxsize=64)
-def _ladders_of(temperatures: tuple[float, ...]) -> tuple[tuple[int, ...], ...]:
+def _ladders(temperatures: tuple[float, ...]) -> tuple[tuple[int, ...], ...]:
+    """Indices of temperatures, grouped so that in each group every one is half of the one before."""
     left = sorted(range(len(temperatures)), key=lambda q: -temperatures[q])
     ladders = []
     while left:
@@ -81,15 +85,18 @@ def _ladders_of(temperatures: tuple[float, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(ladders)
 
 
-def _ladders(temperatures: Sequence[float]) -> tuple[tuple[int, ...], ...]:
-    """Indices of temperatures, grouped so that in each group every one is half of the one before."""
-    return _ladders_of(tuple(temperatures))
-
-
 @lru_cache(maxsize=16)
 def _compiled(temperatures: tuple[float, ...]) -> Any:
+    ladders = _ladders(temperatures)
+
     def fused(logits_NV: Tensor, best_N: Tensor) -> Tensor:
         gap_NV = logits_NV.to(best_N.dtype) - best_N.unsqueeze(-1)
-        return torch.stack([torch.exp(gap_NV * (1.0 / t)).sum(-1).log() for t in temperatures], -1)
+        masses: dict[int, Tensor] = {}
+        for ladder in ladders:
+            weight_NV = torch.exp(gap_NV * (1.0 / temperatures[ladder[0]]))
+            for q in ladder:
+                masses[q] = weight_NV.sum(-1).log()
+                weight_NV = weight_NV * weight_NV
+        return torch.stack([masses[q] for q in range(len(temperatures))], -1)
 
     return torch.compile(fused, dynamic=True)

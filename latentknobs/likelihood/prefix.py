@@ -22,6 +22,7 @@ from latentknobs.space import KnobSpace
 
 Key = tuple[float, ...]  # the temperatures that have divided the logits so far
 UNKNOWN = 0  # a count that only the sorted row can tell
+UNCUT = 1 << 62  # a count for rows that nothing cuts
 
 
 def is_ordered(knob: DecodingKnob) -> bool:
@@ -61,7 +62,7 @@ class Scaled:
     top_RM: Tensor
     whole: bool
     log_mass_R: Tensor | None
-    own: dict[tuple[int, float], Tensor] = field(default_factory=dict)
+    own: dict[tuple[float, ...], Tensor] = field(default_factory=dict)
 
     @cached_property
     def mass_RM(self) -> Tensor:
@@ -72,14 +73,12 @@ class Scaled:
     def _rising_RM(self) -> Tensor:
         return -self.top_RM
 
-    def close(self, count_R: Tensor) -> Tensor:
-        """Counts with the ties of the last kept token; M + 1 where they may reach beyond the top."""
+    def close(self, count_RG: Tensor) -> Tensor:
+        """(R, G) counts with the ties of the last kept token; M + 1 where they may reach beyond the top."""
         M = self.top_RM.shape[1]
-        last_R1 = self._rising_RM.gather(-1, count_R.long().clamp(1, M).unsqueeze(-1) - 1)
-        end_R1 = torch.searchsorted(self._rising_RM, last_R1, right=True)
-        if not self.whole:
-            end_R1 = torch.where(last_R1 < self._rising_RM[:, -1:], end_R1, M + 1)
-        return end_R1.squeeze(-1)
+        last_RG = self._rising_RM.gather(-1, count_RG.clamp(1, M) - 1)
+        end_RG = torch.searchsorted(self._rising_RM, last_RG, right=True)
+        return end_RG if self.whole else torch.where(last_RG < self._rising_RM[:, -1:], end_RG, M + 1)
 
     def shown(self) -> Tensor:
         """The whole row as a knob that sees "mass" is shown it: the top, and all other tokens as one last column."""
@@ -111,33 +110,33 @@ class State:
         """What a knob that sees the "row" is shown: all V sorted logits."""
         return self.scaled.top_RM if self.cut_R is None else _cut(self.scaled.top_RM, self.cut_R)
 
-    def open_R(self) -> Tensor | None:
-        """Rows whose cut so far lies beyond the top; None where no row can."""
+    @cached_property
+    def open_R1(self) -> Tensor | None:
+        """(R, 1) rows whose cut so far lies beyond the top; None where no row can."""
         if self.scaled.whole or self.cut_R is None:
             return None
-        return (self.cut_R == UNKNOWN) | (self.cut_R > self.scaled.top_RM.shape[1])
+        return ((self.cut_R == UNKNOWN) | (self.cut_R > self.scaled.top_RM.shape[1])).unsqueeze(-1)
 
 
-def truncate(knob: TruncationKnob, value: float, state: State) -> Tensor:
-    """(R,) how many tokens are kept after one more truncation, ties included.
+def truncate(knob: TruncationKnob, values: tuple[float, ...], state: State) -> Tensor:
+    """(R, G) how many tokens are kept after one more truncation at each of G values, ties included.
 
     Returns:
         Counts; more than M for a cut somewhere beyond the top, UNKNOWN where the top does not tell.
     """
     scaled, kind = state.scaled, sees(knob)
-    if kind == "prefix":
-        memo = (id(knob), value)
+    if kind == "prefix":  # its own count at each temperature, whatever came before
+        memo = (id(knob), *values)
         if memo not in scaled.own:
-            scaled.own[memo] = scaled.close(_kept(knob, scaled.top_RM, value))
-        own_R = scaled.own[memo]
-        return own_R if state.cut_R is None else torch.minimum(own_R, state.cut_R)
+            scaled.own[memo] = scaled.close(_kept(knob, scaled.top_RM, values))
+        own_RG = scaled.own[memo]
+        return own_RG if state.cut_R is None else torch.minimum(own_RG, state.cut_R.unsqueeze(-1))
     if kind == "row" and not scaled.whole:
-        return torch.full_like(scaled.top_RM[:, 0], UNKNOWN, dtype=torch.long)
-    cut_R = scaled.close(_kept(knob, state.shown_RW if kind == "mass" else state.row_RV, value))
+        return torch.full((len(scaled.top_RM), len(values)), UNKNOWN, device=scaled.top_RM.device)
+    cut_RG = scaled.close(_kept(knob, state.shown_RW if kind == "mass" else state.row_RV, values))
     if state.cut_R is not None:
-        cut_R = torch.minimum(cut_R, state.cut_R)
-    open_R = state.open_R()
-    return cut_R if open_R is None else cut_R.masked_fill(open_R, UNKNOWN)
+        cut_RG = torch.minimum(cut_RG, state.cut_R.unsqueeze(-1))
+    return cut_RG if state.open_R1 is None else cut_RG.masked_fill(state.open_R1, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,7 @@ class Branch:
     temperature: float | None  # of a scaling knob
     ks: list[int]
     following: tuple["Branch", ...]
+    shape: tuple[float, tuple[object, ...]]  # this value and the shapes of what follows: equal for equal subtrees
 
 
 @lru_cache(maxsize=256)
@@ -167,13 +167,22 @@ def _branches(space: KnobSpace, j: int, ks: list[int]) -> tuple[Branch, ...]:
     out = []
     for index, members in groups.items():
         value = knob.options[index]
-        temperature = temperature_of(knob, value) if isinstance(knob, ScalingKnob) else None
-        out.append(Branch(value, value == knob.neutral, temperature, members, _branches(space, j + 1, members)))
+        is_neutral, temperature = value == knob.neutral, None
+        if isinstance(knob, ScalingKnob):
+            temperature = 1.0 if is_neutral else temperature_of(knob, value)
+            is_neutral = temperature == 1
+        following = _branches(space, j + 1, members)
+        shape = (value, tuple(branch.shape for branch in following))
+        out.append(Branch(value, is_neutral, temperature, members, following, shape))
     return tuple(out)
 
 
-def _kept(knob: TruncationKnob, sorted_RW: Tensor, value: float) -> Tensor:
-    return knob.kept(sorted_RW, torch.full_like(sorted_RW[:, 0], value))
+def _kept(knob: TruncationKnob, sorted_RW: Tensor, values: tuple[float, ...]) -> Tensor:
+    """(R, G) counts at all values in one call: a call per value would cost more than its arithmetic."""
+    G, R = len(values), len(sorted_RW)
+    value_G = torch.tensor(values, dtype=sorted_RW.dtype, device=sorted_RW.device)
+    stacked_NW = sorted_RW if G == 1 else sorted_RW.repeat(G, 1)
+    return knob.kept(stacked_NW, value_G.repeat_interleave(R)).long().view(G, R).T.contiguous()
 
 
 def _cut(sorted_RW: Tensor, cut_R: Tensor) -> Tensor:

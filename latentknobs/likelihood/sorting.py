@@ -38,7 +38,7 @@ def first_argmax(logits_NV: Tensor) -> Tensor:
     """(N,) the first index of each row's largest logit: first the best block, then the place in it."""
     N, V = logits_NV.shape
     blocks = V // BLOCK
-    if blocks < BLOCK or V % BLOCK or not logits_NV.is_contiguous():
+    if blocks < 4 or V % BLOCK or not logits_NV.is_contiguous():
         return logits_NV.argmax(-1)
     logits_NUB = logits_NV.view(N, blocks, BLOCK)
     block_N = logits_NUB.amax(-1).argmax(-1)
@@ -74,25 +74,26 @@ def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
     Returns:
         (N, min(M, V)) values, float32 or wider, and token ids.
     """
-    N, V = logits_NV.shape
     if logits_NV.dtype == torch.float64:
         value_NV, token_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
         return value_NV[:, :M], token_NV[:, :M]
     logits_NV = logits_NV.float()
-    blocks = V // BLOCK
-    if V % BLOCK or blocks < 3 * M or not logits_NV.is_contiguous():
-        key_NC = _keys(logits_NV, torch.arange(V, device=logits_NV.device))
-    else:
-        logits_NUB = logits_NV.view(N, blocks, BLOCK)
-        best_NM = _keys(logits_NUB.amax(-1), torch.arange(blocks, device=logits_NV.device)).topk(M, -1, sorted=False).values
-        block_NM = _ids(best_NM)
-        row_N1 = torch.arange(0, N * blocks, blocks, device=logits_NV.device).unsqueeze(-1)
-        value_NMB = logits_NUB.view(-1, BLOCK).index_select(0, (block_NM + row_N1).view(-1)).view(N, -1, BLOCK)
-        token_NMB = (block_NM * BLOCK).unsqueeze(-1) + torch.arange(BLOCK, device=logits_NV.device)
-        key_NC = _keys(value_NMB, token_NMB).flatten(1)
-    key_NM = key_NC.topk(min(M, V), -1).values
-    token_NM = _ids(key_NM)
-    return logits_NV.gather(-1, token_NM), token_NM
+    value_NC, begin_NU = candidates(logits_NV, M + 1)
+    value_NM, place_NM = value_NC.topk(min(M + 1, value_NC.shape[1]), -1)
+    token_NM = place_NM if begin_NU is None else begin_NU.gather(-1, place_NM // BLOCK) + place_NM % BLOCK
+    ties_N = (value_NM[:, 1:] == value_NM[:, :-1]).any(-1)
+    value_NM, token_NM = value_NM[:, :M], token_NM[:, :M]
+    if bool(ties_N.any()):  # rare in float32: only then does an order by value alone leave anything open
+        rows = ties_N.nonzero().squeeze(-1)
+        token_NM = token_NM.index_copy(0, rows, _top_by_key(logits_NV[rows], M))
+        value_NM = logits_NV.gather(-1, token_NM)
+    return value_NM, token_NM
+
+
+def _top_by_key(logits_NV: Tensor, M: int) -> Tensor:
+    """(N, M) ids of the largest float32 logits, equal ones by index."""
+    key_NV = _keys(logits_NV, torch.arange(logits_NV.shape[1], device=logits_NV.device))
+    return 0xFFFFFFFF - (key_NV.topk(min(M, logits_NV.shape[1]), -1).values & 0xFFFFFFFF)
 
 
 def _keys(value: Tensor, index: Tensor) -> Tensor:
@@ -100,10 +101,6 @@ def _keys(value: Tensor, index: Tensor) -> Tensor:
     bits = (value + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: the two zeros are equal
     rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (rank.long() << 32) | (0xFFFFFFFF - index)
-
-
-def _ids(key: Tensor) -> Tensor:
-    return 0xFFFFFFFF - (key & 0xFFFFFFFF)
 
 
 def _largest(value_NC: Tensor, M: int) -> Tensor:

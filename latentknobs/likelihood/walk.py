@@ -6,8 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from latentknobs.knob import TruncationKnob
-from latentknobs.likelihood.prefix import UNKNOWN, Branch, Key, Scaled, State, product, sees, tree, truncate
+from latentknobs.knob import ScalingKnob, TruncationKnob
+from latentknobs.likelihood.prefix import UNCUT, UNKNOWN, Branch, Key, Scaled, State, product, sees, tree, truncate
 from latentknobs.space import KnobSpace
 
 
@@ -19,11 +19,15 @@ class Needs:
         keys: temperature chains whose whole-row mass is read.
         greedy: whether an option puts all mass on the argmax.
         top: whether any option truncates.
+        key_of: for each option, the index of its temperature chain in `keys`; -1 where it is greedy or truncates.
+        scales: all temperature chains.
     """
 
     keys: tuple[Key, ...]
     greedy: bool
     top: bool
+    key_of: tuple[int, ...]
+    scales: tuple[Key, ...]
 
 
 @dataclass(frozen=True)
@@ -54,27 +58,46 @@ class Targets:
 def needs(space: KnobSpace) -> Needs:
     """What `walk` will ask for (see `Needs`)."""
     keys: dict[Key, None] = {}
+    key_of: dict[int, Key] = {}
+    scales: dict[Key, None] = {(): None}
     greedy = top = False
 
     def visit(j: int, branches: tuple[Branch, ...], key: Key, cut: bool) -> None:
         nonlocal greedy, top
-        if not branches and not cut:
-            keys[key] = None
         for branch in branches:
-            if branch.is_neutral:
-                visit(j + 1, branch.following, key, cut)
-            elif branch.temperature is not None:
-                greedy |= branch.temperature == 0
-                if branch.temperature > 0:
-                    visit(j + 1, branch.following, (*key, branch.temperature), cut)
-            else:
-                top = True
+            new_key, new_cut = key, cut
+            if branch.temperature == 0:
+                greedy = True
+                continue
+            if branch.temperature is not None and not branch.is_neutral:
+                new_key = (*key, branch.temperature)
+                scales[new_key] = None
+            elif not branch.is_neutral:
+                top = new_cut = True
                 if not cut and sees(space.knobs[j]) == "mass":
                     keys[key] = None
-                visit(j + 1, branch.following, key, True)
+            if branch.following:
+                visit(j + 1, branch.following, new_key, new_cut)
+            elif not new_cut:
+                keys[new_key] = None
+                key_of[branch.ks[0]] = new_key
 
     visit(0, tree(space), (), False)
-    return Needs(tuple(keys), greedy, top)
+    index = {key: q for q, key in enumerate(keys)}
+    columns = tuple(index[key_of[k]] if k in key_of else -1 for k in range(space.K))
+    return Needs(tuple(keys), greedy, top, columns, tuple(scales))
+
+
+def scale_only(space: KnobSpace, targets: Targets) -> Tensor:
+    """(R, K) the table of a space in which nothing truncates."""
+    need = needs(space)
+    temperature_Q = torch.tensor([product(key) for key in need.keys], dtype=torch.float64, device=targets.logit_R.device)
+    gap_R1 = (targets.logit_R.double() - targets.best_R.double()).unsqueeze(-1)
+    logps_RQ = (gap_R1 / temperature_Q - targets.log_mass_RQ).to(targets.log_mass_RQ.dtype)
+    if not need.greedy:
+        return logps_RQ[:, need.key_of]
+    greedy_R1 = torch.zeros_like(targets.logit_R).masked_fill(~targets.is_first_R, -torch.inf).unsqueeze(-1)
+    return torch.cat([logps_RQ, greedy_R1], -1)[:, need.key_of]
 
 
 def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tuple[Tensor, Tensor]:
@@ -89,67 +112,136 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
         (R, K) log-probabilities, and (R, K) True where the top does not tell.
     """
     table = _Walk(space, top_RM, targets, whole)
-    table.visit(0, tree(space), (), None)
-    for key in list(table.leaves):
-        table.settle(key)
+    uncut_R1 = torch.full((len(top_RM), 1), UNCUT, device=top_RM.device)
+    root = _Front(((),), ([_Node(tree(space), [], False)],), uncut_R1)
+    table.visit(0, root, Scaled(top_RM, whole, table.mass_of.get(())))
     return table.logps_RK, table.open_RK
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A chain beginning: what may follow, the options it stands for, and whether it cuts at all."""
+
+    following: tuple[Branch, ...]
+    ks: list[int]
+    cuts: bool
+
+
+@dataclass(frozen=True)
+class _Front:
+    """All chain beginnings of one length at one temperature, or at G temperatures that are followed by the same values.
+
+    The latter are walked together, each temperature's rows under those of the one before: fewer, larger operations.
+
+    Attributes:
+        keys: the G temperature chains.
+        groups: for each, its P nodes.
+        cut_NP: (G * R, P) how many tokens each keeps.
+    """
+
+    keys: tuple[Key, ...]
+    groups: tuple[list[_Node], ...]
+    cut_NP: Tensor
 
 
 class _Walk:
     def __init__(self, space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> None:
-        self.space, self.top_RM, self.targets, self.whole = space, top_RM, targets, whole
+        self.space, self.targets, self.whole = space, targets, whole
         self.mass_of = dict(zip(needs(space).keys, targets.log_mass_RQ.unbind(-1), strict=True))
         self.logps_RK = top_RM.new_empty(len(top_RM), space.K)
         self.open_RK = torch.zeros(len(top_RM), space.K, dtype=torch.bool, device=top_RM.device)
-        self.rank_R = (top_RM > targets.logit_R.unsqueeze(-1)).sum(-1)
-        self.scaled: dict[Key, Scaled] = {}
-        self.leaves: dict[Key, list[tuple[list[int], Tensor | None]]] = {}
+        self.rank_R1 = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1))  # tokens above the target
 
-    def at(self, key: Key) -> Scaled:
-        """The top at a temperature; divided as often as the chain divides, so that rounding agrees with `apply`."""
-        if key not in self.scaled:
-            top_RM = self.top_RM if not key else self.at(key[:-1]).top_RM / key[-1]
-            self.scaled[key] = Scaled(top_RM, self.whole, self.mass_of.get(key))
-        return self.scaled[key]
+    def visit(self, j: int, front: _Front, scaled: Scaled) -> None:
+        """Lets knob j act on all chain beginnings of a front, and what follows on what that makes."""
+        if j == len(self.space.knobs):
+            self._settle(front, scaled)
+            return
+        knob = self.space.knobs[j]
+        if isinstance(knob, TruncationKnob):
+            act = self._prefix if sees(knob) == "prefix" else self._reading
+            self.visit(j + 1, act(knob, front, scaled), scaled)
+            return
+        branches = [branch for node in front.groups[0] for branch in node.following]
+        temperatures = [t for t in dict.fromkeys(branch.temperature for branch in branches) if t is not None]
+        if 0 in temperatures:  # one token is left, and no knob removes the last one
+            self.logps_RK[:, [k for branch in branches if branch.temperature == 0 for k in branch.ks]] = self._greedy_R1()
+        together: dict[object, list[float]] = {}
+        for t in [t for t in temperatures if t > 0]:
+            shape = tuple((p, branch.shape[1]) for p, branch in _found(front.groups[0], t))
+            last = not any(isinstance(later, ScalingKnob) for later in self.space.knobs[j + 1 :])
+            together.setdefault(shape if last else t, []).append(t)
+        for group in together.values():
+            self.visit(j + 1, *self._scale(front, scaled, group))
 
-    def visit(self, j: int, branches: tuple[Branch, ...], key: Key, cut_R: Tensor | None) -> None:
-        """All branches that follow a chain beginning: what that made of the rows is (key, cut_R)."""
-        knob, state = self.space.knobs[j], State(self.at(key), cut_R)
-        for branch in branches:
-            new_key, new_cut_R = key, cut_R
-            if branch.temperature == 0:  # one token is left, and no knob removes the last one
-                self.logps_RK[:, branch.ks] = self._greedy_R1()
-                continue
-            if branch.temperature is not None and not branch.is_neutral:
-                new_key = (*key, branch.temperature)
-            elif not branch.is_neutral:
-                assert isinstance(knob, TruncationKnob)
-                new_cut_R = truncate(knob, branch.value, state)
-            if branch.following:
-                self.visit(j + 1, branch.following, new_key, new_cut_R)
-            else:
-                self.leaves.setdefault(new_key, []).append((branch.ks, new_cut_R))
-            if new_key != key and cut_R is None:
-                self.settle(new_key)
+    def _scale(self, front: _Front, scaled: Scaled, temperatures: list[float]) -> tuple[_Front, Scaled]:
+        """Divides by several temperatures, one block of rows each."""
+        keys = tuple(front.keys[0] if t == 1 else (*front.keys[0], t) for t in temperatures)
+        parents = [p for p, _ in _found(front.groups[0], temperatures[0])]
+        groups = tuple([_grown(front.groups[0][p], branch) for p, branch in _found(front.groups[0], t)] for t in temperatures)
+        # Divided as often as the chain divides, so that rounding agrees with `apply`.
+        top_NM = torch.cat([scaled.top_RM if t == 1 else scaled.top_RM / t for t in temperatures])
+        masses = [self.mass_of[key] for key in keys if key in self.mass_of]
+        mass_N = torch.cat(masses) if len(masses) == len(keys) else None
+        cut_NP = front.cut_NP[:, parents].repeat(len(keys), 1)
+        return _Front(keys, groups, cut_NP), Scaled(top_NM, self.whole, mass_N)
 
-    def settle(self, key: Key) -> None:
-        """Writes the table's columns of one temperature, whose tables can then be forgotten."""
-        leaves = self.leaves.pop(key, [])
-        gap_R1 = ((self.targets.logit_R.double() - self.targets.best_R.double()) / product(key)).unsqueeze(-1)
-        for ks in [ks for ks, cut_R in leaves if cut_R is None]:
-            self.logps_RK[:, ks] = (gap_R1 - self.mass_of[key].unsqueeze(-1)).to(self.logps_RK.dtype)
-        cuts = [(k, cut_R) for ks, cut_R in leaves if cut_R is not None for k in ks]
-        if cuts:
-            columns = [k for k, _ in cuts]
-            cut_RG = torch.stack([cut_R for _, cut_R in cuts], -1)
-            mass_RM = self.at(key).mass_RM
-            log_mass_RG = mass_RM.gather(-1, cut_RG.clamp(1, mass_RM.shape[1]) - 1).log()
-            logps_RG = (gap_R1 - log_mass_RG).masked_fill(self.rank_R.unsqueeze(-1) >= cut_RG, -torch.inf)
-            self.logps_RK[:, columns] = logps_RG.to(self.logps_RK.dtype)
-            if not self.whole:
-                self.open_RK[:, columns] = (cut_RG == UNKNOWN) | (cut_RG > mass_RM.shape[1])
-        self.scaled.pop(key, None)
+    def _prefix(self, knob: TruncationKnob, front: _Front, scaled: Scaled) -> _Front:
+        """A knob that sees no further than a cut has its own count at each temperature, whatever came before."""
+        branches = [branch for node in front.groups[0] for branch in node.following]
+        values = tuple(dict.fromkeys(branch.value for branch in branches if not branch.is_neutral))
+        place = {value: g for g, value in enumerate(values)}
+        own_NG = truncate(knob, values, State(scaled, None)) if values else front.cut_NP[:, :0]
+        own_NG = torch.cat([own_NG, torch.full_like(front.cut_NP[:, :1], UNCUT)], -1)
+        parents, groups = _children(front)
+        columns = [-1 if branch.is_neutral else place[branch.value] for branch in branches]
+        return _Front(front.keys, groups, torch.minimum(front.cut_NP[:, parents], own_NG[:, columns]))
+
+    def _reading(self, knob: TruncationKnob, front: _Front, scaled: Scaled) -> _Front:
+        """A knob that reads what is left of a row acts on each chain beginning by itself, at all its values at once."""
+        cuts: list[Tensor] = []
+        for p, node in enumerate(front.groups[0]):
+            before_N1 = front.cut_NP[:, p : p + 1]
+            acting = tuple(branch.value for branch in node.following if not branch.is_neutral)
+            if acting:
+                made_NG = truncate(knob, acting, State(scaled, before_N1.squeeze(-1) if node.cuts else None))
+            order = iter(range(len(acting)))
+            cuts += [before_N1 if b.is_neutral else made_NG[:, (g := next(order)) : g + 1] for b in node.following]
+        return _Front(front.keys, _children(front)[1], torch.cat(cuts, -1))
+
+    def _settle(self, front: _Front, scaled: Scaled) -> None:
+        """Writes the table's columns of a front of whole chains."""
+        G, cut_NP, mass_NM = len(front.keys), front.cut_NP, scaled.mass_RM
+        M = mass_NM.shape[1]
+        log_mass_NP = mass_NM.gather(-1, cut_NP.clamp(1, M) - 1).log_()
+        if scaled.log_mass_R is not None:
+            log_mass_NP = torch.where(cut_NP == UNCUT, scaled.log_mass_R.double().unsqueeze(-1), log_mass_NP)
+        gap_R1 = (self.targets.logit_R.double() - self.targets.best_R.double()).unsqueeze(-1)
+        gap_N1 = torch.cat([gap_R1 / product(key) for key in front.keys])
+        logps_NP = (gap_N1 - log_mass_NP).masked_fill_(self.rank_R1.repeat(G, 1) >= cut_NP, -torch.inf)
+        open_NP = None if self.whole else (cut_NP == UNKNOWN) | ((cut_NP > M) & (cut_NP < UNCUT))
+        for g, nodes in enumerate(front.groups):
+            columns, rows = [node.ks[0] for node in nodes], slice(g * len(gap_R1), (g + 1) * len(gap_R1))
+            self.logps_RK[:, columns] = logps_NP[rows].to(self.logps_RK.dtype)
+            if open_NP is not None:
+                self.open_RK[:, columns] = open_NP[rows]
 
     def _greedy_R1(self) -> Tensor:
         is_first_R1 = self.targets.is_first_R.unsqueeze(-1)
         return torch.zeros_like(self.logps_RK[:, :1]).masked_fill(~is_first_R1, -torch.inf)
+
+
+def _found(nodes: list[_Node], temperature: float) -> list[tuple[int, Branch]]:
+    """The branches with one temperature, each with the column of the chain beginning that it continues."""
+    return [(p, branch) for p, node in enumerate(nodes) for branch in node.following if branch.temperature == temperature]
+
+
+def _grown(node: _Node, branch: Branch) -> _Node:
+    """A chain beginning one knob longer."""
+    return _Node(branch.following, branch.ks, node.cuts or (branch.temperature is None and not branch.is_neutral))
+
+
+def _children(front: _Front) -> tuple[list[int], tuple[list[_Node], ...]]:
+    """The chain beginnings one knob longer, and for each the column of the one it continues."""
+    parents = [p for p, node in enumerate(front.groups[0]) for _ in node.following]
+    return parents, tuple([_grown(node, branch) for node in nodes for branch in node.following] for nodes in front.groups)

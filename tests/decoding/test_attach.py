@@ -127,7 +127,7 @@ def test_a_constant_neutral_option_is_plain_sampling(lm: nn.Module) -> None:
     torch.manual_seed(4)
     plain_BL = lm.generate(**left_padded(), max_new_tokens=TOKENS, **neutral)
     torch.manual_seed(4)
-    with Attached(lm, ConstantPolicy(KnobSpace.of({"temperature": [1.0]}), 0)):
+    with Attached(lm, ConstantPolicy(KnobSpace.of({"temperature": [1.0]}), 0), sampler="transformers"):
         assert torch.equal(lm.generate(**left_padded(), max_new_tokens=TOKENS), plain_BL)
 
 

@@ -95,26 +95,19 @@ def test_attaching_twice_is_refused_and_leaves_the_first_at_work(lm: nn.Module) 
         pass
 
 
-def test_beam_search_is_refused_where_rows_carry_options(lm: nn.Module) -> None:
+def test_beam_search_without_a_cache_is_refused_where_rows_carry_options(lm: nn.Module) -> None:
     with Attached(lm, UniformPolicy(SPACE, Sequence())):
-        with pytest.raises(DecodingError, match=r"Beam search reorders rows, and level 'sequence'.*num_beams=1"):
-            lm.generate(**left_padded(), max_new_tokens=2, num_beams=2)
+        with pytest.raises(DecodingError, match=r"Beam search without a cache.*level 'sequence'.*use_cache=True"):
+            lm.generate(**left_padded(), max_new_tokens=2, num_beams=2, use_cache=False)
         with pytest.raises(DecodingError, match="Beam search"):
-            lm.generate(**left_padded(), generation_config=GenerationConfig(num_beams=2, max_new_tokens=2))
+            lm.generate(**left_padded(), generation_config=GenerationConfig(num_beams=2, max_new_tokens=2, use_cache=False))
     with Attached(lm, policy_for(lm, "token", "greedy")):
-        assert lm.generate(**left_padded(), max_new_tokens=3, num_beams=2, do_sample=False).shape[0] == 3
+        assert lm.generate(**left_padded(), max_new_tokens=3, num_beams=2, use_cache=False).shape[0] == 3
 
 
 def test_options_before_any_generate_are_an_error(lm: nn.Module) -> None:
     with Attached(lm, WARM) as knobs, pytest.raises(DecodingError, match="Nothing was generated yet"):
         _ = knobs.option_BT
-
-
-def test_prompts_as_embeddings_are_refused_rather_than_half_honoured(lm: nn.Module) -> None:
-    """Their first token would silently escape the policy: the hooks see no ids."""
-    embedded_BSD = lm.get_input_embeddings()(left_padded()["input_ids"])
-    with Attached(lm, WARM), pytest.raises(DecodingError, match="inputs_embeds"):
-        lm.generate(inputs_embeds=embedded_BSD, max_new_tokens=2)
 
 
 def test_detach_gives_the_model_back_exactly(lm: nn.Module) -> None:

@@ -1,0 +1,139 @@
+"""Head training on cached tables, one thread: `python -m benchmarks.training [--json DIR]`.
+
+First, what a token costs forward and backward, by the width of its features and of the head, and how little of it is the loss.
+Second, tokens per second against the obvious loop, which runs the LM and one warper chain per option in every step. Third,
+rollouts with options drawn for every token against plain sampling by transformers, same batch.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.timing import Row, interleaved, report
+from latentknobs import KnobSpace
+from latentknobs.decoding import Attached
+from latentknobs.decoding.frozen import read_responses
+from latentknobs.heads import OptionHead
+from latentknobs.likelihood import reference
+from latentknobs.objectives import Responses, lpo_loss
+from latentknobs.policies import UniformPolicy
+from latentknobs.segments import Every
+
+SIX = KnobSpace.of("temperature")
+PAIRS, T = 16, 64  # a batch of pairs: 2 * 16 * 64 tokens
+DATA = Path(os.environ.get("LATENTKNOBS_DATA", "../shared/data"))
+
+
+def responses(K: int, B: int = PAIRS) -> Responses:
+    """Random tables, token level."""
+    logps_BTK = -torch.rand(B, T, K) * 3
+    return Responses(logps_BTK, torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
+
+
+def step(head: OptionHead, feature_BTF: Tensor, chosen: Responses, rejected: Responses) -> None:
+    """One step of the head: loss of all pairs, forward and backward."""
+    log_pi_BTK = head(feature_BTF)
+    lpo_loss("latent", chosen, rejected, log_pi_BTK[: len(log_pi_BTK) // 2], log_pi_BTK[len(log_pi_BTK) // 2 :]).mean().backward()
+    head.zero_grad()
+
+
+def per_token(D: int, hidden: int, goal: float | None) -> Row:
+    """Microseconds per token of a step."""
+    head, chosen, rejected = OptionHead(SIX, D, hidden=hidden), responses(SIX.K), responses(SIX.K)
+    feature_BTF = torch.randn(2 * PAIRS, T, D)
+    log_pi_BTK = torch.randn(2 * PAIRS, T, SIX.K).log_softmax(-1).requires_grad_()
+
+    def loss_only() -> None:
+        lpo_loss("latent", chosen, rejected, log_pi_BTK[:PAIRS], log_pi_BTK[PAIRS:]).mean().backward()
+
+    whole: Callable[[], Any] = lambda: step(head, feature_BTF, chosen, rejected)  # noqa: E731
+    seconds = interleaved({"step": whole, "loss": loss_only}, rounds=9)
+    tokens = 2 * PAIRS * T
+    us = seconds["step"] / tokens * 1e6
+    return {
+        "D": D, "head width": hidden, "K": SIX.K, "us/token": us,
+        "of it the loss": seconds["loss"] / tokens * 1e6, "target": goal,
+        "met": None if goal is None else us <= goal,
+    }  # fmt: skip
+
+
+def against_loop(name: str, model: Any, goal: float) -> Row:
+    """Tokens per second of cached training and of a loop that runs everything in every step."""
+    V, B, rows = model.config.vocab_size, 4, 2 * PAIRS
+    prompts, replies = torch.randint(3, V, (B, 16)).tolist(), torch.randint(3, V, (B, T)).tolist()
+    head = OptionHead(SIX, model.config.hidden_size)
+    chosen, rejected = responses(SIX.K), responses(SIX.K)
+    feature_BTF = torch.randn(rows, T, model.config.hidden_size)
+
+    def obvious() -> None:
+        hidden, tables = [], []
+        for (hidden_TD, logits_TV), reply in zip(read_responses(model, prompts, replies), replies, strict=True):
+            hidden.append(hidden_TD)
+            tables.append(reference.option_logps(logits_TV, torch.tensor(reply), SIX))
+        made = [
+            Responses(torch.stack(part), torch.arange(T).expand(B // 2, -1), torch.ones(B // 2, T, dtype=torch.bool))
+            for part in (tables[: B // 2], tables[B // 2 :])
+        ]
+        step(head, torch.stack(hidden), made[0], made[1])
+
+    seconds = interleaved({"cached": lambda: step(head, feature_BTF, chosen, rejected), "obvious": obvious}, rounds=5)
+    cached, loop = rows * T / seconds["cached"], B * T / seconds["obvious"]
+    return {
+        "model": name, "V": V, "D": model.config.hidden_size, "cached tokens/s": cached, "loop tokens/s": loop,
+        "ratio": cached / loop, "target": goal, "met": cached / loop >= goal,
+    }  # fmt: skip
+
+
+def rollouts(name: str, model: Any, B: int = 16, tokens: int = 32) -> Row:
+    """Time of a batch of rollouts over that of plain sampling."""
+    V = model.config.vocab_size
+    ids_BL, policy = torch.randint(3, V, (B, 16)), UniformPolicy(SIX, Every(1))
+    told = {"attention_mask": torch.ones_like(ids_BL), "max_new_tokens": tokens, "min_new_tokens": None, "eos_token_id": None}
+
+    def adaptive() -> None:
+        with Attached(model, policy):
+            model.generate(ids_BL, **told)
+
+    plain: Callable[[], Any] = lambda: model.generate(ids_BL, do_sample=True, top_k=0, **told)  # noqa: E731
+    seconds = interleaved({"plain": plain, "adaptive": adaptive}, rounds=7)
+    ratio = seconds["adaptive"] / seconds["plain"]
+    return {
+        "model": name, "V": V, "B": B, "plain us/token": seconds["plain"] / (B * tokens) * 1e6,
+        "ours us/token": seconds["adaptive"] / (B * tokens) * 1e6, "ours / plain": ratio, "target": 1.0, "met": ratio <= 1.0,
+    }  # fmt: skip
+
+
+def models() -> dict[str, Any]:
+    """The d = 512 model of random weights, and stories260K where it is at hand."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "num_attention_heads": 8}
+    found: dict[str, Any] = {"random, d = 512": LlamaForCausalLM(LlamaConfig(vocab_size=32_000, pad_token_id=0, **shape)).eval()}
+    if (DATA / "stories260K").is_dir():
+        found["stories260K"] = AutoModelForCausalLM.from_pretrained(DATA / "stories260K").eval()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", help="folder for the figures")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = args.json
+    shapes = [(1024, 256), (4096, 256), (4096, 64), (4096, 16)]
+    rows = [per_token(D, width, 15.0 if D == 4096 else None) for D, width in shapes]
+    report("A token of head training, forward and backward", rows, folder and f"{folder}/training.json")
+    found = models()
+    loops = [against_loop(name, model, 100.0) for name, model in found.items()]
+    report("Cached training against running the LM in every step", loops, folder and f"{folder}/training_loop.json")
+    rolled = [rollouts(name, model) for name, model in found.items()]
+    report("Rollouts against plain sampling", rolled, folder and f"{folder}/rollouts.json")
+
+
+if __name__ == "__main__":
+    main()

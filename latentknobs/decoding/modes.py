@@ -1,0 +1,92 @@
+"""Ways of calling `generate`: which of them an attached policy can honour, and settings that would act on top of it."""
+
+from copy import deepcopy
+from typing import Any, Literal
+
+from latentknobs.errors import DecodingError
+from latentknobs.policies import ConstantPolicy, Policy
+from latentknobs.segments import Every
+
+Sampler = Literal["own", "transformers"]
+NEUTRAL: dict[str, Any] = {
+    "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None,
+}  # fmt: skip
+
+
+def neutral(config: Any) -> Any:
+    """A copy of a generation config in which nothing acts on the logits after the policy."""
+    copy = deepcopy(config)
+    for name, value in NEUTRAL.items():
+        setattr(copy, name, value)
+    return copy
+
+
+def refuse_settings(kwargs: dict[str, Any], policy: Policy) -> None:
+    """Sampling settings written by the caller of `generate` contradict the policy.
+
+    Raises:
+        DecodingError: naming the setting.
+    """
+    for name, value in NEUTRAL.items():
+        if name in kwargs and name != "do_sample" and kwargs[name] not in (value, None):
+            raise DecodingError(
+                f"generate({name}={kwargs[name]!r}) would act on top of the attached policy, which already chooses "
+                f"{', '.join(policy.space.names)}. Leave {name} out, or detach the policy."
+            )
+
+
+def setting(name: str, kwargs: dict[str, Any], config: Any, default: Any) -> Any:
+    """A setting from the call, else from its generation config."""
+    value = kwargs.get(name)
+    value = getattr(config, name, None) if value is None else value
+    return default if value is None else value
+
+
+def is_stateless(policy: Policy) -> bool:
+    """Whether a row's option can be told from its newest token alone."""
+    return policy.segmenter == Every(1) or isinstance(policy, ConstantPolicy)
+
+
+def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
+    """Beams that carry an option from token to token are followed through the cache.
+
+    Raises:
+        DecodingError: there is no cache to follow.
+    """
+    if not use_cache and not is_stateless(policy):
+        raise DecodingError(
+            f"Beam search without a cache cannot carry level {policy.segmenter.level!r} from token to token. "
+            "Use use_cache=True, or an adapter of level 'token'."
+        )
+
+
+def refuse_batching(policy: Policy) -> None:
+    """Continuous batching packs requests into one row and does not say which is which.
+
+    Raises:
+        DecodingError: the policy would have to know.
+    """
+    if not is_stateless(policy):
+        raise DecodingError(
+            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot carry level "
+            f"{policy.segmenter.level!r}. Use generate, or an adapter of level 'token'."
+        )
+    if policy.pick == "sample":
+        raise DecodingError(
+            "Continuous batching (generate_batch) does not tell which request a token belongs to, so options cannot be drawn "
+            "by seed, row and position. Use generate, or a policy with pick='greedy'."
+        )
+
+
+def samples_plainly(config: Any, processors: Any) -> bool:
+    """Whether `generate` would do nothing with the logits but draw one token per row from them.
+
+    Args:
+        config: the generation config that `generate` prepared.
+        processors: the logits processors it will apply.
+    """
+    from transformers.generation.configuration_utils import GenerationMode
+
+    wants_scores = config.return_dict_in_generate and (config.output_scores or config.output_logits)
+    return config.get_generation_mode() == GenerationMode.SAMPLE and len(processors) == 0 and not wants_scores
