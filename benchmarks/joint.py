@@ -24,15 +24,22 @@ ALONE = "temperature alone"
 @click.command()
 @click.option("--level", default="token", show_default=True)
 @click.option("--train-prompts", default=1024, show_default=True)
+@click.option("--rollouts", default=8, show_default=True, help="Responses per training prompt.")
+@click.option("--pairs", default=1, show_default=True, help="Pairs per training prompt.")
 @click.option("--eval-size", default=384, show_default=True)
 @click.option("--seeds", default=2, show_default=True)
 @click.option("--factorised/--joint", default=True, show_default=True, help="One categorical per knob, or one over all options.")
 @click.option("--threads", default=2, show_default=True)
-def main(level: str, train_prompts: int, eval_size: int, seeds: int, factorised: bool, threads: int) -> None:
+def main(
+    level: str, train_prompts: int, rollouts: int, pairs: int, eval_size: int, seeds: int, factorised: bool, threads: int
+) -> None:  # fmt: skip
     """Trains both heads, compares them with everything, prints the tables."""
     torch.set_num_threads(threads)
-    name = f"joint-{level}"
-    settings: dict[str, Any] = {"level": level, "train_prompts": train_prompts, "eval_size": 0, "batch_size": 512}
+    name = f"joint-{level}-{rollouts}"
+    settings: dict[str, Any] = {
+        "level": level, "train_prompts": train_prompts, "rollouts": rollouts, "pairs_per_prompt": pairs, "eval_size": 0,
+        "batch_size": 512,
+    }  # fmt: skip
     knobs = [TEMPERATURE, TOP_P, MIN_P]
     alone = lk.train(knobs=[TEMPERATURE], output_dir=f"runs/{name}/temperature", **settings).adapter
     both = lk.train(knobs=knobs, factorised=factorised, output_dir=f"runs/{name}/joint", **settings).adapter
