@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/demo
 
-.PHONY: help setup demo picture test check lint format clean
+.PHONY: help setup demo picture test check bench lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
 	@echo "make test    the tests (under 8 minutes, set-up included)"
 	@echo "make check   the tests that take longer"
+	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (about 7 minutes)"
 	@echo "make lint    ruff and mypy"
 	@echo "make picture the demo, and the token heat map of the README from it"
 	@echo "make format  let ruff sort imports and format"
@@ -36,6 +37,9 @@ test: $(READY)
 
 check: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)
+	for name in likelihood sampling generate training; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -20,7 +20,6 @@ from latentknobs.likelihood.masses import WORK, row_log_masses
 from latentknobs.likelihood.sorting import first_argmax
 from latentknobs.space import KnobSpace
 
-FIRST = 64  # best tokens that are looked at first; what is settled there does not depend on their number
 TOKENS, REDRAWS = 1, 2  # streams of uniforms
 ROWS = 8  # rows that are looked at as a whole at once
 BLOCK = 256  # tokens per step of the CDF over a whole row
@@ -52,23 +51,13 @@ def sample_values(
     value_NJ = value_NJ.to(torch.float64 if logits_NV.dtype == torch.float64 else torch.float32)
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
         return _sample_scaled(logits_NV, space, value_NJ, u_N)
-    cut = cut_rows(logits_NV, space, value_NJ, FIRST)
+    cut = cut_rows(logits_NV, space, value_NJ)
     token_N = _pick(cut, u_N)
     if cut.is_open_N is not None and bool(cut.is_open_N.any()):
         rows = cut.is_open_N.nonzero().squeeze(-1)
         again_R = uniforms(seed, REDRAWS, row_N[rows], position_N[rows])
-        token_N[rows] = _sample_further(logits_NV[rows], space, value_NJ[rows], u_N[rows], again_R)
+        token_N[rows] = _sample_open(logits_NV[rows], space, value_NJ[rows], cut.rows(rows), u_N[rows], again_R)
     return token_N
-
-
-def _sample_further(logits_RV: Tensor, space: KnobSpace, value_RJ: Tensor, u_R: Tensor, again_R: Tensor) -> Tensor:
-    """Tokens of rows that the first few tokens do not settle."""
-    cut = cut_rows(logits_RV, space, value_RJ)
-    token_R = _pick(cut, u_R)
-    if cut.is_open_N is not None and bool(cut.is_open_N.any()):
-        rows = cut.is_open_N.nonzero().squeeze(-1)
-        token_R[rows] = _sample_open(logits_RV[rows], space, value_RJ[rows], cut.rows(rows), u_R[rows], again_R[rows])
-    return token_R
 
 
 def _pick(cut: Cut, u_N: Tensor) -> Tensor:

@@ -46,9 +46,9 @@ class Cut:
         return replace(self, **parts)
 
 
-def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, top: int | None = None) -> Cut:
-    """How far each row is cut by its own knob values, read off its `top` best tokens; order-preserving knobs only."""
-    top_NM, token_NM = top_tokens(logits_NV, top or TOP)
+def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor) -> Cut:
+    """How far each row is cut by its own knob values, read off its best tokens; order-preserving knobs only."""
+    top_NM, token_NM = top_tokens(logits_NV, TOP)
     M, V = top_NM.shape[1], logits_NV.shape[1]
     temperature_N = torch.ones_like(top_NM[:, 0])
     count_N = torch.full_like(token_NM[:, 0], UNCUT)

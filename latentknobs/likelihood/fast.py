@@ -18,7 +18,7 @@ from latentknobs.likelihood.walk import Targets, needs, scale_only, walk
 from latentknobs.space import KnobSpace
 
 TOP = 256  # M, tokens of a row that are kept in order
-CELLS = 5 << 15  # tokens of tops in work at once, counted at each temperature
+CELLS = 1 << 15  # tokens of tops in work at once: 128 rows of 256, and a few MiB with all that is made of them
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, compiled: b
     V = logits_NV.shape[1]
     top = top_of(V)
     parts = []
-    size = max(1, CELLS // (top * max(1, len(need.scales) - 1)))
+    size = max(1, CELLS // top)
     for first in range(0, len(logits_NV), size):
         rows = slice(first, first + size)
         logps_RK, open_RK = walk(space, top_values(logits_NV[rows], top), targets[rows], whole=top == V)
@@ -97,7 +97,7 @@ def _finish(logits_RV: Tensor, targets: Targets, space: KnobSpace, logps_RK: Ten
     ks = open_RK.any(0).nonzero().squeeze(-1)
     rest = space.select(ks.tolist())
     where_q = torch.tensor([needs(space).keys.index(key) for key in needs(rest).keys], dtype=torch.long)
-    for rows_r in open_RK.any(-1).nonzero().squeeze(-1).split(max(1, WORK // (logits_RV.shape[1] * len(needs(rest).scales)))):
+    for rows_r in open_RK.any(-1).nonzero().squeeze(-1).split(max(1, WORK // (2 * logits_RV.shape[1]))):
         part = targets[rows_r].select(where_q.to(rows_r.device))
         sorted_RV = sort_descending(logits_RV[rows_r].to(logps_RK.dtype))
         logps_RK[rows_r.unsqueeze(-1), ks] = walk(rest, sorted_RV, part, whole=True)[0]

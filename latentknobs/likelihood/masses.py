@@ -29,7 +29,10 @@ def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool 
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     best_N = logits_NV.amax(-1).to(dtype)
     if compiled and N:
-        return best_N, _compiled(tuple(temperatures))(logits_NV, best_N)
+        marked = [logits_NV.view_as(logits_NV), best_N]  # views, so that the marks do not stay on the caller's tensors
+        for tensor in marked:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return best_N, _compiled(tuple(temperatures))(*marked)
     out_NQ = torch.empty(N, len(temperatures), dtype=dtype, device=logits_NV.device)
     rows = max(1, WORK // V) if logits_NV.device.type == "cpu" else N
     work = [torch.empty(min(rows, N), V, dtype=dtype, device=logits_NV.device) for _ in range(2)]
@@ -93,10 +96,13 @@ def _compiled(temperatures: tuple[float, ...]) -> Any:
         gap_NV = logits_NV.to(best_N.dtype) - best_N.unsqueeze(-1)
         masses: dict[int, Tensor] = {}
         for ladder in ladders:
-            weight_NV = torch.exp(gap_NV * (1.0 / temperatures[ladder[0]]))
-            for q in ladder:
+            for step, q in enumerate(ladder):
+                weight_NV = torch.exp(
+                    gap_NV * (1.0 / temperatures[ladder[0]])
+                )  # said again each time: shared, it would be stored
+                for _ in range(step):
+                    weight_NV = weight_NV * weight_NV
                 masses[q] = weight_NV.sum(-1).log()
-                weight_NV = weight_NV * weight_NV
         return torch.stack([masses[q] for q in range(len(temperatures))], -1)
 
-    return torch.compile(fused, dynamic=True)
+    return torch.compile(fused)

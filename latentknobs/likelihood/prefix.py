@@ -148,7 +148,6 @@ class Branch:
     temperature: float | None  # of a scaling knob
     ks: list[int]
     following: tuple["Branch", ...]
-    shape: tuple[float, tuple[object, ...]]  # this value and the shapes of what follows: equal for equal subtrees
 
 
 @lru_cache(maxsize=256)
@@ -171,9 +170,7 @@ def _branches(space: KnobSpace, j: int, ks: list[int]) -> tuple[Branch, ...]:
         if isinstance(knob, ScalingKnob):
             temperature = 1.0 if is_neutral else temperature_of(knob, value)
             is_neutral = temperature == 1
-        following = _branches(space, j + 1, members)
-        shape = (value, tuple(branch.shape for branch in following))
-        out.append(Branch(value, is_neutral, temperature, members, following, shape))
+        out.append(Branch(value, is_neutral, temperature, members, _branches(space, j + 1, members)))
     return tuple(out)
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from latentknobs.knob import ScalingKnob, TruncationKnob
+from latentknobs.knob import TruncationKnob
 from latentknobs.likelihood.prefix import UNCUT, UNKNOWN, Branch, Key, Scaled, State, product, sees, tree, truncate
 from latentknobs.space import KnobSpace
 
@@ -20,14 +20,12 @@ class Needs:
         greedy: whether an option puts all mass on the argmax.
         top: whether any option truncates.
         key_of: for each option, the index of its temperature chain in `keys`; -1 where it is greedy or truncates.
-        scales: all temperature chains.
     """
 
     keys: tuple[Key, ...]
     greedy: bool
     top: bool
     key_of: tuple[int, ...]
-    scales: tuple[Key, ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,6 @@ def needs(space: KnobSpace) -> Needs:
     """What `walk` will ask for (see `Needs`)."""
     keys: dict[Key, None] = {}
     key_of: dict[int, Key] = {}
-    scales: dict[Key, None] = {(): None}
     greedy = top = False
 
     def visit(j: int, branches: tuple[Branch, ...], key: Key, cut: bool) -> None:
@@ -71,7 +68,6 @@ def needs(space: KnobSpace) -> Needs:
                 continue
             if branch.temperature is not None and not branch.is_neutral:
                 new_key = (*key, branch.temperature)
-                scales[new_key] = None
             elif not branch.is_neutral:
                 top = new_cut = True
                 if not cut and sees(space.knobs[j]) == "mass":
@@ -85,7 +81,7 @@ def needs(space: KnobSpace) -> Needs:
     visit(0, tree(space), (), False)
     index = {key: q for q, key in enumerate(keys)}
     columns = tuple(index[key_of[k]] if k in key_of else -1 for k in range(space.K))
-    return Needs(tuple(keys), greedy, top, columns, tuple(scales))
+    return Needs(tuple(keys), greedy, top, columns)
 
 
 def scale_only(space: KnobSpace, targets: Targets) -> Tensor:
@@ -113,8 +109,7 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
     """
     table = _Walk(space, top_RM, targets, whole)
     uncut_R1 = torch.full((len(top_RM), 1), UNCUT, device=top_RM.device)
-    root = _Front(((),), ([_Node(tree(space), [], False)],), uncut_R1)
-    table.visit(0, root, Scaled(top_RM, whole, table.mass_of.get(())))
+    table.visit(0, _Front((), [_Node(tree(space), [], False)], uncut_R1), Scaled(top_RM, whole, table.mass_of.get(())))
     return table.logps_RK, table.open_RK
 
 
@@ -129,19 +124,11 @@ class _Node:
 
 @dataclass(frozen=True)
 class _Front:
-    """All chain beginnings of one length at one temperature, or at G temperatures that are followed by the same values.
+    """All chain beginnings of one length at one temperature chain, and the tokens that each keeps of each row, (R, P)."""
 
-    The latter are walked together, each temperature's rows under those of the one before: fewer, larger operations.
-
-    Attributes:
-        keys: the G temperature chains.
-        groups: for each, its P nodes.
-        cut_NP: (G * R, P) how many tokens each keeps.
-    """
-
-    keys: tuple[Key, ...]
-    groups: tuple[list[_Node], ...]
-    cut_NP: Tensor
+    key: Key
+    nodes: list[_Node]
+    cut_RP: Tensor
 
 
 class _Walk:
@@ -162,86 +149,61 @@ class _Walk:
             act = self._prefix if sees(knob) == "prefix" else self._reading
             self.visit(j + 1, act(knob, front, scaled), scaled)
             return
-        branches = [branch for node in front.groups[0] for branch in node.following]
-        temperatures = [t for t in dict.fromkeys(branch.temperature for branch in branches) if t is not None]
-        if 0 in temperatures:  # one token is left, and no knob removes the last one
-            self.logps_RK[:, [k for branch in branches if branch.temperature == 0 for k in branch.ks]] = self._greedy_R1()
-        together: dict[object, list[float]] = {}
-        for t in [t for t in temperatures if t > 0]:
-            shape = tuple((p, branch.shape[1]) for p, branch in _found(front.groups[0], t))
-            last = not any(isinstance(later, ScalingKnob) for later in self.space.knobs[j + 1 :])
-            together.setdefault(shape if last else t, []).append(t)
-        for group in together.values():
-            self.visit(j + 1, *self._scale(front, scaled, group))
-
-    def _scale(self, front: _Front, scaled: Scaled, temperatures: list[float]) -> tuple[_Front, Scaled]:
-        """Divides by several temperatures, one block of rows each."""
-        keys = tuple(front.keys[0] if t == 1 else (*front.keys[0], t) for t in temperatures)
-        parents = [p for p, _ in _found(front.groups[0], temperatures[0])]
-        groups = tuple([_grown(front.groups[0][p], branch) for p, branch in _found(front.groups[0], t)] for t in temperatures)
-        # Divided as often as the chain divides, so that rounding agrees with `apply`.
-        top_NM = torch.cat([scaled.top_RM if t == 1 else scaled.top_RM / t for t in temperatures])
-        masses = [self.mass_of[key] for key in keys if key in self.mass_of]
-        mass_N = torch.cat(masses) if len(masses) == len(keys) else None
-        cut_NP = front.cut_NP[:, parents].repeat(len(keys), 1)
-        return _Front(keys, groups, cut_NP), Scaled(top_NM, self.whole, mass_N)
+        for temperature in dict.fromkeys(branch.temperature for node in front.nodes for branch in node.following):
+            assert temperature is not None
+            parents, nodes = _children(front, temperature)
+            if temperature == 0:  # one token is left, and no knob removes the last one
+                self.logps_RK[:, [k for node in nodes for k in node.ks]] = self._greedy_R1()
+            elif temperature == 1:
+                self.visit(j + 1, _Front(front.key, nodes, front.cut_RP[:, parents]), scaled)
+            else:  # divided as often as the chain divides, so that rounding agrees with `apply`
+                key = (*front.key, temperature)
+                divided = Scaled(scaled.top_RM / temperature, self.whole, self.mass_of.get(key))
+                self.visit(j + 1, _Front(key, nodes, front.cut_RP[:, parents]), divided)
 
     def _prefix(self, knob: TruncationKnob, front: _Front, scaled: Scaled) -> _Front:
         """A knob that sees no further than a cut has its own count at each temperature, whatever came before."""
-        branches = [branch for node in front.groups[0] for branch in node.following]
+        branches = [branch for node in front.nodes for branch in node.following]
         values = tuple(dict.fromkeys(branch.value for branch in branches if not branch.is_neutral))
         place = {value: g for g, value in enumerate(values)}
-        own_NG = truncate(knob, values, State(scaled, None)) if values else front.cut_NP[:, :0]
-        own_NG = torch.cat([own_NG, torch.full_like(front.cut_NP[:, :1], UNCUT)], -1)
-        parents, groups = _children(front)
+        own_RG = truncate(knob, values, State(scaled, None)) if values else front.cut_RP[:, :0]
+        own_RG = torch.cat([own_RG, torch.full_like(front.cut_RP[:, :1], UNCUT)], -1)
         columns = [-1 if branch.is_neutral else place[branch.value] for branch in branches]
-        return _Front(front.keys, groups, torch.minimum(front.cut_NP[:, parents], own_NG[:, columns]))
+        parents, nodes = _children(front)
+        return _Front(front.key, nodes, torch.minimum(front.cut_RP[:, parents], own_RG[:, columns]))
 
     def _reading(self, knob: TruncationKnob, front: _Front, scaled: Scaled) -> _Front:
         """A knob that reads what is left of a row acts on each chain beginning by itself, at all its values at once."""
         cuts: list[Tensor] = []
-        for p, node in enumerate(front.groups[0]):
-            before_N1 = front.cut_NP[:, p : p + 1]
+        for p, node in enumerate(front.nodes):
+            before_R1 = front.cut_RP[:, p : p + 1]
             acting = tuple(branch.value for branch in node.following if not branch.is_neutral)
             if acting:
-                made_NG = truncate(knob, acting, State(scaled, before_N1.squeeze(-1) if node.cuts else None))
+                made_RG = truncate(knob, acting, State(scaled, before_R1.squeeze(-1) if node.cuts else None))
             order = iter(range(len(acting)))
-            cuts += [before_N1 if b.is_neutral else made_NG[:, (g := next(order)) : g + 1] for b in node.following]
-        return _Front(front.keys, _children(front)[1], torch.cat(cuts, -1))
+            cuts += [before_R1 if b.is_neutral else made_RG[:, (g := next(order)) : g + 1] for b in node.following]
+        return _Front(front.key, _children(front)[1], torch.cat(cuts, -1))
 
     def _settle(self, front: _Front, scaled: Scaled) -> None:
         """Writes the table's columns of a front of whole chains."""
-        G, cut_NP, mass_NM = len(front.keys), front.cut_NP, scaled.mass_RM
-        M = mass_NM.shape[1]
-        log_mass_NP = mass_NM.gather(-1, cut_NP.clamp(1, M) - 1).log_()
+        columns, cut_RP, mass_RM = [node.ks[0] for node in front.nodes], front.cut_RP, scaled.mass_RM
+        log_mass_RP = mass_RM.gather(-1, cut_RP.clamp(1, mass_RM.shape[1]) - 1).log_()
         if scaled.log_mass_R is not None:
-            log_mass_NP = torch.where(cut_NP == UNCUT, scaled.log_mass_R.double().unsqueeze(-1), log_mass_NP)
-        gap_R1 = (self.targets.logit_R.double() - self.targets.best_R.double()).unsqueeze(-1)
-        gap_N1 = torch.cat([gap_R1 / product(key) for key in front.keys])
-        logps_NP = (gap_N1 - log_mass_NP).masked_fill_(self.rank_R1.repeat(G, 1) >= cut_NP, -torch.inf)
-        open_NP = None if self.whole else (cut_NP == UNKNOWN) | ((cut_NP > M) & (cut_NP < UNCUT))
-        for g, nodes in enumerate(front.groups):
-            columns, rows = [node.ks[0] for node in nodes], slice(g * len(gap_R1), (g + 1) * len(gap_R1))
-            self.logps_RK[:, columns] = logps_NP[rows].to(self.logps_RK.dtype)
-            if open_NP is not None:
-                self.open_RK[:, columns] = open_NP[rows]
+            log_mass_RP = torch.where(cut_RP == UNCUT, scaled.log_mass_R.double().unsqueeze(-1), log_mass_RP)
+        gap_R1 = ((self.targets.logit_R.double() - self.targets.best_R.double()) / product(front.key)).unsqueeze(-1)
+        logps_RP = (gap_R1 - log_mass_RP).masked_fill_(self.rank_R1 >= cut_RP, -torch.inf)
+        self.logps_RK[:, columns] = logps_RP.to(self.logps_RK.dtype)
+        if not self.whole:
+            self.open_RK[:, columns] = (cut_RP == UNKNOWN) | ((cut_RP > mass_RM.shape[1]) & (cut_RP < UNCUT))
 
     def _greedy_R1(self) -> Tensor:
         is_first_R1 = self.targets.is_first_R.unsqueeze(-1)
         return torch.zeros_like(self.logps_RK[:, :1]).masked_fill(~is_first_R1, -torch.inf)
 
 
-def _found(nodes: list[_Node], temperature: float) -> list[tuple[int, Branch]]:
-    """The branches with one temperature, each with the column of the chain beginning that it continues."""
-    return [(p, branch) for p, node in enumerate(nodes) for branch in node.following if branch.temperature == temperature]
-
-
-def _grown(node: _Node, branch: Branch) -> _Node:
-    """A chain beginning one knob longer."""
-    return _Node(branch.following, branch.ks, node.cuts or (branch.temperature is None and not branch.is_neutral))
-
-
-def _children(front: _Front) -> tuple[list[int], tuple[list[_Node], ...]]:
-    """The chain beginnings one knob longer, and for each the column of the one it continues."""
-    parents = [p for p, node in enumerate(front.groups[0]) for _ in node.following]
-    return parents, tuple([_grown(node, branch) for node in nodes for branch in node.following] for nodes in front.groups)
+def _children(front: _Front, temperature: float | None = None) -> tuple[list[int], list[_Node]]:
+    """The chain beginnings one knob longer (at one temperature), and for each the column of the one it continues."""
+    found = [(p, b) for p, node in enumerate(front.nodes) for b in node.following if temperature in (None, b.temperature)]
+    cuts = [front.nodes[p].cuts or (branch.temperature is None and not branch.is_neutral) for p, branch in found]
+    nodes = [_Node(branch.following, branch.ks, cut) for (_, branch), cut in zip(found, cuts, strict=True)]
+    return [p for p, _ in found], nodes
