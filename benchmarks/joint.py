@@ -26,18 +26,19 @@ ALONE = "temperature alone"
 @click.option("--train-prompts", default=1024, show_default=True)
 @click.option("--rollouts", default=8, show_default=True, help="Responses per training prompt.")
 @click.option("--pairs", default=1, show_default=True, help="Pairs per training prompt.")
+@click.option("--rounds", default=1, show_default=True, help="Of both heads.")
 @click.option("--eval-size", default=384, show_default=True)
 @click.option("--seeds", default=2, show_default=True)
 @click.option("--factorised/--joint", default=True, show_default=True, help="One categorical per knob, or one over all options.")
 @click.option("--threads", default=2, show_default=True)
 def main(
-    level: str, train_prompts: int, rollouts: int, pairs: int, eval_size: int, seeds: int, factorised: bool, threads: int
+    level: str, train_prompts: int, rollouts: int, pairs: int, rounds: int, eval_size: int, seeds: int, factorised: bool, threads: int
 ) -> None:  # fmt: skip
     """Trains both heads, compares them with everything, prints the tables."""
     torch.set_num_threads(threads)
-    name = f"joint-{level}-{rollouts}"
+    name = f"joint-{level}-{rollouts}-{rounds}"
     settings: dict[str, Any] = {
-        "level": level, "train_prompts": train_prompts, "rollouts": rollouts, "pairs_per_prompt": pairs, "eval_size": 0,
+        "level": level, "train_prompts": train_prompts, "rollouts": rollouts, "pairs_per_prompt": pairs, "rounds": rounds, "eval_size": 0,
         "batch_size": 512,
     }  # fmt: skip
     knobs = [TEMPERATURE, TOP_P, MIN_P]
