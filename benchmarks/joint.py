@@ -32,13 +32,15 @@ ALONE = "temperature alone"
 @click.option("--factorised/--joint", default=True, show_default=True, help="One categorical per knob, or one over all options.")
 @click.option("--threads", default=2, show_default=True)
 def main(
-    level: str, train_prompts: int, rollouts: int, pairs: int, rounds: int, eval_size: int, seeds: int, factorised: bool, threads: int
+    level: str, train_prompts: int, rollouts: int, pairs: int, rounds: int, eval_size: int,
+    seeds: int, factorised: bool, threads: int
 ) -> None:  # fmt: skip
     """Trains both heads, compares them with everything, prints the tables."""
     torch.set_num_threads(threads)
     name = f"joint-{level}-{rollouts}-{rounds}"
     settings: dict[str, Any] = {
-        "level": level, "train_prompts": train_prompts, "rollouts": rollouts, "pairs_per_prompt": pairs, "rounds": rounds, "eval_size": 0,
+        "level": level, "train_prompts": train_prompts, "rollouts": rollouts, "pairs_per_prompt": pairs, "rounds": rounds,
+        "eval_size": 0,
         "batch_size": 512,
     }  # fmt: skip
     knobs = [TEMPERATURE, TOP_P, MIN_P]
