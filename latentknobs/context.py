@@ -21,7 +21,8 @@ class Context:
     Attributes:
         previous_NL: (N, L) ids of all earlier tokens, prompt included; -1 where a row has fewer (on either side).
         position_N: (N,) how many response tokens came before.
-        second_NV: (N, V) logits of the same token in another context (without the evidence, or of another model).
+        second_NV: (N, V) logits of the same token in another context. `generate` and `train` supply those of the same model
+            without the prompt (see `latentknobs.decoding.second`); who calls the likelihoods may supply any.
     """
 
     previous_NL: Tensor
@@ -60,31 +61,50 @@ class Context:
         return f"Context({', '.join(f'{part} {tuple(tensor.shape)}' for part, tensor in self.__dict__.items())})"
 
     @classmethod
-    def of_response(cls, prompt: Sequence[int], response: Sequence[int], device: torch.device | str = "cpu") -> "Context":
+    def of_response(
+        cls,
+        prompt: Sequence[int],
+        response: Sequence[int],
+        device: torch.device | str = "cpu",
+        second_TV: Tensor | None = None,
+    ) -> "Context":
         """The T contexts in which the T tokens of a finished response were sampled (teacher forcing).
 
         Row t has seen the prompt and `response[:t]`. Takes T * (P + T) int64 numbers.
+
+        Args:
+            second_TV: second logits of any floating dtype, where a knob needs them (`latentknobs.decoding.read_contexts`).
         """
         ids_L = torch.tensor([*prompt, *response[:-1]], device=device, dtype=torch.long)
         position_T = torch.arange(len(response), device=device)
         is_seen_TL = torch.arange(len(ids_L), device=device) < (len(prompt) + position_T).unsqueeze(-1)
-        return cls(previous_NL=torch.where(is_seen_TL, ids_L, -1), position_N=position_T)
+        return cls(previous_NL=torch.where(is_seen_TL, ids_L, -1), position_N=position_T, **_second(second_TV))
 
     @classmethod
-    def of_step(cls, ids_BL: Tensor, prompt_length: int, mask_BL: Tensor | None = None) -> "Context":
+    def of_step(
+        cls, ids_BL: Tensor, prompt_length: int, mask_BL: Tensor | None = None, second_BV: Tensor | None = None
+    ) -> "Context":
         """The contexts of the next token of B unfinished sequences.
 
         Args:
             ids_BL: (B, L) prompt and response so far.
             prompt_length: columns of it that belong to the prompt.
             mask_BL: (B, L) or (B, prompt_length), 0 at padding.
+            second_BV: second logits of any floating dtype, where a knob needs them.
         """
         if mask_BL is not None:
             is_real_BL = torch.ones_like(ids_BL, dtype=torch.bool)
             is_real_BL[:, : mask_BL.shape[1]] = mask_BL.bool()
             ids_BL = torch.where(is_real_BL, ids_BL, -1)
         position = ids_BL.shape[1] - prompt_length
-        return cls(previous_NL=ids_BL, position_N=ids_BL.new_full((len(ids_BL),), position))
+        return cls(previous_NL=ids_BL, position_N=ids_BL.new_full((len(ids_BL),), position), **_second(second_BV))
+
+
+def _second(second_NV: Tensor | None) -> dict[str, Tensor]:
+    """The part as knobs are given logits: float32 or wider."""
+    if second_NV is None:
+        return {}
+    return {"second_NV": second_NV if second_NV.dtype == torch.float64 else second_NV.float()}
 
 
 def missing_part(who: str, part: str) -> DecodingError:

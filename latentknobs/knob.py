@@ -175,12 +175,14 @@ class ContextKnob(DecodingKnob):
         """`apply` with the declared parts of the context; row n belongs to row n of each part."""
 
     def apply_in(self, logits_NV: Tensor, value_N: Tensor, context: Context | None = None) -> Tensor:
-        """Hands over the declared parts.
+        """Hands over the declared parts; without any context, rows must be neutral.
 
         Raises:
             DecodingError: the caller did not supply one of them.
         """
-        return self.apply_context(logits_NV, value_N, (context or Context()).only(self.needs, self.name))
+        if context is None:
+            return self.apply(logits_NV, value_N)
+        return self.apply_context(logits_NV, value_N, context.only(self.needs, self.name))
 
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
         """Neutral rows alone can do without a context.

@@ -8,6 +8,7 @@ Position 0 always begins a segment.
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -90,7 +91,13 @@ class Delimiter(Segmenter):
         return f"delimiter:{self.characters}"
 
     def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
-        return torch.isin(previous_BT, torch.tensor(self.token_ids, device=previous_BT.device))
+        return torch.isin(previous_BT, _on(previous_BT.device, self.token_ids))
+
+
+@lru_cache(maxsize=16)
+def _on(device: torch.device, token_ids: tuple[int, ...]) -> Tensor:
+    """Kept, because sending them at every step would make the host wait for a GPU."""
+    return torch.tensor(token_ids, device=device)
 
 
 def parse_level(level: str, tokenizer: Any = None, token_ids: Collection[int] | None = None) -> Segmenter:

@@ -246,6 +246,33 @@ class ClaimsToSeeLess(TruncationKnob):
         return 1 + (sorted_NV.softmax(-1).cumsum(-1) < value_N.unsqueeze(-1)).sum(-1)
 
 
+class ForgetsTheTail(TruncationKnob):
+    """An absolute threshold: shown the beginning of a row, it takes that for all of the mass."""
+
+    name: ClassVar[str] = "forgets"
+    stage: ClassVar[Stage] = Stage.TAIL
+    sees: ClassVar[Sees] = "prefix"
+    neutral: ClassVar[float] = 0.0
+    options: tuple[float, ...] = (0.0003, 0.003)
+
+    def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
+        return (sorted_NV.softmax(-1) >= value_N.unsqueeze(-1)).cumprod(-1).sum(-1)
+
+
+class SquaresTheSum(TruncationKnob):
+    """Compares with the sum of squares, which the mass of the rest does not tell."""
+
+    name: ClassVar[str] = "squares"
+    stage: ClassVar[Stage] = Stage.THRESHOLD
+    sees: ClassVar[Sees] = "mass"
+    neutral: ClassVar[float] = 0.0
+    options: tuple[float, ...] = (0.1, 1.0)
+
+    def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
+        p_NV = sorted_NV.softmax(-1)
+        return (p_NV >= value_N.unsqueeze(-1) * p_NV.square().sum(-1, keepdim=True)).sum(-1)
+
+
 class RoundsInJson(Scale):
     options: tuple[float, ...] = (0.25, 1.0)
 
@@ -264,6 +291,7 @@ class Mute(Scale):
 
 
 GOOD: tuple[DecodingKnob, ...] = (Scale(), Cut(), Plain())
+LIARS: tuple[DecodingKnob, ...] = (ClaimsToSeeLess(), ForgetsTheTail(), SquaresTheSum())  # about `sees`
 BROKEN: dict[str, DecodingKnob] = {
     "declaration_is_complete": BadName(),
     "reads_only_what_it_declares": Peeks(),

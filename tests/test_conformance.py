@@ -1,7 +1,7 @@
 """The conformance suite passes every shipped knob, and each of its checks catches the fault it is there for, and no other."""
 
 import pytest
-from broken_knobs import BROKEN, GOOD
+from broken_knobs import BROKEN, GOOD, LIARS
 
 from latentknobs import registry
 from latentknobs.conformance import CHECKS, ConformanceError, check_knob, report, run_checks
@@ -28,6 +28,11 @@ def test_every_check_has_a_knob_that_it_must_catch() -> None:
 @pytest.mark.parametrize("check", BROKEN)
 def test_each_broken_knob_is_caught_by_the_check_meant_for_it_and_by_no_other(check: str) -> None:
     assert {outcome.check: outcome.message for outcome in run_checks(BROKEN[check]) if not outcome.passed}.keys() == {check}
+
+
+@pytest.mark.parametrize("knob", LIARS, ids=lambda knob: f"{knob.name} sees {knob.sees}")
+def test_a_false_promise_of_what_a_truncation_sees_is_caught_by_that_check_alone(knob) -> None:
+    assert [outcome.check for outcome in run_checks(knob) if not outcome.passed] == ["sees_is_true"]
 
 
 WORDS = {

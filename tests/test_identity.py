@@ -46,6 +46,7 @@ def test_the_probe_is_made_of_exact_numbers_and_tries_ties_removed_tokens_and_of
 GOLDEN = {
     "epsilon_cutoff": "617d0e81520a",
     "eta_cutoff": "617d0e81563c",
+    "guidance_scale": "6172e62dcfbb",
     "min_p": "6179b0c85b5c",
     "p_less": "617c8554e431",
     "repetition_penalty": "617819ceb",

@@ -8,6 +8,7 @@ from latentknobs.conformance.rows import (
     N,
     V,
     context_for,
+    long_rows,
     random_rows,
     require,
     run,
@@ -23,6 +24,8 @@ from latentknobs.grid import show
 from latentknobs.knob import ContextKnob, DecodingKnob, ScalingKnob, TruncationKnob
 from latentknobs.likelihood import option_logps
 from latentknobs.space import KnobSpace
+
+WIDTHS = (2, 5, 11, 17, 64, 256)  # tokens shown to knobs that promise to see less than the row
 
 
 def declaration_is_complete(knob: DecodingKnob) -> None:
@@ -68,20 +71,25 @@ def sees_is_true(knob: DecodingKnob) -> None:
     """A truncation that promises to see less than the row counts alike when shown less."""
     if not isinstance(knob, TruncationKnob) or knob.sees == "row":
         return
-    for logits_NV in (random_rows(), some_removed(random_rows())):
+    for logits_NV in (random_rows(), some_removed(random_rows()), long_rows()):
         sorted_NV = logits_NV.sort(-1, descending=True).values
         for value in (value for value in knob.options if value != knob.neutral):
-            value_N = torch.full((N,), value, dtype=torch.float64)
-            for width in (2, 5, 11):
-                shown_NM = sorted_NV[:, :width]
-                if knob.sees == "mass":
-                    shown_NM = torch.cat([shown_NM, sorted_NV[:, width:].logsumexp(-1, keepdim=True)], -1)
-                part_N, whole_N = (knob.kept(x_NM, value_N).clamp(1, width) for x_NM in (shown_NM, sorted_NV))
-                is_same = torch.equal(part_N, whole_N)
+            value_N = torch.full((len(sorted_NV),), value, dtype=torch.float64)
+            whole_N = knob.kept(sorted_NV, value_N)
+            for width in (width for width in WIDTHS if width < sorted_NV.shape[1]):
+                counts = (knob.kept(shown_NW, value_N) for shown_NW in _shown(knob.sees, sorted_NV, width))
                 require(
-                    is_same,
+                    all(torch.equal(count_N.clamp(1, width), whole_N.clamp(1, width)) for count_N in counts),
                     f"value {value:g} counts otherwise when shown {width} tokens; `sees` must be 'row', not '{knob.sees}'",
                 )
+
+
+def _shown(sees: str, sorted_NV: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
+    """What likelihoods may show a knob of sorted rows: their beginning, with the rest as one column, left out or removed."""
+    head_NW, tail_NV = sorted_NV[:, :width], sorted_NV[:, width:]
+    if sees == "mass":
+        return (torch.cat([head_NW, tail_NV.logsumexp(-1, keepdim=True)], -1),)
+    return head_NW, torch.cat([head_NW, torch.full_like(tail_NV, -torch.inf)], -1)
 
 
 def survives_json(knob: DecodingKnob) -> None:

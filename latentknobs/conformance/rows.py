@@ -42,6 +42,14 @@ def tied_rows() -> Tensor:
     return torch.randint(-2, 3, (N, V), generator=generator).double()
 
 
+def long_rows() -> Tensor:
+    """(8, 4096) float64 logits with heavy tails, by Zipf's law: every share of the mass lies somewhere beyond every cut."""
+    generator = torch.Generator().manual_seed(3)
+    exponent_N1 = torch.linspace(0.5, 2.0, 8, dtype=torch.float64).unsqueeze(-1)
+    noise_NV = torch.randn(8, 4096, generator=generator, dtype=torch.float64)
+    return 0.1 * noise_NV - exponent_N1 * torch.arange(1, 4097, dtype=torch.float64).log()
+
+
 def context_for(logits_NV: Tensor) -> Context:
     """A complete context: earlier tokens (some rows have fewer), positions, and second logits."""
     n, v = logits_NV.shape

@@ -2,5 +2,6 @@
 
 from latentknobs.decoding.attach import Attached
 from latentknobs.decoding.record import Record
+from latentknobs.decoding.second import read_contexts
 
-__all__ = ["Attached", "Record"]
+__all__ = ["Attached", "Record", "read_contexts"]

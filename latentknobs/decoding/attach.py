@@ -23,9 +23,12 @@ from latentknobs.decoding.modes import NEUTRAL as NEUTRAL
 from latentknobs.decoding.modes import (
     Sampler,
     is_stateless,
+    may_begin,
+    needs_of,
     neutral,
     refuse_batching,
     refuse_beams_without_cache,
+    refuse_second,
     refuse_settings,
     samples_plainly,
     setting,
@@ -130,6 +133,7 @@ class Attached:
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
         refuse_settings(kwargs, self.policy)
+        refuse_second(kwargs, self.policy)
         if len(args) > 2:
             raise DecodingError("generate(...) with a policy attached takes at most inputs and generation_config by position.")
         config = kwargs.pop("generation_config", args[1] if len(args) > 1 else None)
@@ -141,7 +145,8 @@ class Attached:
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
         prompt = next((p for p in given if p is not None), None)
         self._ledger = ledger = Ledger(1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
-        ledger.is_plain = beams == 1
+        ledger.is_plain, ledger.is_one_call = beams == 1, True
+        ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
         self._copies = int(setting("num_return_sequences", kwargs, own, 1)) if beams > 1 else 1
         drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
         self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
@@ -149,6 +154,7 @@ class Attached:
             return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
         finally:
             ledger.sampling = self._in_generate = False
+            ledger.second = None  # and its cache
             ledger.release()
 
     def _processors(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,8 +181,11 @@ class Attached:
             ids_BS = torch.full(kwargs["inputs_embeds"].shape[:2], UNSEEN, device=output.logits.device)
         if self._paused or ids_BS is None or kwargs.get("labels") is not None:
             return output
+        if kwargs.get("inputs_embeds") is not None:
+            refuse_second(kwargs, self.policy)
         assert self._hidden is not None
-        hidden_BSD, logits_BSV = self._hidden, output.logits
+        # with a device map the last layers may live elsewhere than where logits come back
+        hidden_BSD, logits_BSV = self._hidden.to(output.logits.device), output.logits
         if "cu_seq_lens_q" in kwargs and "cache" in kwargs:  # continuous batching: every token of the row for itself
             output.logits = self._packed(hidden_BSD, logits_BSV)
             return output
@@ -188,12 +197,11 @@ class Attached:
         self._ledger = ledger
         if cache is not None and not ledger.is_plain:
             ledger.follow(cache)
-        if self.policy.space.needs:
-            ledger.remember_ids(first, ids_BS)
         columns = range(first + width - kept, first + width)
+        contexts = ledger.contexts(self._bare, needs_of(self.policy), first, columns, ids_BS)
         rewritten = [
-            self._column(ledger, column, ids_BS[:, s - kept], hidden_BSD[:, s - kept], logits_BSV[:, s])
-            for s, column in enumerate(columns)
+            self._column(ledger, column, ids_BS[:, s - kept], hidden_BSD[:, s - kept], logits_BSV[:, s], context)
+            for s, (column, context) in enumerate(zip(columns, contexts, strict=True))
         ]
         if not ledger.sampling:  # otherwise tokens are marked in place, and a copy of the logits would be all the cost
             output.logits = torch.stack(rewritten, 1)
@@ -204,7 +212,23 @@ class Attached:
         option_S = self.policy.log_pi(hidden_SD, logits_SV).argmax(-1)
         return _lowered(self.policy.warp(logits_SV, option_S), logits_SV).unsqueeze(0)
 
-    def _column(self, ledger: Ledger, column: int, previous_B: Tensor, hidden_BD: Tensor, logits_BV: Tensor) -> Tensor:
+    def _bare(self, **inputs: Any) -> Any:
+        """The model's own output, as if no policy were attached."""
+        self._paused = True
+        try:
+            return self.model(**inputs)
+        finally:
+            self._paused = False
+
+    def _column(
+        self,
+        ledger: Ledger,
+        column: int,
+        previous_B: Tensor,
+        hidden_BD: Tensor,
+        logits_BV: Tensor,
+        context: Context | None,
+    ) -> Tensor:
         """Logits of the token at `column + 1`, after the option of its segment; columns inside the prompt are untouched."""
         position = column + 1 - ledger.prompt_length
         if position < 0:
@@ -213,28 +237,17 @@ class Attached:
         position_B = torch.full_like(key_B, position)
         option_B = ledger.option_at(column, len(key_B), key_B.device)
         fresh_B = self.policy.segmenter.begins(position_B.unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
-        if is_stateless(self.policy) or fresh_B.any():
+        if is_stateless(self.policy) or may_begin(self.policy.segmenter, position, fresh_B):
             log_pi_BK = self.policy.log_pi(hidden_BD, logits_BV)
             is_drawn = self.policy.pick == "sample"
             uniform_B = uniforms(self.seed, 0, key_B, position_B) if is_drawn else torch.zeros_like(key_B, dtype=torch.float64)
             drawn_B = self.policy.choose(log_pi_BK, uniform_B)
             option_B = torch.where(fresh_B, drawn_B, option_B)
         ledger.remember(column + 1, option_B)
-        context = self._context(ledger, column)
         if ledger.sampling:
             token_B = self._sample(logits_BV, option_B, key_B, position_B, context)
             return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)
         return _lowered(policy_logits(self.policy, logits_BV, option_B, context), logits_BV)
-
-    def _context(self, ledger: Ledger, column: int) -> Context | None:
-        if not self.policy.space.needs:
-            return None
-        assert ledger.ids_BL is not None
-        ids_BL = ledger.ids_BL[:, : column + 1]
-        mask_BP = ledger.mask_BP
-        if mask_BP is not None:
-            mask_BP = mask_BP.repeat_interleave(len(ids_BL) // len(mask_BP), 0)
-        return Context.of_step(ids_BL, ledger.prompt_length, mask_BP)
 
     def _sample(self, logits_BV: Tensor, option_B: Tensor, key_B: Tensor, position_B: Tensor, context: Context | None) -> Tensor:
         if type(self.policy).warp is not Policy.warp:  # a policy of its own kind

@@ -37,6 +37,14 @@ def hidden_size(model: Any) -> int:
     return weight_VD.shape[1]
 
 
+def input_device(model: Any) -> torch.device:
+    """Where token ids belong: with the input embeddings, which a device map may keep elsewhere than the last layers."""
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)  # accelerate's: weights that are offloaded are on no device until used
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None else embeddings.weight.device
+
+
 def context_length(model: Any) -> int | None:
     """Most tokens that prompt and response may have together, where the model's config says so."""
     config = model.config.get_text_config()
@@ -48,11 +56,12 @@ def context_length(model: Any) -> int | None:
 
 @contextmanager
 def tapped(model: Any) -> Iterator[dict[str, Tensor]]:
-    """A cell whose `hidden` is the newest input of the output embeddings, (B, S, D)."""
+    """A cell whose `hidden` is the newest input of the output embeddings, (B, S, D), on the device of the token ids."""
     cell: dict[str, Tensor] = {}
+    device = input_device(model)
 
     def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        cell["hidden"] = args[0].detach()
+        cell["hidden"] = args[0].detach().to(device)  # where a split model also returns its logits
 
     handle = output_embeddings(model).register_forward_pre_hook(keep)
     try:
@@ -70,7 +79,7 @@ def read_responses(
     Rows are padded on the right, where a causal model cannot see, so that every row is read as if alone. Rows are
     yielded in order; pass as many as one forward pass may hold.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     rows = [torch.tensor([*p, *r], device=device) for p, r in zip(prompts, responses, strict=True)]
     ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask_BL = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

@@ -3,10 +3,15 @@
 Columns, not steps, because rejected drafts, chunked prompts and runs without a cache visit columns again.
 """
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
+
+from latentknobs.context import Context
+from latentknobs.decoding.second import SECOND, SecondReader
 
 
 class Ledger:
@@ -26,27 +31,37 @@ class Ledger:
         self.rows_per_key = rows_per_key
         self.mask_BP = mask_BP
         self.keys_B = keys_B
+        self._row_keys_B: Tensor | None = None
         self.sampling = False  # whether tokens are chosen here rather than by `generate`
         self.is_plain = True  # False for modes in which a row is no request: beams
         self.option_BL: Tensor | None = None
         self.ids_BL: Tensor | None = None
-        self._seen = 0  # columns behind caches that cannot tell their length
+        self.prompt_BP: Tensor | None = None  # its ids, where they are known: a cache may hide them from the forward calls
+        self.second: SecondReader | None = None
+        self.is_one_call = False  # whether all forward calls are those of one `generate`
+        self._seen = 0  # columns behind the cache, for caches that cannot tell
         self._reordering: Any = None
 
     def before(self, kwargs: dict[str, Any], width: int) -> int:
         """How many columns came before those of a forward call that has just run."""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and hasattr(cache, "get_seq_length") and kwargs.get("cache_params") is None:
-            return max(int(cache.get_seq_length()) - width, 0)  # the cache holds this call's columns already
-        if kwargs.get("cache_params") is not None:
-            first, self._seen = self._seen, self._seen + width
-            return first
-        return 0
+        cache, state = kwargs.get("past_key_values"), kwargs.get("cache_params")
+        if cache is None and state is None:
+            return 0
+        length = cache.get_seq_length() if state is None and isinstance(cache, Cache) else None
+        # A static cache keeps its length on the device; within one call, counting is as good and nobody has to wait.
+        if length is None or (isinstance(length, Tensor) and self.is_one_call and self._seen):
+            first = self._seen
+        else:
+            first = max(int(length) - width, 0)  # the cache holds this call's columns already
+        self._seen = first + width
+        return first
 
     def keys(self, rows: int, device: torch.device) -> Tensor:
         """(B,) whose uniforms each row uses."""
-        request_B = torch.arange(rows, device=device) // self.rows_per_key
-        return request_B if self.keys_B is None else self.keys_B.to(device)[request_B]
+        if self._row_keys_B is None or len(self._row_keys_B) != rows:
+            request_B = torch.arange(rows, device=device) // self.rows_per_key
+            self._row_keys_B = request_B if self.keys_B is None else self.keys_B.to(device)[request_B]
+        return self._row_keys_B
 
     def option_at(self, column: int, rows: int, device: torch.device) -> Tensor:
         """(B,) options of the tokens of one column; 0 where none was chosen yet."""
@@ -65,6 +80,33 @@ class Ledger:
         self.ids_BL = _grown(self.ids_BL, first + ids_BS.shape[1], ids_BS[:, 0])
         self.ids_BL[:, first : first + ids_BS.shape[1]] = ids_BS
 
+    def contexts(
+        self, model: Callable[..., Any], needs: Collection[str], first: int, columns: range, ids_BS: Tensor
+    ) -> list[Context | None]:
+        """What knobs read of the token after each column of the response, where they read anything.
+
+        Args:
+            model: the LM without the policy, for second logits.
+            first: where the columns of the forward call begin; `columns` are its last ones, `ids_BS` all of its ids.
+        """
+        if not needs:
+            return [None] * len(columns)
+        mask_BP, rows = self.mask_BP, len(ids_BS)
+        if self.ids_BL is None and self.prompt_BP is not None:
+            self.remember_ids(0, self.prompt_BP.repeat_interleave(rows // len(self.prompt_BP), 0))
+        self.remember_ids(first, ids_BS)
+        assert self.ids_BL is not None
+        if mask_BP is not None:
+            mask_BP = mask_BP.repeat_interleave(rows // len(mask_BP), 0)
+        begin, second = self.prompt_length - 1, {}  # where the second text begins
+        if SECOND in needs and columns.stop > begin:
+            self.second = self.second or SecondReader(model)
+            asked = range(max(columns.start, begin), columns.stop)
+            second_BSV = self.second.logits(self.ids_BL[:, begin : columns.stop], max(first - begin, 0), len(asked))
+            second = dict(zip(asked, second_BSV.unbind(1), strict=True))
+        of_step, ids_BL, width = Context.of_step, self.ids_BL, self.prompt_length
+        return [of_step(ids_BL[:, : c + 1], width, mask_BP, second.get(c)) if c >= begin else None for c in columns]
+
     def follow(self, cache: Any) -> None:
         """Reorders rows whenever the cache does (beam search)."""
         if self._reordering is cache or not hasattr(cache, "reorder_cache"):
@@ -77,6 +119,8 @@ class Ledger:
             for name in ("option_BL", "ids_BL"):
                 if (table_BL := getattr(self, name)) is not None:
                     setattr(self, name, table_BL.index_select(0, beam_idx.to(table_BL.device)))
+            if self.second is not None:
+                self.second.reorder(beam_idx)
 
         cache.reorder_cache = reorder_cache
         self._reordering = cache

@@ -3,14 +3,18 @@
 from copy import deepcopy
 from typing import Any, Literal
 
+from torch import Tensor
+
+from latentknobs.decoding.second import SECOND
 from latentknobs.errors import DecodingError
+from latentknobs.likelihood.rows import perhaps
 from latentknobs.policies import ConstantPolicy, Policy
-from latentknobs.segments import Every
+from latentknobs.segments import Every, Segmenter, Sequence
 
 Sampler = Literal["own", "transformers"]
 NEUTRAL: dict[str, Any] = {
     "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
-    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None, "guidance_scale": None,
 }  # fmt: skip
 
 
@@ -36,6 +40,30 @@ def refuse_settings(kwargs: dict[str, Any], policy: Policy) -> None:
             )
 
 
+def needs_of(policy: Policy) -> tuple[str, ...]:
+    """The parts of a `Context` that a policy's logits are made from."""
+    return policy.space.needs if type(policy).warp is Policy.warp else ()  # a policy of its own kind reads logits alone
+
+
+def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
+    """Second logits are those of the response after the prompt's last token, whatever the call says.
+
+    Raises:
+        DecodingError: that token is not known, or the caller asks for another text instead.
+    """
+    if kwargs.get("negative_prompt_ids") is not None:
+        raise DecodingError(
+            "generate(negative_prompt_ids=...) does nothing with a policy attached: guidance compares with the response without "
+            "its prompt. Leave negative_prompt_ids out, or detach the policy."
+        )
+    if SECOND in needs_of(policy) and kwargs.get("inputs_embeds") is not None:
+        who = ", ".join(knob.name for knob in policy.space.knobs if SECOND in getattr(knob, "needs", ()))
+        raise DecodingError(
+            f"inputs_embeds hides the token ids of the prompt, and {who} compares with the response after its last token. "
+            f"Pass input_ids, or leave {who} out of the space."
+        )
+
+
 def setting(name: str, kwargs: dict[str, Any], config: Any, default: Any) -> Any:
     """A setting from the call, else from its generation config."""
     value = kwargs.get(name)
@@ -46,6 +74,17 @@ def setting(name: str, kwargs: dict[str, Any], config: Any, default: Any) -> Any
 def is_stateless(policy: Policy) -> bool:
     """Whether a row's option can be told from its newest token alone."""
     return policy.segmenter == Every(1) or isinstance(policy, ConstantPolicy)
+
+
+def may_begin(segmenter: Segmenter, position: int, fresh_B: Tensor) -> bool:
+    """Whether some row may begin a segment here, told without waiting for a GPU.
+
+    Args:
+        fresh_B: (B,) whether each row does.
+    """
+    if isinstance(segmenter, Every):
+        return position % segmenter.n == 0
+    return position == 0 if isinstance(segmenter, Sequence) else perhaps(fresh_B)
 
 
 def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
@@ -67,6 +106,11 @@ def refuse_batching(policy: Policy) -> None:
     Raises:
         DecodingError: the policy would have to know.
     """
+    if needs := needs_of(policy):
+        raise DecodingError(
+            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot supply "
+            f"{', '.join(needs)}, which {policy.space!r} reads. Use generate, or leave that knob out."
+        )
     if not is_stateless(policy):
         raise DecodingError(
             f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot carry level "

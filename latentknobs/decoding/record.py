@@ -11,6 +11,8 @@ from torch import Tensor
 
 from latentknobs.context import Context
 from latentknobs.decoding.frozen import read_responses
+from latentknobs.decoding.modes import needs_of
+from latentknobs.decoding.second import read_contexts
 from latentknobs.decoding.uniforms import uniforms
 from latentknobs.likelihood import apply_options
 from latentknobs.policies import Policy
@@ -59,11 +61,11 @@ def read_record(
     """The record of finished sequences. See `Attached.record` for the arguments; `rows_B` are keys of the uniforms."""
     prompts, responses = split_sequences(model, sequences_BL, prompt_length, attention_mask_BP)
     rows: list[dict[str, Tensor]] = []
-    for b, (hidden_TD, logits_TV) in enumerate(read_responses(model, prompts, responses)):
+    contexts = read_contexts(model, prompts, responses, needs_of(policy))
+    for b, ((hidden_TD, logits_TV), context) in enumerate(zip(read_responses(model, prompts, responses), contexts, strict=True)):
         previous_T = torch.tensor([prompts[b][-1], *responses[b][:-1]], device=logits_TV.device)
         segment_T = policy.segmenter.segments(previous_T.unsqueeze(0)).squeeze(0)
         key = b if rows_B is None else int(rows_B[b])
-        context = Context.of_response(prompts[b], responses[b], logits_TV.device) if policy.space.needs else None
         rows.append(_row(policy, seed, key, hidden_TD, logits_TV, segment_T, responses[b], context))
     stacked = {key: torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], batch_first=True) for key in rows[0]}
     return Record(policy.space, **stacked)
@@ -99,7 +101,7 @@ def _row(
 
 def policy_logits(policy: Policy, logits_NV: Tensor, option_N: Tensor, context: Context | None) -> Tensor:
     """(N, V) logits that a policy's options sample from, where knobs may read a context."""
-    if context is not None and type(policy).warp is Policy.warp:
+    if context is not None and needs_of(policy):
         return apply_options(logits_NV, policy.space, option_N, context)
     return policy.warp(logits_NV, option_N)
 

@@ -1,11 +1,12 @@
 """One exact sampler for rows that each have their own knob values, without sorting rows.
 
 Each row is drawn by inverse CDF from uniforms of its own (seed, row, position): the same logits give the same token
-whatever the batch, the padding or the device. The order of the CDF is: the 256 best tokens, best first, equal ones by
-index; then all other tokens by index (in a space that truncates nothing, all of them by index). A row whose knobs cut
-inside the 256 best never looks further. Any other row draws from its uncut distribution first; where that draw falls among
-the best, which every cut beyond them keeps, it stands, and the cut need not be known. Only a draw from the rest asks for
-the exact cut, and is drawn again if it was cut away (rejection; the redraw is exact too).
+whatever the batch or the padding, and on every device unless the uniform falls into the rounding of a sum. The order of
+the CDF is: the 256 best tokens, best first, equal ones by index; then all other tokens by index (in a space that truncates
+nothing, all of them by index). A row whose knobs cut inside the 256 best never looks further. Any other row draws from its
+uncut distribution first; where that draw falls among the best, which every cut beyond them keeps, it stands, and the cut
+need not be known. Only a draw from the rest asks for the exact cut, and is drawn again if it was cut away (rejection; the
+redraw is exact too).
 """
 
 import torch
@@ -17,11 +18,12 @@ from latentknobs.knob import ScalingKnob, TruncationKnob
 from latentknobs.likelihood.apply import apply_values, ordered_tail
 from latentknobs.likelihood.cut import Cut, cut_rows
 from latentknobs.likelihood.masses import WORK, row_log_masses
+from latentknobs.likelihood.rows import rows_where
 from latentknobs.likelihood.sorting import first_argmax
 from latentknobs.space import KnobSpace
 
 TOKENS, REDRAWS = 1, 2  # streams of uniforms
-ROWS = 8  # rows that are looked at as a whole at once
+ROWS = 8  # rows that a CPU looks at as a whole at once
 BLOCK = 256  # tokens per step of the CDF over a whole row
 
 
@@ -53,8 +55,8 @@ def sample_values(
         return _sample_scaled(logits_NV, space, value_NJ, u_N)
     cut = cut_rows(logits_NV, space, value_NJ)
     token_N = _pick(cut, u_N)
-    if cut.is_open_N is not None and bool(cut.is_open_N.any()):
-        rows = cut.is_open_N.nonzero().squeeze(-1)
+    # The one question that the host must wait for on a GPU: work on whole rows is too dear for those that do not need it.
+    if cut.is_open_N is not None and len(rows := cut.is_open_N.nonzero().squeeze(-1)):
         again_R = uniforms(seed, REDRAWS, row_N[rows], position_N[rows])
         token_N[rows] = _sample_open(logits_NV[rows], space, value_NJ[rows], cut.rows(rows), u_N[rows], again_R)
     return token_N
@@ -74,9 +76,8 @@ def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: T
         temperature_N = temperature_N * torch.where(value_N == knob.neutral, 1.0, knob.temperature(value_N))
     is_greedy_N = temperature_N == 0
     token_N = draw(logits_NV, u_N, temperature_N.masked_fill(is_greedy_N, 1.0))
-    if bool(is_greedy_N.any()):
-        rows = is_greedy_N.nonzero().squeeze(-1)
-        token_N = token_N.index_copy(0, rows, first_argmax(logits_NV[rows]))
+    if (rows := rows_where(is_greedy_N)) is not None:
+        token_N[rows] = torch.where(is_greedy_N[rows], first_argmax(logits_NV[rows]), token_N[rows])
     return token_N
 
 
@@ -99,7 +100,8 @@ def _sample_open(logits_RV: Tensor, space: KnobSpace, value_RJ: Tensor, cut: Cut
     token_R = cut.token_NM.gather(-1, place_R1.clamp(max=head_RM.shape[1] - 1)).squeeze(-1)
     is_rest_R = place_R1.squeeze(-1) == head_RM.shape[1]
     u_rest_R = ((u_R * total_R - head_R) / (total_R - head_R)).clamp(0, 1)
-    for r in (is_rest_R | cut.is_unknown_N).nonzero().squeeze(-1).split(ROWS):
+    at_once = ROWS if logits_RV.device.type == "cpu" else max(len(logits_RV), 1)
+    for r in (is_rest_R | cut.is_unknown_N).nonzero().squeeze(-1).split(at_once):
         rest_QV = logits_RV[r].to(cut.top_NM.dtype) / cut.temperature_N[r].unsqueeze(-1)
         rest_QV.scatter_(-1, cut.token_NM[r], -torch.inf)
         is_rest_Q = is_rest_R[r] & rest_QV.amax(-1).isfinite()

@@ -11,6 +11,7 @@ from latentknobs.context import Context
 from latentknobs.likelihood import reference
 from latentknobs.likelihood.cut import cut_rows
 from latentknobs.likelihood.prefix import is_ordered
+from latentknobs.likelihood.rows import perhaps
 from latentknobs.space import KnobSpace
 
 
@@ -34,15 +35,13 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
         cut = cut_rows(logits_NV, space, value_NJ)
         last_N1 = cut.top_NM.gather(-1, cut.count_N.unsqueeze(-1) - 1)
         last_N1 = torch.where(cut.is_uncut_N.unsqueeze(-1), -torch.inf, last_N1)
-    scaled_NV = logits_NV if bool((cut.temperature_N == 1).all()) else logits_NV / cut.temperature_N.unsqueeze(-1)
+    scaled_NV = logits_NV / cut.temperature_N.unsqueeze(-1) if perhaps(cut.temperature_N != 1) else logits_NV
     out_NV = scaled_NV.masked_fill(scaled_NV < last_N1, -torch.inf)
-    if bool(cut.is_greedy_N.any()):
-        rows = cut.is_greedy_N.nonzero().squeeze(-1)
+    if cut.is_greedy_N is not None and len(rows := cut.is_greedy_N.nonzero().squeeze(-1)):
         first_R1 = cut.token_NM[rows, :1]
         only_RV = torch.full_like(out_NV[rows], -torch.inf).scatter(-1, first_R1, scaled_NV[rows].gather(-1, first_R1))
         out_NV = out_NV.index_copy(0, rows, only_RV)
-    if cut.is_open_N is not None and bool((cut.is_open_N & cut.is_cut_N).any()):
-        rows = (cut.is_open_N & cut.is_cut_N).nonzero().squeeze(-1)
+    if cut.is_open_N is not None and len(rows := (cut.is_open_N & ~cut.is_uncut_N).nonzero().squeeze(-1)):
         out_NV = out_NV.index_copy(0, rows, reference.apply_values(logits_NV[rows], space, value_NJ[rows]))
     return out_NV
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.context import Context
+from latentknobs.likelihood.rows import perhaps
 from latentknobs.space import KnobSpace
 
 ROWS = 256  # rows of logits in work at once: bounds memory at a few copies of (ROWS, V), whatever N and K are
@@ -26,7 +27,7 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
     out_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     value_NJ = value_NJ.to(out_NV)
     for j, knob in enumerate(space.knobs):
-        if (value_NJ[:, j] != knob.neutral).any():
+        if perhaps(value_NJ[:, j] != knob.neutral):
             out_NV = knob.apply_in(out_NV, value_NJ[:, j], context)
     return out_NV
 

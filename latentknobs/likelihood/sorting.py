@@ -78,6 +78,9 @@ def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
         value_NV, token_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
         return value_NV[:, :M], token_NV[:, :M]
     logits_NV = logits_NV.float()
+    if logits_NV.device.type != "cpu":
+        token_NM = _top_by_key(logits_NV, M)
+        return logits_NV.gather(-1, token_NM), token_NM
     value_NC, begin_NU = candidates(logits_NV, M + 1)
     value_NM, place_NM = value_NC.topk(min(M + 1, value_NC.shape[1]), -1)
     token_NM = place_NM if begin_NU is None else begin_NU.gather(-1, place_NM // BLOCK) + place_NM % BLOCK
@@ -91,9 +94,20 @@ def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
 
 
 def _top_by_key(logits_NV: Tensor, M: int) -> Tensor:
-    """(N, M) ids of the largest float32 logits, equal ones by index."""
-    key_NV = _keys(logits_NV, torch.arange(logits_NV.shape[1], device=logits_NV.device))
-    return 0xFFFFFFFF - (key_NV.topk(min(M, logits_NV.shape[1]), -1).values & 0xFFFFFFFF)
+    """(N, M) ids of the largest float32 logits, equal ones by index. They lie inside the M blocks that are best by key."""
+    N, V = logits_NV.shape
+    token_NV = torch.arange(V, device=logits_NV.device).expand(N, V)
+    if (blocks := V // BLOCK) > M and V % BLOCK == 0:
+        block_NM = _largest_by_key(logits_NV.view(N, blocks, BLOCK).amax(-1), token_NV[:, :blocks], M)
+        token_NV = (block_NM.unsqueeze(-1) * BLOCK + token_NV[0, :BLOCK]).flatten(1)
+        logits_NV = logits_NV.gather(-1, token_NV)
+    return _largest_by_key(logits_NV, token_NV, M)
+
+
+def _largest_by_key(value_NC: Tensor, index_NC: Tensor, M: int) -> Tensor:
+    """(N, M) the indices of the largest values, equal ones by index."""
+    key_NM = _keys(value_NC, index_NC).topk(min(M, value_NC.shape[1]), -1).values
+    return 0xFFFFFFFF - (key_NM & 0xFFFFFFFF)
 
 
 def _keys(value: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from tiny_models import STOPS
 from torch import Tensor
 
-from latentknobs import KnobSpace, apply_options
+from latentknobs import Context, KnobSpace, apply_options
 from latentknobs.decoding.uniforms import uniforms
 from latentknobs.heads import OptionHead
 from latentknobs.policies import HeadPolicy
@@ -54,6 +54,7 @@ class Step:
     log_pi_K: Tensor
     lm_logp_V: Tensor
     logp_V: Tensor  # what the token is sampled from
+    context: Context | None = None
 
 
 def begins(level: str, t: int, previous: int) -> bool:
@@ -78,9 +79,16 @@ def steps(model: Any, policy: HeadPolicy, row: int, prompt: Seq[int], response: 
             option, segment = pick(policy, log_pi_K, seed, row, t), done[-1].segment + 1 if done else 0
         else:
             option, segment = done[-1].option, done[-1].segment
-        warped_1V = apply_options(logits_1V, policy.space, torch.tensor([option]))
-        done.append(Step(option, segment, log_pi_K, logits_1V.log_softmax(-1)[0], warped_1V.log_softmax(-1)[0]))
+        context = seen(model, prompt, response[:t]) if policy.space.needs else None
+        warped_1V = apply_options(logits_1V, policy.space, torch.tensor([option]), context)
+        done.append(Step(option, segment, log_pi_K, logits_1V.log_softmax(-1)[0], warped_1V.log_softmax(-1)[0], context))
     return done
+
+
+def seen(model: Any, prompt: Seq[int], before: Seq[int]) -> Context:
+    """What knobs may read of the token after `before`: second logits are those after the prompt's last token alone."""
+    second_1V = model(input_ids=torch.tensor([[prompt[-1], *before]])).logits[:, -1]
+    return Context(previous_NL=torch.tensor([[*prompt, *before]]), position_N=torch.tensor([len(before)]), second_NV=second_1V)
 
 
 def pick(policy: HeadPolicy, log_pi_K: Tensor, seed: int, row: int, t: int) -> int:

@@ -44,7 +44,8 @@ def assert_reproduced(
         for t, step in enumerate(expected):
             value_1J = policy.space.values_KJ()[[step.option]]
             keys_1 = torch.tensor([key]), torch.tensor([t])
-            assert sample_values(step.lm_logp_V.unsqueeze(0), policy.space, value_1J, SEED, *keys_1).item() == response[t]
+            drawn_1 = sample_values(step.lm_logp_V.unsqueeze(0), policy.space, value_1J, SEED, *keys_1, step.context)
+            assert drawn_1.item() == response[t]
 
 
 MODES: dict[str, dict[str, Any]] = {
