@@ -36,7 +36,11 @@ class DataError(LatentKnobsError, ValueError):
 
 
 class RewardError(LatentKnobsError, ValueError):
-    """A reward returned the wrong number of values, or values that are not finite numbers."""
+    """A reward judged nothing, returned the wrong number of values, or cannot judge one row."""
+
+
+class BrokenRewardError(RewardError):
+    """A reward that cannot judge any row, so that asking it row by row makes no sense."""
 
 
 class NoPairsError(LatentKnobsError, ValueError):

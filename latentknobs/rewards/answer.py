@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from latentknobs.errors import RewardError
+from latentknobs.errors import BrokenRewardError, RewardError
+from latentknobs.rewards.text import Messages, text_of
 
 _MAGNITUDE = r"(?:\d[\d,]*(?:\.\d+|/0*[1-9]\d*)?|\.\d+)"
 # A minus belongs to the number only where no operand stands before it: "19-5" ends in 5, "= -5" in -5.
@@ -28,7 +29,7 @@ class ExactMatch:
     """1.0 where the final number of the completion equals the column `answer`, else 0.0.
 
     The answer may be a number or a text that holds one; a whole GSM8K solution ending in `#### 72` works as it is.
-    An answer without a number is a RewardError that names its index.
+    An answer without a number is a RewardError that names its prompt.
     """
 
     def __init__(self, marker: str | None = "####") -> None:
@@ -36,20 +37,24 @@ class ExactMatch:
         self.__name__ = "exact_match"
 
     def __call__(
-        self, prompts: list[str], completions: list[str], answer: Sequence[Any] | None = None, **columns: Any
+        self,
+        prompts: Sequence[str | Messages],
+        completions: Sequence[str | Messages],
+        answer: Sequence[Any] | None = None,
+        **columns: Any,
     ) -> list[float]:
         if answer is None:
-            raise RewardError("The reward 'exact_match' needs a column 'answer' in the prompts: add it to every row.")
+            raise BrokenRewardError("The reward 'exact_match' needs a column 'answer' in the prompts: add it to every row.")
         return [
-            float(final_number(completion, self.marker) == self._expected(i, answer[i]))
-            for i, completion in enumerate(completions)
+            float(final_number(text_of(completion), self.marker) == self._expected(prompt, expected))
+            for prompt, completion, expected in zip(prompts, completions, answer, strict=True)
         ]
 
-    def _expected(self, index: int, answer: Any) -> Fraction:
+    def _expected(self, prompt: str | Messages, answer: Any) -> Fraction:
         number = final_number(str(answer), self.marker)
         if number is None:
             raise RewardError(
-                f"The reward 'exact_match' found no number in answer {index}: {str(answer)[:80]!r}. "
-                "Give each row of the column 'answer' a number, or a text that ends in one."
+                f"The reward 'exact_match' found no number in the answer {str(answer)[:80]!r} of the prompt "
+                f"{text_of(prompt)[:60]!r}. Give each row of the column 'answer' a number, or a text that ends in one."
             )
         return number

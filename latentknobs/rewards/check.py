@@ -1,43 +1,82 @@
-"""What a reward returned, checked before anything is learned from it."""
+"""What a reward returned, read item by item: a number, nothing, or why there is none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
-from latentknobs.errors import RewardError
+from latentknobs.errors import BrokenRewardError
 
 
-def check_rewards(values: Iterable[Any], n: int, name: str, prompts: Sequence[Any] | None = None) -> list[float]:
-    """`values` as `n` finite floats; RewardError naming the reward, the first bad index and its prompt otherwise.
+class Failed(float):
+    """A reward may return this in place of a number: why it could not judge this one completion.
 
-    Whatever holds real numbers will do: a list, an array, a tensor. `prompts` serve the message only.
+    It is a NaN, so that TRL, which knows nothing of it, reads it as "no reward".
     """
-    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
-        raise RewardError(
+
+    why: str
+
+    def __new__(cls, why: str) -> Failed:
+        made = super().__new__(cls, "nan")
+        made.why = why
+        return made
+
+    def __repr__(self) -> str:
+        return f"Failed({self.why!r})"
+
+
+class Answer(NamedTuple):
+    """What one reward says of one completion. Neither a value nor an error: the reward does not apply to it."""
+
+    value: float | None
+    error: str | None = None
+
+
+def listed(values: Any, n: int, name: str) -> list[Any]:
+    """What a reward returned for `n` completions, as a list. A list, an array, a tensor or a generator will do.
+
+    Raises:
+        BrokenRewardError: it is none of these.
+    """
+    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise BrokenRewardError(
             f"The reward {name!r} returned {_excerpt(values)}, a {type(values).__name__}: return a list of {n} numbers, "
             "one for each completion."
         )
-    items = list(values)
+    return list(values)
+
+
+def check_rewards(values: Any, n: int, name: str) -> list[Answer]:
+    """`n` answers out of what the reward `name` returned for `n` completions. What is no finite number has an error.
+
+    None means "not applicable", as in TRL.
+
+    Raises:
+        BrokenRewardError: there are not `n` values.
+    """
+    items = listed(values, n, name)
     if len(items) != n:
-        raise RewardError(
+        raise BrokenRewardError(
             f"The reward {name!r} returned {len(items)} values for {n} completions: return exactly one number for each, "
             "in the same order."
         )
-    return [_checked(item, i, name, prompts) for i, item in enumerate(items)]
+    return [_checked(item) for item in items]
 
 
-def _checked(item: Any, index: int, name: str, prompts: Sequence[Any] | None) -> float:
+def _checked(item: Any) -> Answer:
+    if isinstance(item, Failed):
+        return Answer(None, item.why)
     scalar = item.item() if hasattr(item, "item") and getattr(item, "ndim", 0) == 0 else item
-    if isinstance(scalar, Real) and math.isfinite(scalar):
-        return float(scalar)
-    where = f" (prompt {_excerpt(prompts[index])})" if prompts is not None else ""
-    raise RewardError(
-        f"The reward {name!r} returned {_excerpt(scalar)} for completion {index}{where}: return a finite number for every "
-        "completion, for example 0.0 where it cannot judge."
-    )
+    if scalar is None:
+        return Answer(None)
+    try:
+        if isinstance(scalar, Real) and math.isfinite(scalar):
+            return Answer(float(scalar))
+    except OverflowError:  # a whole number beyond the range of floats
+        pass
+    return Answer(None, f"It returned {_excerpt(scalar)}, which is no finite number.")
 
 
 def _excerpt(value: Any) -> str:

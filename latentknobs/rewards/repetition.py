@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from latentknobs.errors import ConfigError
-from latentknobs.rewards.text import words_of
+from latentknobs.rewards.text import Messages, text_of, words_of
 
 
 def repeated_share(units: Sequence[Hashable], n: int) -> float:
@@ -36,5 +36,5 @@ class NgramRepetition:
         self.split = split
         self.__name__ = f"repetition(n={n})"
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        return [-repeated_share(self.split(completion), self.n) for completion in completions]
+    def __call__(self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any) -> list[float]:
+        return [-repeated_share(self.split(text_of(completion)), self.n) for completion in completions]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from latentknobs.rewards.lexicon import Lexicon
 from latentknobs.rewards.repetition import repeated_share
-from latentknobs.rewards.text import complete_words
+from latentknobs.rewards.text import Messages, complete_words, text_of
 
 UNKNOWN_WORD = -12.0
 REPEATED_WORDS = 3
@@ -40,8 +41,8 @@ class WordSurprise:
         self.offset = offset
         self.__name__ = "word_surprise"
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        return [(creative_spelling(text, self.lexicon) - self.offset) * self.scale for text in completions]
+    def __call__(self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any) -> list[float]:
+        return [(creative_spelling(text_of(item), self.lexicon) - self.offset) * self.scale for item in completions]
 
 
 @lru_cache(maxsize=8)

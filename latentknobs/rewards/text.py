@@ -1,12 +1,29 @@
-"""Sentences and words, the same way for every reward and for the testbed's corpus."""
+"""Texts of chat messages, sentences and words, the same way for every reward and for the testbed's corpus."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation: chat messages with a `role` and a `content`."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*(?:\s+|$)")
 _ENDS_SENTENCE = re.compile(r"[.!?][\"')\]]*$")
 _WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*")
+
+
+def text_of(item: str | Messages) -> str:
+    """The text of a prompt or a completion: itself, or the contents of its chat messages, one below the other."""
+    return item if isinstance(item, str) else "\n".join(_content(message.get("content")) for message in item)
+
+
+def _content(content: Any) -> str:
+    """The text of a message's content, which is a text, nothing, or a list of parts of which some are texts."""
+    if isinstance(content, list | tuple):
+        return "".join(str(part.get("text") or "") for part in content)
+    return content or ""
 
 
 def split_sentences(text: str) -> list[str]:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.errors import RewardError
-from latentknobs.rewards import ExactMatch
+from latentknobs.errors import BrokenRewardError, RewardError
+from latentknobs.rewards import ExactMatch, score_all
 from latentknobs.rewards.answer import final_number
 
 
@@ -53,11 +53,23 @@ def test_right_and_wrong_completions():
     assert ExactMatch()(["p"] * 3, completions, answer=["9*8=72 #### 72", 72, 72.0]) == [1.0, 0.0, 0.0]
 
 
+def test_a_conversation_is_judged_by_its_reply():
+    asked = [{"role": "user", "content": "12+2? Not 99."}]
+    replies = [[{"role": "assistant", "content": "So 14."}], [{"role": "assistant", "content": None}]]
+    assert ExactMatch()([asked, asked], replies, answer=[14, 14]) == [1.0, 0.0]
+
+
 def test_missing_column_says_what_to_add():
-    with pytest.raises(RewardError, match="column 'answer'"):
+    with pytest.raises(BrokenRewardError, match="column 'answer'"):
         ExactMatch()(["p"], ["1"])
 
 
-def test_answer_without_number_names_index_and_text():
-    with pytest.raises(RewardError, match=r"answer 1: 'seven'"):
-        ExactMatch()(["p", "p"], ["1", "7"], answer=["1", "seven"])
+def test_answer_without_number_names_prompt_and_text():
+    with pytest.raises(RewardError, match=r"answer 'seven' of the prompt 'two'"):
+        ExactMatch()(["one", "two"], ["1", "7"], answer=["1", "seven"])
+
+
+def test_an_answer_without_number_costs_its_own_score_only():
+    scores = score_all("exact_match", ["one", "two"], ["1", "7"], {"answer": ["1", "seven"]})
+    assert [s.value for s in scores] == [1.0, None]
+    assert "no number in the answer 'seven'" in scores[1].error

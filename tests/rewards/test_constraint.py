@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.errors import RewardError
-from latentknobs.rewards import SentenceConstraint
+from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
+from latentknobs.rewards import SentenceConstraint, TextConstraint, resolve_reward
 from latentknobs.rewards.constraint import begins_with, judged_sentences
-from latentknobs.rewards.text import complete_words, ends_sentence, split_sentences
+from latentknobs.rewards.text import complete_words, ends_sentence, split_sentences, text_of
 
 STARTED = "Story: So, there was a frog."
 
@@ -47,11 +47,17 @@ def test_a_prefix_needs_no_column():
     assert SentenceConstraint(prefix="Then")([STARTED], [" Then he ran."]) == [1.0]
 
 
-def test_missing_opener_is_an_error_that_names_the_row():
-    with pytest.raises(RewardError, match="column 'opener'"):
+def test_missing_opener_is_an_error_that_names_the_prompt():
+    with pytest.raises(BrokenRewardError, match="column 'opener'"):
         SentenceConstraint()(["p"], ["c"])
-    with pytest.raises(RewardError, match="row 1"):
-        SentenceConstraint()(["p", "p"], ["c", "c"], opener=["So", None])
+    with pytest.raises(RewardError, match="no opener for the prompt 'two'"):
+        SentenceConstraint()(["one", "two"], ["c", "c"], opener=["So", None])
+
+
+def test_a_reply_begins_its_own_sentences():
+    asked = [{"role": "user", "content": "Tell me about"}]
+    reply = [{"role": "assistant", "content": "So, he ran. He fell."}]
+    assert SentenceConstraint("So")([asked], [reply]) == [0.5]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
@@ -77,3 +83,59 @@ def test_a_cut_word_is_no_word():
     assert complete_words("He ran fas") == ["he", "ran"]
     assert complete_words("He didn'") == ["he"]
     assert complete_words("He ran. ") == complete_words("He ran.") == ["he", "ran"]
+
+
+def kept(text: str, **settings) -> float:
+    return TextConstraint(**settings)(["p"], [text])[0]
+
+
+@given(st.integers(0, 12), st.integers(0, 6), st.integers(0, 6))
+def test_word_counts_are_inclusive_bounds(words, least, more):
+    text = " ".join(["word"] * words)
+    assert kept(text, min_words=least) == (words >= least)
+    assert kept(text, max_words=more) == (words <= more)
+    assert kept(text, min_words=least, max_words=least + more) == ((words >= least) + (words <= least + more)) / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expected"),
+    [
+        ("So SORRY.", {"contains": "sorry"}, 1.0),
+        ("So sorry.", {"lacks": "SORRY"}, 0.0),
+        ("route 66", {"contains": "66"}, 1.0),
+        ("<a>\n</a>", {"pattern": "<a>.*</a>"}, 1.0),
+        ("x <a></a>", {"pattern": "<a>.*</a>"}, 0.0),
+        ('{"a": [1]}', {"is_json": True}, 1.0),
+        ('{"a": [1}', {"is_json": True}, 0.0),
+        ("[" * 100_000, {"is_json": True}, 0.0),
+        ("a b c", {"max_words": 2, "lacks": "d", "contains": "a", "min_words": 1}, 0.75),
+    ],
+)
+def test_the_share_of_constraints_that_are_kept(text, settings, expected):
+    assert kept(text, **settings) == expected
+
+
+def test_constraints_by_name():
+    reward = resolve_reward(r"text_constraint:pattern=\d{2,3},is_json=true,max_words=1")
+    assert reward(["p"] * 3, ["123", "1234", "ab cd"]) == [1.0, 2 / 3, 0.0]
+    assert len(resolve_reward("text_constraint:max_words=1,is_json=false").checks) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "nothing to check. Give at least one of min_words"),
+        ({"min_words": -1}, "min_words=-1, which must be a whole number"),
+        ({"max_words": "many"}, "max_words='many'"),
+        ({"pattern": "(a"}, r"pattern='\(a', which is no regular expression"),
+    ],
+)
+def test_impossible_constraints_are_refused(settings, told):
+    with pytest.raises(ConfigError, match=told):
+        TextConstraint(**settings)
+
+
+def test_the_text_of_messages():
+    parts = [{"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert text_of([{"role": "user", "content": parts}, {"role": "assistant", "content": None}]) == "ab\n"
+    assert text_of("plain") == "plain"

@@ -36,6 +36,10 @@ class TestByName:
         assert reward.n == 4
         assert resolve_reward("exact_match:marker=So").marker == "So"
 
+    def test_a_setting_that_is_a_text_stays_one(self):
+        assert resolve_reward("exact_match:marker=5").marker == "5"
+        assert resolve_reward("exact_match:marker=true").marker == "true"
+
     def test_function(self):
         assert resolve_reward("testbed").__name__ == "testbed_reward"
         with pytest.raises(ConfigError, match="takes no settings"):

@@ -1,0 +1,35 @@
+"""The scores of rollouts: what the reward is told about each of them."""
+
+from collections.abc import Callable, Sequence
+
+from latentknobs.data.prompts import Prompt
+from latentknobs.data.rollouts import Rollout
+from latentknobs.rewards import RewardSpec, Score, ScoreCache, score_all
+
+
+def score_rollouts(
+    reward: RewardSpec,
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Rollout],
+    cache: ScoreCache | None = None,
+    *,
+    whole: bool = True,
+    advance: Callable[[int], None] = lambda items: None,
+) -> list[Score]:
+    """The score of every rollout. See `score_all` for the other arguments and the errors.
+
+    Args:
+        prompts: all prompts, also those that these rollouts do not answer: together they say which columns there are. A
+            prompt without some column has None there.
+    """
+    names = sorted({name for prompt in prompts for name in prompt.columns})
+    asked = [prompts[rollout.prompt] for rollout in rollouts]
+    return score_all(
+        reward,
+        [prompt.text if prompt.messages is None else prompt.messages for prompt in asked],
+        [rollout.text for rollout in rollouts],
+        {name: [prompt.columns.get(name) for prompt in asked] for name in names},
+        cache=cache,
+        whole=whole,
+        advance=advance,
+    )

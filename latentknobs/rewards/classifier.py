@@ -1,0 +1,172 @@
+"""A reward model: a sequence classifier of transformers, from a folder or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
+from latentknobs.rewards.check import Failed
+from latentknobs.rewards.text import Messages, text_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_LIMIT = 10**9  # what tokenizers say they can read when they do not know is larger
+
+
+class Classifier:
+    """What a sequence-classification model says of prompt and completion.
+
+    A model with one output (a reward model) gives that logit. One with several labels gives the log-probability of `label`:
+    it orders completions as the probability does, and does not tie where that rounds to 1.
+
+    A conversation goes through the chat template of the model's own tokenizer, with the completion as the assistant's last
+    message. A plain prompt and its completion are read as one text. What is longer than the model can read has no score;
+    nothing is cut. Only safetensors are loaded, and no code of the model's own.
+
+    Args:
+        path: folder or hub id.
+        label: name or index of the label whose probability is wanted; only for a model with several.
+        batch_size: texts in one forward pass. They are padded on the right; a model without a padding token reads one by one.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda:1`, ...
+        dtype: of the weights; `auto` is that of the file.
+    """
+
+    def __init__(
+        self, path: str, label: str | int | None = None, batch_size: int = 16, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"The reward 'classifier' has batch_size={batch_size!r}: give a whole number from 1.")
+        self.path, self.batch_size = path, batch_size
+        self.__name__ = f"classifier({path})"
+        self.model, self.tokenizer = _load(self.path, _device(device), dtype)
+        config = self.model.config
+        self.label = _label(self.path, config, label)
+        self.pad = _pad(self.tokenizer, config)
+        limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+        self.limit = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
+
+    @property
+    def version(self) -> str | None:
+        """The commit that the hub sent; the content of a folder counts by itself."""
+        return getattr(self.model.config, "_commit_hash", None)
+
+    def __call__(self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any) -> list[float]:
+        rows = [self._ids(*row) for row in zip(prompts, completions, strict=True)]
+        values: list[float] = [0.0] * len(rows)
+        fitting = []
+        for n, ids in enumerate(rows):
+            if not ids or (self.limit is not None and len(ids) > self.limit):
+                values[n] = Failed(f"Its {len(ids)} tokens are not between 1 and the {self.limit} that {self.path!r} can read.")
+            else:
+                fitting.append(n)
+        fitting.sort(key=lambda n: len(rows[n]))
+        size = self.batch_size if self.pad is not None else 1
+        for start in range(0, len(fitting), size):
+            batch = fitting[start : start + size]
+            for n, value in zip(batch, self._scores([rows[n] for n in batch]), strict=True):
+                values[n] = value
+        return values
+
+    def _ids(self, prompt: str | Messages, completion: str | Messages) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt + text_of(completion))["input_ids"])
+        if not self.tokenizer.chat_template:
+            raise BrokenRewardError(
+                f"The prompts are conversations, but the tokenizer of the reward model {self.path!r} has no chat template. "
+                "Give a reward model for chats, or plain prompts."
+            )
+        *before, last = prompt
+        said = text_of(completion)
+        if last["role"] == "assistant":  # the completion goes on with it
+            messages = [*before, {**last, "content": text_of([last]) + said}]
+        else:
+            messages = [*before, last, {"role": "assistant", "content": said}]
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # templates raise whatever they like
+            raise RewardError(f"The chat template of {self.path!r} refuses the conversation: {error}") from error
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _scores(self, rows: list[list[int]]) -> list[float]:
+        import torch
+
+        longest = max(map(len, rows))
+        ids_BS = torch.tensor([ids + [self.pad or 0] * (longest - len(ids)) for ids in rows])
+        mask_BS = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows])
+        with torch.inference_mode():
+            output = self.model(input_ids=ids_BS.to(self.model.device), attention_mask=mask_BS.to(self.model.device))
+        scores: list[float] = self._chosen(output.logits.float()).tolist()
+        return scores
+
+    def _chosen(self, logits_BL: Tensor) -> Tensor:
+        """(B,) scores out of (B, L) outputs."""
+        if self.label is None:
+            return logits_BL[:, 0]
+        if self.model.config.problem_type == "multi_label_classification":
+            return logits_BL[:, self.label].sigmoid().log()
+        return logits_BL.log_softmax(-1)[:, self.label]
+
+
+def _load(path: str, device: str, dtype: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=False, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # of many kinds, for a missing, damaged or unsuitable model
+        raise ConfigError(
+            f"The reward model {path!r} cannot be loaded: {_first_line(error)} Give a folder or hub id of a sequence "
+            "classifier whose weights are safetensors, as in 'classifier:path=my/reward-model'."
+        ) from error
+    if found["missing_keys"]:
+        raise ConfigError(
+            f"{path!r} holds no trained classifier: the weights {', '.join(sorted(found['missing_keys'])[:3])} are missing, and "
+            "random ones would judge at random. Give a model that was trained as a sequence classifier."
+        )
+    try:
+        return model.to(device).eval().requires_grad_(False), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"The reward model {path!r} cannot be used on the device {device!r}: {_first_line(error)} Use auto, cpu or cuda."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else str(name)
+
+
+def _label(path: str, config: Any, label: str | int | None) -> int | None:
+    """The index of the wanted output; None where there is only one."""
+    names = [str(config.id2label.get(n, n)) for n in range(config.num_labels)]
+    if len(names) == 1:
+        if label is not None:
+            raise ConfigError(f"The reward model {path!r} has one output, so there is no label {label!r}. Leave label out.")
+        return None
+    if str(label) in names:
+        return names.index(str(label))
+    if str(label).isdecimal() and int(str(label)) < len(names):
+        return int(str(label))
+    asked = "needs a label" if label is None else f"has no label {label!r}"
+    raise ConfigError(
+        f"The classifier {path!r} {asked}: choose one of {', '.join(names)}, as in 'classifier:path=...,label={names[0]}'."
+    )
+
+
+def _pad(tokenizer: Any, config: Any) -> int | None:
+    """The padding token on which tokenizer and model agree: a decoder finds the last real token by it."""
+    text = config.get_text_config()
+    if text.pad_token_id is None:
+        text.pad_token_id = tokenizer.pad_token_id
+    found: int | None = text.pad_token_id
+    return found

@@ -1,0 +1,99 @@
+"""One reward out of several: their weighted sum, with the parts kept apart."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from latentknobs.errors import ConfigError
+from latentknobs.rewards.identity import identity_of
+from latentknobs.rewards.registry import RewardFunction, find_reward, reward_names
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the rewards of a run.
+
+    Attributes:
+        name: as the user wrote it, or the name of the callable.
+        weight: what its values are multiplied with in the sum; 0 only records them.
+        origin: see `identity_of`.
+    """
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+    origin: Mapping[str, Any] | None = None
+
+    @cached_property
+    def identity(self) -> str | None:
+        """See `identity_of`; found out once, because it may read a whole model."""
+        return identity_of(self.function, self.origin)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What `score_all` asks: one reward or several."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return " + ".join(part.name for part in self.parts)
+
+
+RewardSpec = str | RewardFunction | Rewards | Sequence[str | RewardFunction]
+
+
+def resolve_rewards(spec: RewardSpec, weights: Sequence[float] | None = None) -> Rewards:
+    """The reward, or the weighted sum of the rewards, that a user asked for (TRL's `reward_funcs` and `reward_weights`).
+
+    Args:
+        spec: a name with optional settings, a callable, or a list of these. What this function returned comes back as it is.
+        weights: one for each reward; None is 1 for each.
+
+    Raises:
+        UnknownNameError, PluginError: see `resolve_reward`.
+        ConfigError: as there; or there is no reward; or not one weight for each; or the weights are no numbers, or all 0.
+    """
+    if isinstance(spec, Rewards):
+        return spec
+    specs = list(spec) if isinstance(spec, Sequence) and not isinstance(spec, str) else [spec]
+    if not specs:
+        raise ConfigError(f"The list of rewards is empty. Give at least one: {', '.join(reward_names())}, or a callable.")
+    checked = [1.0] * len(specs) if weights is None else _checked(weights, len(specs))
+    found = [(_name(one), *find_reward(one)) for one in specs]
+    return Rewards(
+        tuple(Part(name, function, weight, origin) for (name, function, origin), weight in zip(found, checked, strict=True))
+    )
+
+
+def reward_identity(reward: RewardSpec) -> str | None:
+    """A hash that changes when scores may change, None where nothing tells: then every run has to ask again.
+
+    A name is known by its entry point, the version of its distribution, the code of its module, its settings, and the files
+    and model folders that these name. A callable is known only by an attribute `version` (text or number). Of several
+    rewards all must be known; their weights count.
+    """
+    parts = resolve_rewards(reward).parts
+    known = [(part.identity, part.weight) for part in parts]
+    return None if any(name is None for name, _ in known) else hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _checked(weights: Sequence[float], n: int) -> list[float]:
+    if len(weights) != n:
+        raise ConfigError(f"There are {len(weights)} reward_weights {list(weights)} for {n} rewards. Give one for each.")
+    if not all(isinstance(w, int | float) and math.isfinite(w) for w in weights):
+        raise ConfigError(f"The reward_weights {list(weights)} must be finite numbers.")
+    if not any(weights):
+        raise ConfigError(f"The reward_weights {list(weights)} are all 0, so every response would be worth the same.")
+    return [float(w) for w in weights]
+
+
+def _name(spec: Any) -> str:
+    return spec if isinstance(spec, str) else str(getattr(spec, "__name__", type(spec).__name__))
