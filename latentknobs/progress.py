@@ -1,5 +1,9 @@
-"""Progress for everything long: a rich bar on a terminal, plain lines elsewhere."""
+"""Progress for everything long: a rich bar on a terminal, plain lines elsewhere, and nothing from helping processes.
 
+Which process this is stands in the environment, where torchrun and `accelerate launch` put it; asking starts nothing.
+"""
+
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,14 +14,29 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 Advance = Callable[[int], None]
 
 
+def processes() -> int:
+    """How many processes share this run; 1 unless a launcher says otherwise."""
+    count = os.environ.get("WORLD_SIZE", "")
+    return int(count) if count.isdigit() and int(count) > 0 else 1
+
+
+def speaks() -> bool:
+    """Whether this process is the one that talks to people: the only one, or the first of several."""
+    return processes() == 1 or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
 def say(text: str) -> None:
-    """One line for people, on standard error."""
-    console.print(text, markup=False)
+    """One line for people, on standard error; the first process speaks for all."""
+    if speaks():
+        console.print(text, markup=False)
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
     """A function to call with the number of items just finished; shows a bar, or a line every tenth."""
+    if not speaks():
+        yield lambda items: None
+        return
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),

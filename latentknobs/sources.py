@@ -1,22 +1,21 @@
 """What a run works on: the model, the prompts and the rewards that the config names, or the objects a caller gave."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
-from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, make_prompts, read_jsonl, split_prompts
-from latentknobs.data.rollouts import Reward
-from latentknobs.decoding.frozen import context_length, output_embeddings
+from latentknobs.data.preferences import Preferences, check_objective, prompt_rows, read_preferences
+from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, is_held_out, make_prompts, split_prompts
+from latentknobs.data.tables import read_rows
+from latentknobs.data.trl import SIDES
+from latentknobs.decoding.frozen import context_length
 from latentknobs.errors import ConfigError, DataError, did_you_mean
-from latentknobs.rewards import resolve_reward
+from latentknobs.models import TESTBED, freeze, load_model
+from latentknobs.rewards import Rewards, RewardSpec, resolve_rewards
 
-TESTBED = "testbed"
-Prompts = str | Sequence[Any]
+Prompts = str | Iterable[Any]
 
 
 @dataclass(frozen=True)
@@ -26,51 +25,16 @@ class Sources:
     Attributes:
         train, evaluation: disjoint prompts.
         second: the second score of the pair rule top_bottom, if any.
+        preferences: pairs from elsewhere that take the place of the first round's rollouts, if any.
     """
 
     model: Any
     tokenizer: Any
     train: list[Prompt]
     evaluation: list[Prompt]
-    reward: Reward
-    second: Reward | None
-
-
-def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
-    """A frozen causal LM in evaluation mode and its tokenizer, padded on the left.
-
-    Raises:
-        ConfigError: transformers cannot load it.
-    """
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise ConfigError(f"The device {device!r} cannot be used: {cause} Use auto, cpu or cuda.") from None
-    if name == TESTBED:
-        model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
-        if config.dtype != "auto":
-            model = model.to(getattr(torch, config.dtype))
-    else:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        trust = config.trust_remote_code
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, trust_remote_code=trust)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a folder or hub id of a causal LM, "
-                "or `testbed` for the packaged one."
-            ) from error
-    return freeze(model.to(device)), tokenizer
-
-
-def freeze(model: Any) -> Any:
-    """The model in evaluation mode, without gradients."""
-    output_embeddings(model)  # refuses what is no causal LM
-    return model.eval().requires_grad_(False)
+    reward: Rewards
+    second: Rewards | None
+    preferences: Preferences | None = None
 
 
 def gather(
@@ -78,17 +42,23 @@ def gather(
     *,
     model: Any = None,
     tokenizer: Any = None,
-    prompts: Sequence[Any] | None = None,
-    eval_prompts: Sequence[Any] | None = None,
-    reward: Callable[..., Any] | None = None,
-    second_reward: Callable[..., Any] | None = None,
+    prompts: Iterable[Any] | None = None,
+    eval_prompts: Iterable[Any] | None = None,
+    preferences: Iterable[Any] | None = None,
+    reward: RewardSpec | None = None,
+    second_reward: RewardSpec | None = None,
 ) -> Sources:
     """The sources of a run; arguments given as objects take the place of what the config names.
 
     Raises:
-        ConfigError: a model without its tokenizer, or a name nobody knows.
-        DataError: prompts that are missing, malformed, too long, too few, or shared by both splits.
+        ConfigError: a model without its tokenizer or with another one's, a name nobody knows, or an objective that cannot
+            learn from preferences.
+        DataError: prompts that are missing, malformed, too long, too few, or shared by both splits; malformed preferences.
+        NoPairsError: no given preference can be used.
     """
+    pairs = preferences if preferences is not None else config.preferences
+    if pairs is not None:
+        check_objective(config.objective)
     if model is None:
         model, loaded = load_model(config.model, config)
         tokenizer = tokenizer or loaded
@@ -97,19 +67,47 @@ def gather(
     if not callable(tokenizer):
         raise ConfigError(f"The tokenizer {tokenizer!r} is none: pass what AutoTokenizer.from_pretrained(...) returned.")
     freeze(model)
-    first = resolve_reward(reward if reward is not None else config.reward)
+    first = resolve_rewards(reward if reward is not None else config.reward, config.reward_weights)
     other = second_reward if second_reward is not None else config.second_reward
-    second = resolve_reward(other) if other is not None else None
+    second = resolve_rewards(other) if other is not None else None
     if config.pair_rule == "top_bottom" and second is None:
         raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
+    held_out: set[str] = set()
+    if alone := pairs is not None and prompts is None and "prompts" not in config.model_fields_set:
+        pairs = list(read_rows(pairs, SIDES, "preferences"))
+        prompts = prompt_rows(pairs)  # the run is judged on what they are about, unless other prompts are asked for
+        if eval_prompts is None and not config.eval_prompts:
+            held_out = {prompt.text for prompt in make_prompts(prompts, tokenizer) if is_held_out(prompt.text)}
     train, evaluation = _splits(config, prompts, eval_prompts, tokenizer)
+    held_out |= {prompt.text for prompt in evaluation}
+    train = [prompt for prompt in train if prompt.text not in held_out] if alone else train
     check_disjoint(train, evaluation)
     check_lengths([*train, *evaluation], config.max_new_tokens, context_length(model))
-    return Sources(model, tokenizer, train, evaluation, first, second)
+    given = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
+    _check_vocabulary(model, [*train, *evaluation, *(given.prompts + given.rollouts if given else [])])
+    return Sources(model, tokenizer, train, evaluation, first, second, given)
+
+
+def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any, held_out: set[str]) -> Preferences:
+    ends = model.generation_config.eos_token_id
+    return read_preferences(
+        pairs, tokenizer, max_new_tokens=config.max_new_tokens, context=context_length(model),
+        stops=ends if isinstance(ends, list) else [ends], held_out=held_out,
+    )  # fmt: skip
+
+
+def _check_vocabulary(model: Any, texts: Iterable[Any]) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    for text in texts:
+        if max(text.ids) >= size:
+            raise ConfigError(
+                f"The tokenizer writes {text.text[:60]!r} with the id {max(text.ids)}, but the model knows only {size} ids. "
+                "Pass the tokenizer that belongs to the model."
+            )
 
 
 def _splits(
-    config: TrainConfig, prompts: Sequence[Any] | None, eval_prompts: Sequence[Any] | None, tokenizer: Any
+    config: TrainConfig, prompts: Iterable[Any] | None, eval_prompts: Iterable[Any] | None, tokenizer: Any
 ) -> tuple[list[Prompt], list[Prompt]]:
     own_evaluation = eval_prompts is not None or bool(config.eval_prompts)
     if prompts is None and config.prompts.startswith(f"{TESTBED}:"):
@@ -120,9 +118,9 @@ def _splits(
         if not own_evaluation:
             return pool, make_prompts(testbed.prompts(task, "eval", config.eval_size, 0), tokenizer)
     else:
-        pool = make_prompts(prompts if prompts is not None else read_jsonl(Path(config.prompts)), tokenizer)
+        pool = make_prompts(read_rows(prompts if prompts is not None else config.prompts), tokenizer)
     if own_evaluation:
-        rows = eval_prompts if eval_prompts is not None else read_jsonl(Path(str(config.eval_prompts)))
+        rows = read_rows(eval_prompts if eval_prompts is not None else str(config.eval_prompts))
         train, evaluation = pool, make_prompts(rows, tokenizer)
     else:
         train, evaluation = split_prompts(pool)

@@ -2,6 +2,7 @@
 
 from latentknobs.data.pairs import Pair, pick_pairs
 from latentknobs.data.prompts import Prompt, make_prompts
-from latentknobs.data.rollouts import Rollout, roll_out, score
+from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.data.scores import score_rollouts
 
-__all__ = ["Pair", "Prompt", "Rollout", "make_prompts", "pick_pairs", "roll_out", "score"]
+__all__ = ["Pair", "Prompt", "Rollout", "make_prompts", "pick_pairs", "roll_out", "score_rollouts"]

@@ -1,29 +1,53 @@
-"""The cache a head is trained on: features and likelihood tables of the responses in pairs, computed once.
+"""What a head is trained on: features and likelihood tables of responses, read a batch at a time.
 
-The LM is frozen, so neither depends on the head. Rows are segments, not tokens: a segment has one option, hence its
-features are those at its first token and its table is the sum of its tokens' tables. Training then never sees the
-vocabulary, the LM, or the level.
+Rows are segments, not tokens: a segment has one option, hence its features are those at its first token and its table is the
+sum of its tokens' tables. Training then never sees the vocabulary, the LM, or the level. `featurise` makes the rows; `store`
+keeps more of them than fit in memory.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentknobs.context import Context
-from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout
-from latentknobs.decoding.frozen import read_responses
-from latentknobs.errors import UnreachableTokenError
-from latentknobs.features import read_features
-from latentknobs.likelihood import option_logps
+from latentknobs.data.moments import Moments
 from latentknobs.objectives import Responses
-from latentknobs.segments import Segmenter
-from latentknobs.space import KnobSpace
+
+COLUMNS = ("feature_NF", "logps_NK", "option_N", "base_N")  # what every segment has
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B responses, padded to the S segments of the longest. S is at least 1: a response without segments is all mask.
+
+    Attributes:
+        feature_BSF: features at the first token of each segment, float32 or wider; anything finite where the mask is False.
+        responses: the same rows as the objectives want them, each segment standing as one token of its own.
+    """
+
+    feature_BSF: Tensor
+    responses: Responses
+
+
+class Features(Protocol):
+    """What a head is trained on: R responses, read a batch at a time. In memory (`FeatureCache`) or on disk."""
+
+    def __len__(self) -> int:
+        """R, the number of responses."""
+
+    def batch(self, response_B: Tensor) -> Batch:
+        """Some responses, by index."""
+
+    def sample(self, rows: int) -> Tensor:
+        """(n, F) features of about `rows` segments, evenly spread over all."""
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """(F) mean and (F) standard deviation of the features over all segments, in float64."""
+
+    def columns(self, kept: slice) -> "Features":
+        """The same responses with some of their features only."""
 
 
 @dataclass(frozen=True)
@@ -44,92 +68,65 @@ class FeatureCache:
     base_N: Tensor
     start_R1: Tensor
 
-    def gather(self, response_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _gather(self, response_B: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S) row indices of the segments of some responses and the mask of real ones."""
         length_B = self.start_R1[response_B + 1] - self.start_R1[response_B]
-        offset_S = torch.arange(int(length_B.max()), device=length_B.device)
+        offset_S = torch.arange(max(1, int(length_B.max())), device=length_B.device)
         mask_BS = offset_S < length_B.unsqueeze(1)
         return torch.where(mask_BS, self.start_R1[response_B].unsqueeze(1) + offset_S, 0), mask_BS
 
-    def responses(self, row_BS: Tensor, mask_BS: Tensor) -> Responses:
-        """The rows as the objectives want them, each segment standing as one token of its own."""
-        segment_BS = torch.arange(row_BS.shape[1], device=row_BS.device).expand_as(row_BS)
-        return Responses(self.logps_NK[row_BS], segment_BS, mask_BS, self.option_N[row_BS], self.base_N[row_BS])
+    def __len__(self) -> int:
+        """R, the number of responses."""
+        return len(self.start_R1) - 1
 
-    def to(self, device: torch.device) -> "FeatureCache":
-        """The same rows on another device."""
-        return FeatureCache(**{name: value.to(device) for name, value in self.__dict__.items()})
+    def batch(self, response_B: Tensor) -> Batch:
+        """Some responses, by index."""
+        row_BS, mask_BS = self._gather(response_B.to(self.start_R1.device))
+        return make_batch(mask_BS, *(_rows(getattr(self, name), row_BS) for name in COLUMNS))
 
-    def save(self, path: Path) -> None:
-        """Writes a safetensors file, complete or not at all."""
-        partial = path.with_suffix(".partial")
-        save_file({name: value.contiguous() for name, value in self.__dict__.items()}, partial)
-        partial.replace(path)
+    def sample(self, rows: int) -> Tensor:
+        """(n, F) features of about `rows` segments, evenly spread over all."""
+        return widen(self.feature_NF[:: stride(len(self.feature_NF), rows)])
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """(F) mean and (F) standard deviation of the features over all segments, in float64."""
+        moments = Moments.of(self.feature_NF)
+        return moments.mean_F, moments.std_F
+
+    def columns(self, kept: slice) -> "FeatureCache":
+        """The same responses with some of their features only."""
+        return replace(self, feature_NF=self.feature_NF[:, kept])
+
+    def where(self, keep_N: Tensor) -> "FeatureCache":
+        """The same responses with some of their segments only."""
+        before_N1 = torch.cat([keep_N.new_zeros(1, dtype=torch.long), keep_N.cumsum(0)])
+        rows = {name: getattr(self, name)[keep_N] for name in COLUMNS}
+        return FeatureCache(**rows, start_R1=before_N1[self.start_R1])
 
     @classmethod
-    def load(cls, path: Path) -> "FeatureCache":
-        """Reads what `save` wrote."""
-        return cls(**load_file(path))
+    def join(cls, caches: Sequence["FeatureCache"]) -> "FeatureCache":
+        """The responses of several, one after the other."""
+        length_R = torch.cat([cache.start_R1.diff() for cache in caches])
+        rows = {name: torch.cat([getattr(cache, name) for cache in caches]) for name in COLUMNS}
+        return cls(**rows, start_R1=torch.cat([length_R.new_zeros(1), length_R.cumsum(0)]))
 
 
-def featurise(
-    model: Any,
-    prompts: Sequence[Prompt],
-    rollouts: Sequence[Rollout],
-    space: KnobSpace,
-    segmenter: Segmenter,
-    features: Sequence[str],
-    *,
-    floor: float | None = None,
-    batch_size: int = 64,
-    advance: Callable[[int], None] = lambda rows: None,
-) -> FeatureCache:
-    """The cache of some rollouts, in their order.
-
-    Args:
-        floor: least log-probability (nats) of a token; anything lower is raised to it. None keeps -inf.
-        advance: called with the number of responses just read.
-
-    Raises:
-        UnreachableTokenError: a token has probability 0 under every option, and there is no floor.
-    """
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(rollouts), batch_size):
-        batch = rollouts[start : start + batch_size]
-        read = read_responses(model, [prompts[r.prompt].ids for r in batch], [r.ids for r in batch])
-        for rollout, (hidden_TD, logits_TV) in zip(batch, read, strict=True):
-            ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
-            context = Context.of_response(prompts[rollout.prompt].ids, rollout.ids, logits_TV.device) if space.needs else None
-            logps_TK = option_logps(logits_TV, ids_T, space, context)
-            _check_reachable(logps_TK, rollout, prompts[rollout.prompt], space, floor)
-            if floor is not None:
-                logps_TK = logps_TK.clamp(min=floor)
-            previous_T = torch.tensor([prompts[rollout.prompt].ids[-1], *rollout.ids[:-1]])
-            segment_T = segmenter.segments(previous_T.unsqueeze(0)).squeeze(0)
-            feature_TF = read_features(features, hidden_TD, logits_TV)
-            base_T = logits_TV.float().log_softmax(-1).gather(-1, ids_T.unsqueeze(-1)).squeeze(-1)
-            parts.append(_by_segment(segment_T, feature_TF.cpu(), logps_TK.cpu(), base_T.cpu(), torch.tensor(rollout.options)))
-        advance(len(batch))
-    lengths_R = torch.tensor([0] + [len(part[0]) for part in parts])
-    feature_NF, logps_NK, option_N, base_N = (torch.cat(column) for column in zip(*parts, strict=True))
-    return FeatureCache(feature_NF, logps_NK, option_N, base_N, lengths_R.cumsum(0))
+def make_batch(mask_BS: Tensor, feature_BSF: Tensor, logps_BSK: Tensor, option_BS: Tensor, base_BS: Tensor) -> Batch:
+    """Padded rows as the objectives want them, each segment standing as one token of its own."""
+    segment_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device).expand_as(mask_BS)
+    return Batch(widen(feature_BSF), Responses(logps_BSK, segment_BS, mask_BS, option_BS, base_BS))
 
 
-def _by_segment(
-    segment_T: Tensor, feature_TF: Tensor, logps_TK: Tensor, base_T: Tensor, option_T: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    first_S = torch.searchsorted(segment_T, torch.arange(int(segment_T[-1]) + 1))
-    logps_SK = torch.zeros(len(first_S), logps_TK.shape[1], dtype=logps_TK.dtype).index_add(0, segment_T, logps_TK)
-    base_S = torch.zeros(len(first_S)).index_add(0, segment_T, base_T)
-    return feature_TF[first_S], logps_SK, option_T[first_S], base_S
+def widen(feature: Tensor) -> Tensor:
+    """Features as a head reads them: 16 bits become float32, what is wider stays."""
+    return feature.float() if feature.dtype.itemsize < 4 else feature
 
 
-def _check_reachable(logps_TK: Tensor, rollout: Rollout, prompt: Prompt, space: KnobSpace, floor: float | None) -> None:
-    lost_T = logps_TK.isneginf().all(-1)
-    if floor is None and bool(lost_T.any()):
-        t = int(lost_T.nonzero()[0])
-        raise UnreachableTokenError(
-            f"Token {t} (id {rollout.ids[t]}) of a response to {prompt.text[:60]!r} has probability 0 under each of the "
-            f"{space.K} options of {space!r}, so no option can be given credit for it. Add an option that truncates "
-            "nothing (e.g. top_p 1), or set `floor`, e.g. floor=-20."
-        )
+def stride(total: int, rows: int) -> int:
+    """The step that takes about `rows` of `total`."""
+    return max(1, total // rows)
+
+
+def _rows(column_N: Tensor, row_BS: Tensor) -> Tensor:
+    # Without any rows at all, whatever is asked for is padding.
+    return column_N[row_BS] if len(column_N) else column_N.new_zeros(*row_BS.shape, *column_N.shape[1:])

@@ -4,7 +4,7 @@ The three rules of arXiv 2411.09661: best against worst (4.2, 4.3), correct agai
 scores, the best by the second among the top k by the first against the worst among the bottom k (4.4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 from latentknobs.errors import ConfigError, NoPairsError
 
 PairRule = Literal["best_worst", "correct_incorrect", "top_bottom"]
+Scores = Mapping[int, float]  # by index of the rollout
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,18 @@ class Pair:
 
 def pick_pairs(
     prompt_N: Sequence[int],
-    reward_N: Sequence[float],
+    reward_N: Sequence[float | None],
     rule: PairRule,
     *,
-    second_N: Sequence[float] | None = None,
+    second_N: Sequence[float | None] | None = None,
     top: int = 4,
     per_prompt: int = 1,
     seed: int = 0,
 ) -> list[Pair]:
     """The pairs of N scored rollouts, `prompt_N[n]` being the prompt of rollout n. Prompts whose rollouts tie give none.
 
-    Ties inside a prompt are broken at random, by `seed`.
+    Ties inside a prompt are broken at random, by `seed`. A rollout whose reward failed (None) is in no pair; for top_bottom,
+    nor is one whose second score failed.
 
     Raises:
         ConfigError: top_bottom without a second score.
@@ -45,56 +47,72 @@ def pick_pairs(
     if rule == "top_bottom" and second_N is None:
         raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
     rng = np.random.default_rng(seed)
+    first = _present(reward_N)
+    second = _present(() if second_N is None else second_N)
     members: dict[int, list[int]] = {}
     for n in rng.permutation(len(prompt_N)).tolist():
-        members.setdefault(prompt_N[n], []).append(n)
+        if n in first and (rule != "top_bottom" or n in second):
+            members.setdefault(prompt_N[n], []).append(n)
     pairs: list[Pair] = []
     for prompt in sorted(members):
         rows = members[prompt]
         if rule == "top_bottom":
-            assert second_N is not None
-            pairs += _top_bottom(prompt, rows, reward_N, second_N, top)
+            pairs += _top_bottom(prompt, rows, first, second, top)
         elif rule == "correct_incorrect":
-            pairs += _correct_incorrect(prompt, rows, reward_N)
+            pairs += _correct_incorrect(prompt, rows, first)
         else:
-            pairs += _best_worst(prompt, rows, reward_N, per_prompt)
+            pairs += _best_worst(prompt, rows, first, per_prompt)
     if not pairs:
-        raise NoPairsError(_why_none(prompt_N, reward_N, rule))
+        raise NoPairsError(_why_none(len(prompt_N), members, first, rule))
     return pairs
 
 
-def _best_worst(prompt: int, rows: list[int], reward_N: Sequence[float], count: int) -> list[Pair]:
+def _present(score_N: Sequence[float | None]) -> dict[int, float]:
+    """The scores that are there, by rollout."""
+    return {n: value for n, value in enumerate(score_N) if value is not None and not np.isnan(value)}
+
+
+def _best_worst(prompt: int, rows: list[int], reward_N: Scores, count: int) -> list[Pair]:
     ranked = sorted(rows, key=lambda n: reward_N[n])
     ends = [(ranked[-1 - i], ranked[i]) for i in range(min(count, len(ranked) // 2))]
     return [Pair(prompt, best, worst) for best, worst in ends if reward_N[best] > reward_N[worst]]
 
 
-def _correct_incorrect(prompt: int, rows: list[int], reward_N: Sequence[float]) -> list[Pair]:
+def _correct_incorrect(prompt: int, rows: list[int], reward_N: Scores) -> list[Pair]:
     right = [n for n in rows if reward_N[n] >= 0.5]
     wrong = [n for n in rows if reward_N[n] < 0.5]
     return [Pair(prompt, right[0], wrong[0])] if right and wrong else []
 
 
-def _top_bottom(prompt: int, rows: list[int], reward_N: Sequence[float], second_N: Sequence[float], top: int) -> list[Pair]:
+def _top_bottom(prompt: int, rows: list[int], reward_N: Scores, second_N: Scores, top: int) -> list[Pair]:
     ranked = sorted(rows, key=lambda n: (reward_N[n], second_N[n]))
     top = min(top, len(ranked) // 2)
+    if top < 1:  # a single one whose scores are there
+        return []
     best = max(ranked[-top:], key=lambda n: second_N[n])
     worst = min(ranked[:top], key=lambda n: second_N[n])
     differ = (reward_N[best], second_N[best]) > (reward_N[worst], second_N[worst])
     return [Pair(prompt, best, worst)] if differ else []
 
 
-def _why_none(prompt_N: Sequence[int], reward_N: Sequence[float], rule: PairRule) -> str:
-    values = np.asarray(reward_N, dtype=float)
+def _why_none(total: int, members: Mapping[int, Sequence[int]], reward_N: Scores, rule: PairRule) -> str:
+    kept = [n for rows in members.values() for n in rows]
+    values = np.array([reward_N[n] for n in kept])
+    lost = f"{total - len(kept)} of {total} rollouts have no score and take no part. " if len(kept) < total else ""
+    if not kept:
+        return (
+            f"There is nothing to prefer. The reward failed on all {total} rollouts, so no pair of chosen and rejected can be "
+            "formed. The file of scores holds the cause of each failure: repair the reward."
+        )
     told = (
         f"All {len(values)} rewards are {values[0]:g}"
         if np.ptp(values) == 0
         else (
-            f"Within each of the {len(set(prompt_N))} prompts no two rollouts differ under the rule {rule} "
+            f"Within each of the {len(members)} prompts no two rollouts differ under the rule {rule} "
             f"(rewards run from {values.min():g} to {values.max():g})"
         )
     )
     return (
-        f"There is nothing to prefer. {told}, so no pair of chosen and rejected can be formed. Try a reward that tells "
+        f"There is nothing to prefer. {lost}{told}, so no pair of chosen and rejected can be formed. Try a reward that tells "
         "responses apart, more rollouts per prompt, a wider option grid, or easier (or harder) prompts."
     )

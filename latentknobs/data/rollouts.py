@@ -1,6 +1,5 @@
-"""Rollouts: sampled responses with the options they were sampled with, and their scores."""
+"""Rollouts: sampled responses with the options they were sampled with."""
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,14 +8,13 @@ from typing import Any
 
 import torch
 
+from latentknobs.data.disk import replacing
 from latentknobs.data.prompts import Prompt
 from latentknobs.decoding import Attached
+from latentknobs.decoding.frozen import input_device
 from latentknobs.decoding.record import split_sequences
-from latentknobs.errors import RewardError, RunError
+from latentknobs.errors import RunError
 from latentknobs.policies import Policy
-from latentknobs.rewards import check_rewards
-
-Reward = Callable[..., Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,37 @@ class Rollout:
     ids: tuple[int, ...]
     options: tuple[int, ...]
     text: str
+
+
+def plan_batches(prompts: Sequence[Prompt], copies: int, batch_size: int) -> list[list[int]]:
+    """Which prompts are answered together: indices of prompts, `copies` times each, those of similar length side by side."""
+    rows = sorted((p for p in range(len(prompts)) for _ in range(copies)), key=lambda p: (len(prompts[p].ids), p))
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def roll_out_batch(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], rows: Sequence[int], policy: Policy, *, max_new_tokens: int, seed: int
+) -> list[Rollout]:
+    """One response to each of the prompts `rows` (indices), all generated together. `seed` fixes all options and tokens."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+    device = input_device(model)
+    longest = max(len(prompts[p].ids) for p in rows)
+    ids = [[pad] * (longest - len(prompts[p].ids)) + list(prompts[p].ids) for p in rows]
+    mask = [[0] * (longest - len(prompts[p].ids)) + [1] * len(prompts[p].ids) for p in rows]
+    with torch.random.fork_rng(devices=[]), Attached(model, policy, seed=seed) as attached:
+        torch.manual_seed(seed)
+        sequences = model.generate(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+        )
+        option_BT = attached.option_BT
+    _, responses = split_sequences(model, sequences, longest)
+    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    return [
+        Rollout(p, tuple(responses[b]), tuple(option_BT[b, : len(responses[b])].tolist()), texts[b]) for b, p in enumerate(rows)
+    ]
 
 
 def roll_out(
@@ -54,71 +83,26 @@ def roll_out(
         seed: fixes all options and tokens, together with `batch_size`.
         advance: called with the number of responses just finished.
     """
-    rows = sorted((p for p in range(len(prompts)) for _ in range(copies)), key=lambda p: (len(prompts[p].ids), p))
-    device = next(model.parameters()).device
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     made: list[Rollout] = []
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        longest = max(len(prompts[p].ids) for p in batch)
-        ids = [[pad] * (longest - len(prompts[p].ids)) + list(prompts[p].ids) for p in batch]
-        mask = [[0] * (longest - len(prompts[p].ids)) + [1] * len(prompts[p].ids) for p in batch]
-        with torch.random.fork_rng(devices=[]), Attached(model, policy, seed=seed * 1_000_003 + start) as attached:
-            torch.manual_seed(seed * 1_000_003 + start)
-            sequences = model.generate(
-                input_ids=torch.tensor(ids, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-            )
-            option_BT = attached.option_BT
-        _, responses = split_sequences(model, sequences, longest)
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        for b, p in enumerate(batch):
-            options = tuple(option_BT[b, : len(responses[b])].tolist())
-            made.append(Rollout(p, tuple(responses[b]), options, texts[b]))
-        advance(len(batch))
+    for number, rows in enumerate(plan_batches(prompts, copies, batch_size)):
+        made += roll_out_batch(
+            model, tokenizer, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size)
+        )
+        advance(len(rows))
     return sorted(made, key=lambda rollout: rollout.prompt)
 
 
-def score(reward: Reward, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], batch: int = 1024) -> list[float]:
-    """The reward of every rollout, through TRL's signature `reward(prompts, completions, **columns)`.
-
-    Raises:
-        RewardError: a wrong number of values, or values that are not finite numbers.
-    """
-    names = sorted({name for prompt in prompts for name in prompt.columns})
-    values: list[float] = []
-    for start in range(0, len(rollouts), batch):
-        part = rollouts[start : start + batch]
-        asked = [prompts[r.prompt] for r in part]
-        columns = {name: [prompt.columns.get(name) for prompt in asked] for name in names}
-        _check_call(reward, columns)
-        got = reward([prompt.text for prompt in asked], [r.text for r in part], **columns)
-        values += check_rewards(got, len(part), getattr(reward, "__name__", type(reward).__name__))
-    return values
-
-
-def _check_call(reward: Reward, columns: dict[str, Any]) -> None:
-    try:
-        inspect.signature(reward).bind([], [], **columns)
-    except TypeError as error:
-        raise RewardError(
-            f"The reward {getattr(reward, '__name__', reward)!r} cannot be called as reward(prompts, completions, "
-            f"{', '.join(columns) or '**columns'}): {error}. End its signature with **columns."
-        ) from None
-    except ValueError:  # a callable without a signature, e.g. of C: let the call speak for itself
-        return
+def batch_seed(seed: int, number: int, batch_size: int) -> int:
+    """The seed of one of the batches of `plan_batches`."""
+    return seed * 1_000_003 + number * batch_size
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """Dataclasses or plain objects as JSON lines, complete or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row if isinstance(row, dict) else asdict(row)) + "\n")
-    partial.replace(path)
 
 
 def read_rollouts(path: Path) -> list[Rollout]:

@@ -1,117 +1,109 @@
-"""The cache: rows are segments, tables are sums, and a token that no option can produce is refused."""
+"""Batches of features: the right rows in the right places, also where a response has none."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from store_cases import make_cache
 
-import latentknobs as lk
-from latentknobs import testbed
-from latentknobs.data.features import FeatureCache, featurise
-from latentknobs.data.prompts import make_prompts
-from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, score, write_lines
-from latentknobs.decoding.frozen import read_responses
-from latentknobs.errors import RewardError, RunError, UnreachableTokenError
-from latentknobs.policies import UniformPolicy
-from latentknobs.segments import parse_level
+from latentknobs.data.features import COLUMNS, FeatureCache, Features
+from latentknobs.data.moments import Moments
+from latentknobs.objectives import lpo_loss
+from latentknobs.objectives.lpo import log_marginals
 
-SPACE = lk.KnobSpace.of("temperature:0,0.7,1", {"top_p": [0.9, 1.0]})
-
-
-@pytest.fixture(scope="module")
-def lm():
-    return testbed.load_model(), testbed.load_tokenizer()
+caches = st.builds(
+    make_cache,
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    dtype=st.just(torch.float64),
+)
 
 
-@pytest.fixture(scope="module")
-def made(lm):
-    model, tokenizer = lm
-    prompts = make_prompts(testbed.prompts("mixture", "train", 5), tokenizer)
-    policy = UniformPolicy(SPACE, parse_level("every:3"))
-    rollouts = roll_out(model, tokenizer, prompts, policy, copies=2, max_new_tokens=11, batch_size=4, seed=1)
-    return prompts, rollouts
+def rows_of(cache: FeatureCache, name: str, r: int) -> list:
+    return getattr(cache, name)[int(cache.start_R1[r]) : int(cache.start_R1[r + 1])].tolist()
 
 
-def test_rollouts_come_in_the_order_of_prompts_with_one_option_per_token(made, lm):
-    _, rollouts = made
-    assert [r.prompt for r in rollouts] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    for rollout in rollouts:
-        assert len(rollout.ids) == len(rollout.options) <= 11
-        starts = [t for t in range(1, len(rollout.options)) if rollout.options[t] != rollout.options[t - 1]]
-        assert all(t % 3 == 0 for t in starts)
-        assert rollout.text == lm[1].decode(rollout.ids, skip_special_tokens=True)
+@given(caches, st.data())
+def test_a_batch_holds_the_segments_of_each_response_and_masks_the_rest(cache, data):
+    asked = data.draw(st.lists(st.integers(0, len(cache) - 1), min_size=1, max_size=5))
+    batch = cache.batch(torch.tensor(asked))
+    found = batch.responses
+    assert found.mask_BT.shape[1] == max(1, *(len(rows_of(cache, "base_N", r)) for r in asked))
+    for b, r in enumerate(asked):
+        real = found.mask_BT[b]
+        assert real.tolist() == sorted(real.tolist(), reverse=True)
+        assert batch.feature_BSF[b, real].tolist() == rows_of(cache, "feature_NF", r)
+        assert found.option_logps_BTK[b, real].tolist() == rows_of(cache, "logps_NK", r)
+        assert found.option_BT[b, real].tolist() == rows_of(cache, "option_N", r)
+        assert found.base_logps_BT[b, real].tolist() == rows_of(cache, "base_N", r)
+        assert found.segment_BT[b].tolist() == list(range(len(real)))
+    assert batch.feature_BSF.isfinite().all()
 
 
-def test_the_same_seed_gives_the_same_rollouts_and_another_seed_others(made, lm):
-    prompts, rollouts = made
-    policy = UniformPolicy(SPACE, parse_level("every:3"))
-    again = [roll_out(*lm, prompts, policy, copies=2, max_new_tokens=11, batch_size=4, seed=seed) for seed in (1, 2)]
-    assert again[0] == rollouts
-    assert again[1] != rollouts
+@given(caches, st.integers(0, 2**31))
+def test_leaving_out_segments_and_joining_keep_every_response_in_its_place(cache, seed):
+    keep_N = torch.rand(len(cache.feature_NF), generator=torch.Generator().manual_seed(seed)) < 0.5
+    kept = cache.where(keep_N)
+    both = FeatureCache.join([kept, cache])
+    assert len(kept) == len(cache) and len(both) == 2 * len(cache)
+    for name in COLUMNS:
+        for r in range(len(cache)):
+            wanted = keep_N[int(cache.start_R1[r]) : int(cache.start_R1[r + 1])].tolist()
+            expected = [row for row, is_kept in zip(rows_of(cache, name, r), wanted, strict=True) if is_kept]
+            assert rows_of(kept, name, r) == expected
+            assert rows_of(both, name, r) == expected
+            assert rows_of(both, name, len(cache) + r) == rows_of(cache, name, r)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence", "every:3"])
-def test_rows_are_segments_and_tables_are_sums_of_token_tables(made, lm, level):
-    prompts, rollouts = made
-    segmenter = parse_level(level)
-    cache = featurise(lm[0], prompts, rollouts, SPACE, segmenter, ("hidden", "entropy"), batch_size=3)
-    for r, rollout in enumerate(rollouts):
-        ((hidden_TD, logits_TV),) = read_responses(lm[0], [prompts[rollout.prompt].ids], [rollout.ids])
-        table_TK = lk.option_logps(logits_TV, torch.tensor(rollout.ids), SPACE)
-        length = {"token": 1, "sequence": 99, "every:3": 3}[level]
-        firsts = list(range(0, len(rollout.ids), length))
-        rows = slice(int(cache.start_R1[r]), int(cache.start_R1[r + 1]))
-        assert rows.stop - rows.start == len(firsts)
-        expected_SK = torch.stack([table_TK[t : t + length].sum(0) for t in firsts])
-        torch.testing.assert_close(cache.logps_NK[rows], expected_SK, atol=2e-4, rtol=1e-4)
-        torch.testing.assert_close(cache.feature_NF[rows, :-1], hidden_TD[firsts], atol=1e-3, rtol=1e-3)
-        assert cache.option_N[rows].tolist() == [rollout.options[t] for t in firsts]
+@pytest.mark.parametrize("lengths", [[2, 0], [0, 3], [0, 0]], ids=str)
+def test_a_response_without_segments_has_log_ratio_0(lengths):
+    """The batch of a response all of whose segments were left out, up to the loss and its gradient."""
+    cache = make_cache(1, lengths, torch.float64)
+    chosen, rejected = (cache.batch(torch.tensor([r])) for r in (0, 1))
+    log_pi = [torch.zeros(*batch.responses.option_logps_BTK.shape, dtype=torch.float64) for batch in (chosen, rejected)]
+    log_pi = [log_pi_BSK.log_softmax(-1).requires_grad_() for log_pi_BSK in log_pi]
+    for batch, log_pi_BSK, length in zip((chosen, rejected), log_pi, lengths, strict=True):
+        marginal_BS = log_marginals(log_pi_BSK, batch.responses)
+        assert marginal_BS.shape == (1, max(1, length))
+        assert length or marginal_BS.tolist() == [[0.0]]
+    loss_B = lpo_loss("latent", chosen.responses, rejected.responses, *log_pi, length_norm="mean")
+    loss_B.sum().backward()
+    assert loss_B.isfinite().all()
+    for log_pi_BSK, length in zip(log_pi, lengths, strict=True):
+        assert log_pi_BSK.grad.isfinite().all()
+        assert length or not log_pi_BSK.grad.any()
 
 
-def test_a_cache_survives_the_disk(made, lm, tmp_path):
-    prompts, rollouts = made
-    cache = featurise(lm[0], prompts, rollouts, SPACE, parse_level("token"), ("hidden",))
-    cache.save(tmp_path / "features.safetensors")
-    loaded = FeatureCache.load(tmp_path / "features.safetensors")
-    for name, value in cache.__dict__.items():
-        assert torch.equal(getattr(loaded, name), value), name
+def test_sixteen_bits_are_widened_and_float64_stays():
+    for dtype, read in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+        cache = make_cache(2, [2, 1], dtype)
+        assert cache.batch(torch.tensor([0])).feature_BSF.dtype == cache.sample(2).dtype == read
+        assert torch.equal(cache.batch(torch.tensor([1])).feature_BSF[0], cache.feature_NF[2:].to(read))
 
 
-def test_a_token_no_option_can_produce_is_refused_unless_there_is_a_floor(lm):
-    model, tokenizer = lm
-    prompts = make_prompts(testbed.prompts("stories", "train", 1), tokenizer)
-    narrow = lk.KnobSpace.of("top_k:1,2")
-    unlikely = Rollout(0, tuple(range(40, 60)), (0,) * 20, "")
-    with pytest.raises(UnreachableTokenError, match=r"probability 0 under each of the 2 options.*set `floor`"):
-        featurise(model, prompts, [unlikely], narrow, parse_level("token"), ("hidden",))
-    cache = featurise(model, prompts, [unlikely], narrow, parse_level("token"), ("hidden",), floor=-20.0)
-    assert cache.logps_NK.min() == -20.0
+def test_columns_keep_everything_else():
+    cache: Features = make_cache(3, [2, 3], torch.float32)
+    part = cache.columns(slice(-1, None)).batch(torch.tensor([0, 1]))
+    whole = cache.batch(torch.tensor([0, 1]))
+    assert torch.equal(part.feature_BSF, whole.feature_BSF[..., -1:])
+    assert torch.equal(part.responses.option_logps_BTK, whole.responses.option_logps_BTK)
 
 
-def test_rewards_of_the_wrong_shape_are_refused(made):
-    prompts, rollouts = made
-    with pytest.raises(RewardError):
-        score(lambda prompts, completions, **columns: [0.0], prompts, rollouts)
-    with pytest.raises(RewardError):
-        score(lambda prompts, completions, **columns: [float("nan")] * len(prompts), prompts, rollouts)
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 30), min_size=1, max_size=5))
+def test_moments_are_the_same_in_one_piece_or_in_several(seed, sizes):
+    """Around 10^6, where sums of squares would keep no digit of a variance of 1."""
+    rng = torch.Generator().manual_seed(seed)
+    feature_NF = torch.randn(sum(sizes), 3, generator=rng, dtype=torch.float64) + 1e6
+    whole = Moments.of(feature_NF)
+    pieces = sum((Moments.of(piece) for piece in feature_NF.split(sizes)), start=Moments.of(feature_NF[:0]))
+    assert whole.count == pieces.count == sum(sizes)
+    if sum(sizes):
+        for moments in (whole, pieces):
+            torch.testing.assert_close(moments.mean_F, feature_NF.mean(0), rtol=1e-14, atol=0)
+            torch.testing.assert_close(moments.std_F, feature_NF.std(0, correction=0), rtol=1e-8, atol=1e-9)
 
 
-def test_rewards_see_prompts_completions_and_columns(made):
-    prompts, rollouts = made
-    seen = {}
-
-    def reward(prompts, completions, task, answer, **columns):
-        seen.update(task=task, first=completions[0])
-        return [len(text) for text in completions]
-
-    values = score(reward, prompts, rollouts)
-    assert values == [len(r.text) for r in rollouts]
-    assert seen["task"] == [prompts[r.prompt].columns["task"] for r in rollouts]
-
-
-def test_rollouts_survive_the_disk_and_damage_is_named(made, tmp_path):
-    _, rollouts = made
-    file = tmp_path / "rollouts.jsonl"
-    write_lines(file, rollouts)
-    assert read_rollouts(file) == rollouts
-    file.write_text(file.read_text()[:-20])
-    with pytest.raises(RunError, match=r"rollouts\.jsonl.*damaged"):
-        read_rollouts(file)
+def test_moments_of_nothing_are_zeros_and_of_many_blocks_are_right():
+    assert Moments.of(torch.zeros(0, 2)).std_F.tolist() == [0.0, 0.0]
+    feature_NF = torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Moments.of(feature_NF).std_F, feature_NF.double().std(0, correction=0), rtol=1e-12, atol=0)

@@ -80,3 +80,38 @@ def test_top_bottom_breaks_ties_of_the_first_score_by_the_second(seed):
 def test_top_bottom_needs_a_second_score():
     with pytest.raises(ConfigError, match="Set second_reward"):
         pick_pairs([0, 0], [0.0, 1.0], "top_bottom")
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.none() | st.integers(0, 3), st.none() | st.integers(0, 3)), min_size=1, max_size=40),
+    st.sampled_from(["best_worst", "correct_incorrect", "top_bottom"]),
+    st.integers(1, 3),
+)
+def test_a_rollout_without_score_is_in_no_pair_and_changes_no_other_prompt(rows, rule, per_prompt):
+    prompts, rewards, second = ([row[i] for row in rows] for i in range(3))
+
+    def pick(kept):
+        chosen = [[values[n] for n in kept] for values in (prompts, rewards, second)]
+        try:
+            return pick_pairs(*chosen[:2], rule, second_N=chosen[2], per_prompt=per_prompt, top=2)
+        except NoPairsError:
+            return []
+
+    everything = range(len(rows))
+    used = {n for pair in pick(everything) for n in (pair.chosen, pair.rejected)}
+    scored = [n for n in everything if rewards[n] is not None and (rule != "top_bottom" or second[n] is not None)]
+    assert used <= set(scored)
+    assert {pair.prompt for pair in pick(everything)} == {pair.prompt for pair in pick(scored)}
+
+
+def test_nan_counts_as_failed():
+    assert pick_pairs([0, 0, 0], [float("nan"), 1.0, 2.0], "best_worst") == [Pair(0, 2, 1)]
+
+
+def test_when_failures_leave_no_pair_they_are_counted():
+    with pytest.raises(NoPairsError, match=r"2 of 4 rollouts have no score and take no part. All 2 rewards are 0\.5, so"):
+        pick_pairs([0, 0, 1, 1], [0.5, None, None, 0.5], "best_worst")
+    with pytest.raises(NoPairsError, match=r"The reward failed on all 3 rollouts.*repair the reward"):
+        pick_pairs([0, 0, 1], [None] * 3, "best_worst")
+    with pytest.raises(NoPairsError, match=r"1 of 3 rollouts have no score.*Within each of the 2 prompts"):
+        pick_pairs([0, 1, 1], [1.0, 0.0, 0.0], "top_bottom", second_N=[1.0, 2.0, None])

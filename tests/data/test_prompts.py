@@ -6,58 +6,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs import testbed
 from latentknobs.data.prompts import (
     Prompt,
     check_disjoint,
     check_lengths,
     is_held_out,
     make_prompts,
-    read_jsonl,
     split_prompts,
 )
+from latentknobs.data.tables import read_rows
 from latentknobs.errors import DataError
 
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return testbed.load_tokenizer()
+USER, ANSWER = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "It is"}
 
 
 def test_rows_keep_their_columns_and_blank_lines_are_skipped(tmp_path, tokenizer):
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps({"prompt": "Story: Once", "answer": 3}) + "\n\n" + json.dumps({"prompt": "Problem: Tom"}) + "\n")
-    first, second = make_prompts(read_jsonl(file), tokenizer)
+    first, second = make_prompts(read_rows(file), tokenizer)
     assert first.columns == {"answer": 3}
     assert tokenizer.decode(first.ids, skip_special_tokens=True) == "Story: Once"
     assert second.columns == {}
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ('{"prompt": "a"}\n{"prompt": \n', "Line 2 .* is not JSON"),
-        ('{"prompt": "a"}\n\n{"text": "a"}\n', "Line 3 .* has no `prompt`"),
-        ('["a"]\n', "Line 1 .* has no `prompt`"),
-        ("\n", "is empty"),
-    ],
-)
-def test_a_malformed_file_names_the_line(tmp_path, content, told):
-    file = tmp_path / "p.jsonl"
-    file.write_text(content)
-    with pytest.raises(DataError, match=told):
-        read_jsonl(file)
-
-
-def test_line_separators_inside_a_text_and_a_byte_order_mark_are_no_trouble(tmp_path):
-    file = tmp_path / "p.jsonl"
-    file.write_text("\ufeff" + json.dumps({"prompt": "one\u2028two"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_jsonl(file) == [{"prompt": "one\u2028two"}]
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.jsonl.*cannot be read"):
-        read_jsonl(tmp_path / "nowhere.jsonl")
 
 
 def test_conversations_need_a_chat_template(tokenizer):
@@ -65,17 +34,69 @@ def test_conversations_need_a_chat_template(tokenizer):
         make_prompts([{"prompt": [{"role": "user", "content": "hi"}]}], tokenizer)
 
 
-def test_conversations_go_through_the_chat_template():
-    tokenizer = testbed.load_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
-    (prompt,) = make_prompts([{"prompt": [{"role": "user", "content": "hi"}]}], tokenizer)
-    assert prompt.text == "<user> hi"
+def test_conversations_go_through_the_chat_template_and_are_kept(chatml):
+    system = {"role": "system", "content": "Be brief."}
+    (prompt,) = make_prompts([{"prompt": [system, USER], "answer": "2"}], chatml)
+    turns = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.text == turns
+    assert list(prompt.ids) == chatml.apply_chat_template([system, USER], add_generation_prompt=True)["input_ids"]
+    assert (prompt.messages, prompt.columns) == ((system, USER), {"answer": "2"})
+    assert make_prompts(["plain"], chatml)[0].messages is None
+
+
+def test_the_model_goes_on_with_an_assistant_message_at_the_end(chatml):
+    (prompt,) = make_prompts([{"prompt": [USER, ANSWER]}], chatml)
+    assert prompt.text.endswith("<|im_start|>assistant\nIt is")
+    assert prompt.messages == (USER, ANSWER)
+
+
+def test_empty_fields_that_tables_add_to_messages_are_left_out(chatml):
+    (prompt,) = make_prompts([{"prompt": [USER | {"tool_calls": None, "name": None}]}], chatml)
+    assert prompt.messages == (USER,)
+
+
+def test_settings_of_the_template_come_with_the_row_and_reach_the_reward(chatml):
+    settings = {"enable_thinking": True, "unused": None}
+    (prompt,) = make_prompts([{"prompt": [USER], "chat_template_kwargs": settings}], chatml)
+    assert prompt.text.endswith("assistant\n<think>\n")
+    assert prompt.columns == {"chat_template_kwargs": settings}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": []}, "conversation without messages"),
+        ({"prompt": ["hi"]}, "holds 'hi', which is no chat message. Write each as"),
+        ({"prompt": [{"role": "user"}]}, "which is no chat message"),
+        ({"prompt": [{"content": "hi"}]}, "which is no chat message"),
+        ({"prompt": [USER, {"role": "assistant", "content": ""}]}, "ends in an assistant message without text. Leave it out"),
+        ({"prompt": [USER], "chat_template_kwargs": "fast"}, "chat_template_kwargs='fast'; it must be a dict"),
+        ({"prompt": [USER], "chat_template_kwargs": {"tokenize": 1}}, "does not fit the tokenizer's chat template"),
+        ({"prompt": [USER | {"content": 3}]}, "does not fit the tokenizer's chat template: .* Its roles are: user"),
+    ],
+)
+def test_conversations_that_make_no_prompt_are_refused(row, told, chatml):
+    with pytest.raises(DataError, match=f"Prompt 1 .*{told}|Prompt 1 is a {told}"):
+        make_prompts([row], chatml)
+
+
+def test_what_the_template_itself_refuses_is_told(chatml, monkeypatch):
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('Begin with the user.') }}{% endif %}x"
+    monkeypatch.setattr(chatml, "chat_template", strict)
+    with pytest.raises(DataError, match=r"Begin with the user\. Its roles are: system, user\."):
+        make_prompts([{"prompt": [{"role": "system", "content": "s"}, USER]}], chatml)
 
 
 @pytest.mark.parametrize("row", [{"prompt": 3}, {"prompt": None}, {"text": "a"}])
 def test_prompts_that_are_no_text_are_refused(row, tokenizer):
-    with pytest.raises(DataError, match="must be text or a list"):
+    with pytest.raises(DataError, match=rf"columns: {next(iter(row))}.*must be text or a list"):
         make_prompts([row], tokenizer)
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", 3])
+def test_columns_that_no_reward_could_receive_are_refused(name, tokenizer):
+    with pytest.raises(DataError, match=f"Prompt 1 has a column {name!r}, which the reward could not receive. Rename it"):
+        make_prompts([{"prompt": "a", name: 1}], tokenizer)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers():

@@ -1,0 +1,29 @@
+"""`latentknobs export`: the preferences of a run, as the rows that TRL's trainers read."""
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--round", "number", metavar="N", type=click.IntRange(1), help="Which round's pairs.  [default: the last]")
+@click.option("--to", "path", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Where to.  [default: standard output]")
+def export(run: Path, number: int | None, path: Path | None) -> None:
+    """Write the pairs of RUN as JSON lines in TRL's preference format: prompt, chosen, rejected. Needs no model.
+
+    Rows also hold the scores, the token ids and the prompt's other columns. `latentknobs train --preferences FILE.jsonl` reads
+    them back token by token.
+    """
+    from latentknobs.data.trl import preference_rows, write_preferences
+    from latentknobs.training.played import load_round
+
+    played = load_round(run, number)
+    rows = preference_rows(played.prompts, played.rollouts, played.pairs, played.scores)
+    if path is None:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    write_preferences(path, rows)
+    click.echo(f"Preferences: {path} ({len(played.pairs)} pairs)")

@@ -1,0 +1,154 @@
+"""Reading the frozen LM once for all training: features and likelihood tables of responses, by segment.
+
+The LM is frozen, so neither depends on the head.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from latentknobs.data.features import FeatureCache
+from latentknobs.data.moments import Moments
+from latentknobs.data.prompts import Prompt
+from latentknobs.data.rollouts import Rollout
+from latentknobs.decoding.frozen import read_responses
+from latentknobs.decoding.second import read_contexts
+from latentknobs.errors import UnreachableTokenError
+from latentknobs.features import read_features
+from latentknobs.likelihood import option_logps
+from latentknobs.segments import Segmenter
+from latentknobs.space import KnobSpace
+
+Unreachable = Literal["refuse", "drop"]
+
+
+@dataclass(frozen=True)
+class Featurised:
+    """What `featurise` made of some responses.
+
+    Attributes:
+        cache: their segments. Every response keeps its place; an unreachable one has no segments.
+        moments: of the features of all segments, also of those that `min_spread` left out: the head meets them in decoding.
+        unreachable: indices of the responses that no option can produce.
+        skipped: how many segments `min_spread` left out.
+        total: how many segments there were, left out or not, unreachable responses aside.
+    """
+
+    cache: FeatureCache
+    moments: Moments
+    unreachable: tuple[int, ...]
+    skipped: int
+    total: int
+
+
+def featurise(
+    model: Any,
+    prompts: Sequence[Prompt],
+    rollouts: Sequence[Rollout],
+    space: KnobSpace,
+    segmenter: Segmenter,
+    features: Sequence[str],
+    *,
+    floor: float | None = None,
+    min_spread: float | None = None,
+    unreachable: Unreachable = "refuse",
+    dtype: torch.dtype | None = None,
+    batch_size: int = 64,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Featurised:
+    """The segments of some rollouts (at least one), in their order. Takes about twice the memory of what it returns.
+
+    Args:
+        floor: least log-probability (nats) of a token; anything lower is raised to it. None keeps -inf.
+        min_spread: leaves out segments whose log-probability differs by at most this (nats) between options, -inf differing
+            without bound. At 0 these have no gradient under `latent`. None keeps all.
+        unreachable: whether a response that no option can produce is an error or loses its segments.
+        dtype: number format in which features are kept; None is as they are read.
+        batch_size: responses in one forward pass; those of similar length are read together.
+        advance: called with the number of responses just read.
+
+    Raises:
+        UnreachableTokenError: no option can produce some segment, there is no floor, and that is to be refused.
+    """
+    made: dict[int, Featurised] = {}
+    for batch in _by_length(prompts, rollouts, batch_size):
+        asked, given = [prompts[rollouts[r].prompt] for r in batch], [rollouts[r] for r in batch]
+        ids = [prompt.ids for prompt in asked], [rollout.ids for rollout in given]
+        read, contexts = read_responses(model, *ids), read_contexts(model, *ids, space.needs)
+        for r, prompt, rollout, (hidden_TD, logits_TV), context in zip(batch, asked, given, read, contexts, strict=True):
+            ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
+            logps_TK = option_logps(logits_TV, ids_T, space, context).clamp(min=-torch.inf if floor is None else floor).cpu()
+            base_T = logits_TV.float().log_softmax(-1).gather(-1, ids_T.unsqueeze(-1)).squeeze(-1)
+            feature_TF = read_features(features, hidden_TD, logits_TV)
+            feature_TF = feature_TF.to("cpu", dtype or feature_TF.dtype)
+            previous_T = torch.tensor([prompt.ids[-1], *rollout.ids[:-1]])
+            segment_T = segmenter.segments(previous_T.unsqueeze(0)).squeeze(0)
+            cache = _by_segment(segment_T, feature_TF, logps_TK, torch.tensor(rollout.options), base_T.cpu())
+            why = _why_lost(logps_TK, segment_T, cache.logps_NK, prompt, rollout, space)
+            if why and unreachable == "refuse":
+                raise UnreachableTokenError(why)
+            made[r] = _one(cache, min_spread, is_lost=why is not None)
+        advance(len(batch))
+    return _join([made[r] for r in range(len(rollouts))])
+
+
+def _by_length(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], batch_size: int) -> Iterator[list[int]]:
+    """Indices of rollouts of similar length; the longest first, because a batch that does not fit should fail at once."""
+    length_R = [len(prompts[rollout.prompt].ids) + len(rollout.ids) for rollout in rollouts]
+    order = sorted(range(len(rollouts)), key=lambda r: -length_R[r])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _by_segment(segment_T: Tensor, feature_TF: Tensor, logps_TK: Tensor, option_T: Tensor, base_T: Tensor) -> FeatureCache:
+    """One response."""
+    first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
+    S = len(first_S)
+    logps_SK = logps_TK.new_zeros(S, logps_TK.shape[1]).index_add(0, segment_T, logps_TK)
+    base_S = base_T.new_zeros(S).index_add(0, segment_T, base_T)
+    return FeatureCache(feature_TF[first_S], logps_SK, option_T[first_S], base_S, torch.tensor([0, S]))
+
+
+def _one(cache: FeatureCache, min_spread: float | None, is_lost: bool) -> Featurised:
+    """One response without the segments that teach nothing."""
+    if is_lost:
+        cache = cache.where(torch.zeros(len(cache.feature_NF), dtype=torch.bool))
+    spread_S = cache.logps_NK.amax(-1) - cache.logps_NK.amin(-1)
+    keep_S = torch.ones_like(spread_S, dtype=torch.bool) if min_spread is None else spread_S > min_spread
+    skipped = int((~keep_S).sum())
+    return Featurised(cache.where(keep_S), Moments.of(cache.feature_NF), (0,) if is_lost else (), skipped, len(keep_S))
+
+
+def _join(parts: Sequence[Featurised]) -> Featurised:
+    """Responses one after the other."""
+    return Featurised(
+        FeatureCache.join([part.cache for part in parts]),
+        reduce(Moments.__add__, [part.moments for part in parts]),
+        tuple(r for r, part in enumerate(parts) if part.unreachable),
+        sum(part.skipped for part in parts),
+        sum(part.total for part in parts),
+    )
+
+
+def _why_lost(
+    logps_TK: Tensor, segment_T: Tensor, logps_SK: Tensor, prompt: Prompt, rollout: Rollout, space: KnobSpace
+) -> str | None:
+    """Which part of a response no option can produce, in words; None if there is none."""
+    lost_T, lost_S = logps_TK.isneginf().all(-1), logps_SK.isneginf().all(-1)
+    if not lost_S.any():
+        return None
+    if lost_T.any():
+        t = int(lost_T.nonzero()[0])
+        what = f"Token {t} (id {rollout.ids[t]})"
+    else:  # each token has its options, but no option has all of them
+        places = (segment_T == lost_S.nonzero()[0]).nonzero().squeeze(-1)
+        what = f"The segment of tokens {int(places[0])} to {int(places[-1])}"
+    return (
+        f"{what} of a response to {prompt.text[:60]!r} has probability 0 under each of the "
+        f"{space.K} options of {space!r}, so no option can be given credit for it. Add an option that truncates "
+        "nothing (e.g. top_p 1), or set `floor`, e.g. floor=-20."
+    )

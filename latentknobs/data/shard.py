@@ -1,0 +1,150 @@
+"""One file of features: the segments of some responses, and the sums that would otherwise need all of them again.
+
+A shard is a safetensors file. Exactly the rows that are wanted are read, with plain reads instead of a mapping: those take half
+the time of numpy's memmap and a quarter of safetensors' slices, mapped pages count as memory of the process, and a mapped file
+that is cut short kills it.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from latentknobs.data.disk import save_tensors
+from latentknobs.data.features import COLUMNS
+from latentknobs.data.featurise import Featurised
+from latentknobs.data.moments import Moments
+from latentknobs.errors import RunError
+
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+SMALL = ("start_R1", "mean_F", "square_F", "unreachable_U", "count_2")  # count_2: segments left out, and segments
+
+
+def write_shard(path: Path, made: Featurised) -> None:
+    """Writes some responses as one file, complete or not at all.
+
+    Raises:
+        OSError: with the errno of what went wrong, e.g. ENOSPC for a full disk. Nothing is left behind.
+    """
+    tensors = {name: getattr(made.cache, name) for name in (*COLUMNS, "start_R1")}
+    tensors |= {"mean_F": made.moments.mean_F, "square_F": made.moments.square_F}
+    tensors |= {"unreachable_U": torch.tensor(made.unreachable, dtype=torch.long)}
+    tensors |= {"count_2": torch.tensor([made.skipped, made.total])}
+    save_tensors(tensors, path)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a tensor lies in a file: its number format and shape, and the byte at which it begins."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def kind(self) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Number format and shape of one row."""
+        return self.dtype, self.shape[1:]
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return self.dtype.itemsize * (self.shape[1] if len(self.shape) > 1 else 1)
+
+
+class Read(Protocol):
+    """Reads rows of a column, from the row `first` on, until `out` (contiguous, on the CPU, of the column's format) is full."""
+
+    def __call__(self, name: str, first: int, out: Tensor) -> None: ...
+
+
+class Shard:
+    """What `write_shard` wrote: its rows on request, everything small in memory.
+
+    Attributes:
+        columns: where its tensors lie, by name.
+        start_R1: (R + 1) where each response begins; the last entry is N, the number of rows.
+        moments, unreachable, skipped, total: see `Featurised`.
+
+    Raises:
+        RunError: the file is missing, damaged, or holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, "pt"):  # refuses a damaged header, and a file of another length than that says
+                self.columns = _columns(path)
+            self.start_R1, mean_F, square_F, unreachable_U, count_2 = (self._whole(name) for name in SMALL)
+            self.skipped, self.total = count_2.tolist()
+            _check(self.columns, self.start_R1, mean_F)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        self.unreachable = tuple(unreachable_U.tolist())
+        self.moments = Moments(self.total, mean_F, square_F)
+
+    @contextmanager
+    def reading(self) -> Iterator[Read]:
+        """The file, opened.
+
+        Raises:
+            RunError: it is missing or was cut short since.
+        """
+
+        def read(name: str, first: int, out: Tensor) -> None:
+            column = self.columns[name]
+            file.seek(column.offset + first * column.row_bytes)
+            rest = out.flatten().view(torch.uint8).numpy().data
+            while rest:
+                if not (done := file.readinto(rest)):
+                    raise OSError("it ends early")
+                rest = rest[done:]
+
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                yield read
+        except OSError as error:
+            raise _damaged(self.path, error) from error
+
+    def _whole(self, name: str) -> Tensor:
+        out = torch.empty(self.columns[name].shape, dtype=self.columns[name].dtype)
+        with self.reading() as read:
+            read(name, 0, out)
+        return out
+
+
+def _columns(path: Path) -> dict[str, Column]:
+    """The header of a safetensors file: its length in 8 bytes, then JSON; offsets count from its end."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    known = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if missing := [name for name in (*COLUMNS, *SMALL) if name not in known]:
+        raise ValueError(f"it has no {missing[0]}")
+    if strange := [entry["dtype"] for entry in known.values() if entry["dtype"] not in DTYPES]:
+        raise ValueError(f"it holds {strange[0]} numbers")
+    return {
+        name: Column(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in known.items()
+    }
+
+
+def _check(columns: dict[str, Column], start_R1: Tensor, mean_F: Tensor) -> None:
+    ends = start_R1.dim() == 1 and len(start_R1) > 1 and int(start_R1[0]) == 0 and bool((start_R1.diff() >= 0).all())
+    N = int(start_R1[-1]) if ends else -1
+    K = columns["logps_NK"].shape[-1]
+    shapes = {"feature_NF": (N, *mean_F.shape), "logps_NK": (N, K), "option_N": (N,), "base_N": (N,)}
+    if any(columns[name].shape != shape for name, shape in shapes.items()):
+        raise ValueError("its parts do not fit each other")
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{str(path)!r} is missing or damaged ({error}). Delete it and give the same command again: it will be made anew."
+    )

@@ -1,0 +1,160 @@
+"""Rows of data from wherever they are: JSON lines, a Hugging Face dataset by name or as an object, a plain list.
+
+What is left out on purpose: streaming by name, datasets that bring code of their own, and guesses at column names.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latentknobs.errors import DataError, did_you_mean
+
+DATASET = "dataset:"
+FORM = f"{DATASET}NAME, {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT"
+FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # local files: suffix -> reader
+FORMS = {
+    "prompt": '{"prompt": "...", ...}; other columns reach the reward.',
+    "chosen": '{"prompt": ..., "chosen": ..., "rejected": ...}.',
+}
+
+
+def read_rows(source: str | Path | Iterable[Any], needs: Sequence[str] = ("prompt",), what: str = "prompts") -> list[Any]:
+    """Rows of a source, in its order.
+
+    Args:
+        source: path of a JSONL file; `dataset:NAME[:SPLIT]` or `dataset:NAME:CONFIG:SPLIT`, NAME being a hub id, a folder of
+            `save_to_disk` or of data files, or a file (json, jsonl, csv, parquet); a `datasets.Dataset`; or any rows.
+        needs: columns that a file or a dataset must have.
+        what: what the rows are, for messages.
+
+    Raises:
+        DataError: the source cannot be read, is empty, has no such split, or lacks a column.
+    """
+    if isinstance(source, str) and source.startswith(DATASET):
+        name, config, split = _parts(source)
+        return _rows_of(_load(name, config, split), needs, f"The dataset {name!r}")
+    if isinstance(source, str | Path):
+        return read_jsonl(source, needs, what)
+    if isinstance(source, Mapping):  # e.g. a DatasetDict, whose rows would be the names of its splits
+        raise DataError(
+            f"The {what} are a mapping with the keys {', '.join(map(str, source))}, not rows. "
+            "Pass one split of it, e.g. dataset['train'], or a list of rows."
+        )
+    if not isinstance(source, Iterable):
+        raise DataError(f"The {what} are {source!r}. Give a JSONL file, {FORM}, a dataset, or a list of rows.")
+    return _rows_of(source, needs, "The dataset") if hasattr(source, "column_names") else list(source)
+
+
+def read_jsonl(path: str | Path, needs: Sequence[str] = ("prompt",), what: str = "prompts") -> list[dict[str, Any]]:
+    """Rows of a JSONL file.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is not a JSON object with the columns it needs (naming the line).
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The {what} file {str(path)!r} cannot be read: {error}. Give the path of a JSONL file, or {FORM}."
+        ) from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"Line {number} of {str(path)!r} is not JSON ({error.msg}): {line[:80]!r}. Every line must be one JSON object."
+            ) from None
+        missing = [name for name in needs if not isinstance(row, dict) or name not in row]
+        if missing:
+            form = FORMS[needs[0]]
+            raise DataError(f"Line {number} of {str(path)!r} has no `{missing[0]}`: {line[:80]!r}. Write it as {form}")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"The {what} file {str(path)!r} is empty. Every line must be one JSON object: {FORMS[needs[0]]}")
+    return rows
+
+
+def _parts(source: str) -> tuple[str, str | None, str | None]:
+    """Name, config and split. A colon inside brackets belongs to a slice: `train[:100]`."""
+    rest = source.removeprefix(DATASET)
+    parts = [rest] if Path(rest).exists() else re.split(r":(?![^\[]*\])", rest)
+    if not 1 <= len(parts) <= 3 or not all(parts):
+        raise DataError(f"{source!r} is no dataset. Write {FORM}.")
+    name, *others = parts
+    return name, others[0] if len(others) == 2 else None, others[-1] if others else None
+
+
+def _load(name: str, config: str | None, split: str | None) -> Any:
+    """One split of a dataset by name; `train` where none was asked for."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"Reading the dataset {name!r} needs the package datasets. pip install latentknobs[datasets], or write the rows "
+            "to a JSONL file."
+        ) from None
+    path = Path(name).expanduser()
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in FILES):
+        raise DataError(f"There is no dataset at {name!r}. Give a folder, a file ({', '.join(FILES)}) or a hub id.")
+    wanted = split or "train"
+    try:
+        with _quiet(datasets):
+            if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+                return _saved(datasets.load_from_disk(str(path)), name, split)
+            if path.is_file():
+                return datasets.load_dataset(_reader(path), data_files=str(path), split=wanted)
+            return datasets.load_dataset(str(path) if path.exists() else name, config, split=wanted)
+    except DataError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        told = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise DataError(f"The dataset {name!r} cannot be loaded with split {wanted!r}: {told}. Write {FORM}.") from error
+
+
+def _saved(found: Any, name: str, split: str | None) -> Any:
+    """The asked split of what `save_to_disk` wrote, which may have none."""
+    if not isinstance(found, dict):
+        if split is not None:
+            raise DataError(f"The dataset {name!r} has no splits, so not {split!r} either. Write {DATASET}{name}.")
+        return found
+    if (split or "train") not in found:
+        raise DataError(f"The dataset {name!r} has no split {split or 'train'!r}. {did_you_mean(split or 'train', found)}")
+    return found[split or "train"]
+
+
+def _reader(path: Path) -> str:
+    if path.suffix not in FILES:
+        raise DataError(f"The file {str(path)!r} has none of the endings {', '.join(FILES)}. Convert it, or load it in Python.")
+    return FILES[path.suffix]
+
+
+def _rows_of(dataset: Any, needs: Sequence[str], called: str) -> list[Any]:
+    columns = dataset.column_names
+    missing = [name for name in needs if columns is not None and name not in columns]
+    if missing:
+        raise DataError(
+            f"{called} has no column `{missing[0]}`; its columns are: {', '.join(columns)}. "
+            f"Rename one, e.g. dataset.rename_column({columns[0]!r}, {missing[0]!r})."
+        )
+    rows = list(dataset)
+    if not rows:
+        raise DataError(f"{called} has no rows. Choose another split.")
+    return rows
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Without the library's own progress bars, which would break ours."""
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

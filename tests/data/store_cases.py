@@ -1,0 +1,26 @@
+"""Random segments for the tests of the feature store."""
+
+import torch
+
+from latentknobs.data.features import FeatureCache
+from latentknobs.data.featurise import Featurised
+from latentknobs.data.moments import Moments
+
+
+def make_cache(seed: int, lengths: list[int], dtype: torch.dtype = torch.float32, F: int = 5, K: int = 3) -> FeatureCache:
+    """Responses of so many segments; option 0 can produce each, every other option loses it now and then."""
+    rng = torch.Generator().manual_seed(seed)
+    N = sum(lengths)
+    feature_NF = torch.randn(N, F, generator=rng, dtype=torch.float64).to(dtype)
+    logps_NK = -torch.rand(N, K, generator=rng, dtype=torch.float64)
+    logps_NK[:, 1:] = logps_NK[:, 1:].masked_fill(torch.rand(N, K - 1, generator=rng) < 0.2, -torch.inf)
+    logps_NK = logps_NK.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    option_N = torch.randint(0, K, (N,), generator=rng)
+    start_R1 = torch.tensor([0, *lengths]).cumsum(0)
+    return FeatureCache(feature_NF, logps_NK, option_N, logps_NK[:, 0] - 1, start_R1)
+
+
+def as_made(cache: FeatureCache, unreachable: tuple[int, ...] = (), keep_N: torch.Tensor | None = None) -> Featurised:
+    """As if `featurise` had made it, and left out all but `keep_N`."""
+    keep_N = torch.ones(len(cache.feature_NF), dtype=torch.bool) if keep_N is None else keep_N
+    return Featurised(cache.where(keep_N), Moments.of(cache.feature_NF), unreachable, int((~keep_N).sum()), len(keep_N))

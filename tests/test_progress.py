@@ -1,0 +1,64 @@
+"""Progress: lines where there is no terminal, a bar on one, and silence in all processes but the first."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from latentknobs import progress as module
+from latentknobs.progress import processes, progress, say, speaks
+
+FIRST, SECOND = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in FIRST:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What people see, where there is no terminal."""
+    text = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(file=text, soft_wrap=True))
+    return text
+
+
+def work():
+    say("[begin]")
+    with progress("rollouts", 40) as advance:
+        for _ in range(10):
+            advance(4)
+
+
+def test_elsewhere_than_on_a_terminal_every_tenth_is_a_plain_line(shown):
+    work()
+    assert shown.getvalue().splitlines() == ["[begin]", *(f"rollouts: {4 * n} of 40" for n in range(1, 11))]
+
+
+def test_on_a_terminal_a_bar_comes_and_goes(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(file=text, force_terminal=True, width=80))
+    work()
+    assert "rollouts" in text.getvalue() and "40/40" in text.getvalue() and "of 40" not in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("environment", "count", "talks"),
+    [
+        ({}, 1, True),
+        (FIRST, 2, True),
+        (SECOND, 2, False),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2, False),
+        ({"RANK": "1"}, 1, True),  # of something else: there is only one process
+        ({"WORLD_SIZE": "1", "RANK": "0"}, 1, True),
+        ({"WORLD_SIZE": "many", "RANK": "1"}, 1, True),
+    ],
+)
+def test_only_the_first_of_several_processes_talks(environment, count, talks, monkeypatch, shown):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (processes(), speaks()) == (count, talks)
+    work()
+    assert bool(shown.getvalue()) == talks
