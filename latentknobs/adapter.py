@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import latentknobs
 from latentknobs.decoding import Attached
-from latentknobs.decoding.frozen import hidden_size
+from latentknobs.decoding.frozen import hidden_size, input_device
 from latentknobs.errors import AdapterError, LatentKnobsError
 from latentknobs.features import width
 from latentknobs.heads import OptionHead
@@ -84,7 +84,7 @@ class KnobAdapter:
         check_base(self.base, describe_model(model), strict)
         for head in (self.head, self.entropy_head):
             if head is not None:
-                head.to(next(model.parameters()).device)
+                head.to(input_device(model))
         return Attached(model, self.policy(pick), seed=seed)
 
     def save_pretrained(self, folder: str | Path) -> Path:

@@ -14,9 +14,11 @@ from latentknobs.errors import LatentKnobsError
 # name -> (module, attribute, one line for the overview)
 COMMANDS = {
     "train": ("train", "train", "Learn to choose decoding options and show whether it was worth it."),
+    "status": ("status", "status", "Where a run stands: stages, sizes, times, and what is left."),
     "evaluate": ("evaluate", "evaluate", "Judge a saved adapter against every baseline."),
     "generate": ("generate", "generate", "Write text with an adapter, coloured by what it chose."),
     "report": ("report", "report", "Show the results of a run and write its HTML report again."),
+    "export": ("export", "export", "Write the preferences of a run in TRL's format."),
     "knobs": ("knobs", "knobs", "The knobs that are installed."),
 }
 

@@ -12,12 +12,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from latentknobs.data.disk import replacing
 from latentknobs.data.pairs import PairRule
 from latentknobs.errors import ConfigError, did_you_mean
 from latentknobs.objectives import LengthNorm, Objective
 from latentknobs.policies import Pick
 
 GIVEN = "(given as an object)"
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 class TrainConfig(BaseModel):
@@ -34,18 +36,25 @@ class TrainConfig(BaseModel):
     """Where the model runs: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the model's weights."""
+    device_map: str | None = None
+    """How transformers spreads a model that fits no single device, e.g. `auto`."""
+    tp_plan: str | None = None
+    """Tensor parallel plan of transformers, e.g. `auto`; start with torchrun or accelerate."""
     prompts: str = "testbed:mixture"
-    """A JSONL file with a `prompt` column, or `testbed:` and math, stories, constrained or mixture."""
+    """A JSONL file with a `prompt` column, `dataset:NAME[:CONFIG][:SPLIT]`, or `testbed:` and math, stories, constrained or
+    mixture."""
     eval_prompts: str | None = None
-    """A JSONL file of held-out prompts; without it a fifth of `prompts`, chosen by hash, is held out."""
-    reward: str = "testbed"
-    """Name of a registered reward, optionally with settings: `repetition:n=3`."""
+    """Held-out prompts, as for `prompts`; without them a fifth of `prompts`, chosen by hash, is held out."""
+    reward: str | tuple[str, ...] = "testbed"
+    """Name of a registered reward, optionally with settings: `repetition:n=3`; several are added up (see reward_weights)."""
+    reward_weights: tuple[float, ...] | None = None
+    """One weight for each of several rewards; none is 1 for each."""
     second_reward: str | None = None
     """A second score, for the pair rule top_bottom."""
 
     # what is learned
-    knobs: tuple[str | dict[str, tuple[float, ...]], ...] = ("temperature",)
-    """Knob names, each optionally with a grid: `temperature`, `top_p:0.5,0.9,1`."""
+    knobs: tuple[str | dict[str, tuple[float, ...] | dict[str, Any]], ...] = ("temperature",)
+    """Knob names, each optionally with a grid: `temperature`, `top_p:0.5,0.9,1`; in YAML also with all of its settings."""
     order: str | tuple[str, ...] = "transformers"
     """In which order knobs act: an engine's (transformers, vllm, llama.cpp), or the knob names in order."""
     level: str = "token"
@@ -70,6 +79,8 @@ class TrainConfig(BaseModel):
     """Responses sampled per prompt (paper: 8 to 16)."""
     rounds: int = Field(default=1, ge=1)
     """A later round samples with, starts from, and refers to the head of the round before."""
+    preferences: str | None = None
+    """Pairs from elsewhere, in TRL's preference format, in place of the first round's rollouts: as for `prompts`."""
     pair_rule: PairRule = "best_worst"
     """best_worst; correct_incorrect (reward at least 0.5 or below); top_bottom (see `top`)."""
     top: int = Field(default=4, ge=1)
@@ -83,15 +94,31 @@ class TrainConfig(BaseModel):
     floor: float | None = Field(default=None, lt=0)
     """Least log-probability (nats) of a token under an option; needed only where no option can produce a token."""
 
+    min_spread: float | None = Field(default=None, ge=0)
+    """Leave out segments whose log-likelihood differs by at most this (nats) between options; 0 loses nothing with `latent`
+    and length_norm none."""
+
     # how the head is trained
     steps: int = Field(default=300, ge=1)
     """Optimiser steps per round."""
     pairs_per_step: int = Field(default=64, ge=1)
     """Preference pairs in a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of AdamW, decayed linearly to 0."""
+    """Of AdamW, at its peak."""
+    schedule: Schedule = "linear"
+    """How the learning rate decays: linear or cosine to 0, or constant."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; longer ones are scaled down."""
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    """Weight of the head's mean entropy (nats), added to what is maximised: keeps it from deciding too early."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the mean KL(head, reference) per segment (nats), added to the loss: keeps it near what sampled the pairs."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many validation points (20 in a run) without a better held-out preference accuracy; none never stops."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts whose pairs choose the best step instead of training."""
 
@@ -106,6 +133,16 @@ class TrainConfig(BaseModel):
     """How options are taken from the head at evaluation: greedy (Eq. 4) or sample (Eq. 5)."""
 
     # the run
+    shard_size: int = Field(default=512, ge=1)
+    """Responses in one file of a stage; what an interruption can cost."""
+    feature_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which features of pairs are kept on disk."""
+    feature_ram: float = Field(default=4.0, gt=0)
+    """GB of features held in memory; a larger store is streamed from disk."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Steps of the head's training between two points from which it can be resumed."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics also go, through accelerate: tensorboard, wandb, trackio, ..."""
     output_dir: str = "runs/latest"
     """Where everything is written; a run that was interrupted goes on from its last finished stage."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -158,4 +195,5 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
         value = config.model_dump(mode="json")[name]
         text = yaml.safe_dump({name: value}, default_flow_style=False, width=1000).strip()
         lines += [f"# {' '.join(str(field.description).split())}", text, ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines), encoding="utf-8")

@@ -15,6 +15,7 @@ from latentknobs import registry
 from latentknobs.cli import COMMANDS, cli
 from latentknobs.commands.settings import given
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml
+from latentknobs.training.played import load_round
 
 TINY = {"train_prompts": 8, "rollouts": 4, "eval_size": 4, "eval_seeds": 1, "tune_size": 4, "steps": 5, "max_new_tokens": 8,
         "pairs_per_step": 4, "hidden": 8, "knobs": ["temperature:0.2,1.5"], "prompts": "testbed:stories"}  # fmt: skip
@@ -62,7 +63,7 @@ class TestTrain:
 
     def test_saved_config_gives_the_same_run_again(self, trained: tuple[Path, Result]) -> None:
         result = latent("train", "--config", trained[0] / "config.yaml")
-        assert result.exit_code == 0 and result.stderr.count("already done, reused") == 6
+        assert result.exit_code == 0 and result.stderr.count("already done, reused") == 11
         assert result.stdout == trained[1].stdout
 
     def test_interrupt_says_how_to_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +122,67 @@ class TestSavedRuns:
         assert "2 held-out prompts x 1 seed " in result.stdout and "Mean reward by task" not in result.stdout
         assert latent("generate", adapter).stdout == latent("generate", trained[0]).stdout
 
+    @pytest.mark.parametrize("reward", ["command:run=touch pwned", ["repetition", "command:run=touch pwned"]])
+    def test_a_program_named_in_a_folder_is_not_started(
+        self, trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Any
+    ) -> None:
+        adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "run" / "adapter")
+        saved = json.loads((adapter / "knob_config.json").read_text())
+        saved["training"]["reward"] = reward if isinstance(reward, str) else json.dumps(reward)
+        (adapter / "knob_config.json").write_text(json.dumps(saved))
+        monkeypatch.chdir(tmp_path)
+        assert "--reward 'command:run=touch pwned'" in refused("evaluate", adapter)
+        (tmp_path / "run" / "config.yaml").write_text(json.dumps({"reward": reward}))
+        assert "--reward 'command:run=touch pwned'" in refused("evaluate", tmp_path / "run")
+        assert not (tmp_path / "pwned").exists()
+
+    def test_several_rewards_are_remembered_with_their_weights(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "moved")
+        sizes = ("--eval-size", 2, "--seeds", 1, "--tune-size", 2)
+        given_here = ("--reward", "repetition:n=1", "--reward", "testbed", "--reward-weights", "1,0.5")
+        expected = latent("evaluate", adapter, *sizes, *given_here)
+        saved = json.loads((adapter / "knob_config.json").read_text())
+        saved["training"] |= {"reward": '["repetition:n=1", "testbed"]', "reward_weights": "[1.0, 0.5]"}
+        (adapter / "knob_config.json").write_text(json.dumps(saved))
+        result = latent("evaluate", adapter, *sizes)
+        assert result.exit_code == 0 and result.stdout == expected.stdout
+        assert latent("evaluate", adapter, *sizes, "--reward", "repetition").exit_code == 0
+
     def test_a_run_on_python_objects_asks_for_names(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         shutil.copytree(trained[0] / "adapter", tmp_path / "adapter")
         (tmp_path / "config.yaml").write_text(f"reward: my_reward {GIVEN}\n")
         assert "my_reward" in (message := refused("evaluate", tmp_path)) and "--reward" in message
+
+
+class TestExport:
+    def test_pairs_of_a_run_train_another_with_the_same_tokens(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        result = latent("export", trained[0], "--to", tmp_path / "p.jsonl")
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+        assert result.stdout == f"Preferences: {tmp_path / 'p.jsonl'} ({len(rows)} pairs)\n"
+        assert all({"prompt", "chosen", "rejected", "task"} <= set(row) for row in rows)
+        assert all(row["score_chosen"] > row["score_rejected"] for row in rows)
+        settings = [item for name in TINY for item in (f"--{name.replace('_', '-')}", TINY[name]) if name != "knobs"]
+        again = latent("train", *settings, "--knobs", "temperature:0.2,1.5", "--preferences", tmp_path / "p.jsonl",
+                       "--eval-size", 0, "--output-dir", tmp_path / "run")  # fmt: skip
+        assert again.exit_code == 0, again.output + repr(again.exception)
+        assert f"{len(rows)} given pairs of {len(rows)} prompts." in again.stderr
+        assert pairs_of(tmp_path / "run") == pairs_of(trained[0])
+
+    def test_standard_output_by_default(self, trained: tuple[Path, Result]) -> None:
+        result = latent("export", trained[0], "--round", 1)
+        assert result.exit_code == 0 and {"chosen_ids"} <= set(json.loads(result.stdout.splitlines()[0]))
+
+    def test_a_round_that_is_not_there(self, trained: tuple[Path, Result]) -> None:
+        assert "There is no round 7 in" in refused("export", trained[0], "--round", 7)
+        assert "There is no round in 'nowhere'" in refused("export", "nowhere")
+
+
+def pairs_of(run: Path) -> list[tuple[Any, ...]]:
+    """The tokens of a run's pairs."""
+    played = load_round(run)
+    ids = [rollout.ids for rollout in played.rollouts]
+    return [(played.prompts[pair.prompt].ids, ids[pair.chosen], ids[pair.rejected]) for pair in played.pairs]
 
 
 class TestBadInput:
@@ -197,6 +255,26 @@ class TestSettings:
     def test_knobs_are_repeated_or_in_a_list(self, texts: tuple[str, ...], expected: list[Any]) -> None:
         assert given({"knobs": texts})["knobs"] == expected
 
+    @pytest.mark.parametrize(
+        "texts, expected",
+        [
+            (("repetition",), "repetition"),
+            (("command:run=python score.py --a b,c,timeout=3",), "command:run=python score.py --a b,c,timeout=3"),
+            (("word_surprise:scale=3,offset=9", "repetition"), ["word_surprise:scale=3,offset=9", "repetition"]),
+            (("[repetition, 'repetition:n=1']",), ["repetition", "repetition:n=1"]),
+        ],
+    )
+    def test_a_reward_is_one_option_with_its_commas(self, texts: tuple[str, ...], expected: Any) -> None:
+        assert given({"reward": texts})["reward"] == expected
+        reward = make_config(given({"reward": texts})).reward
+        assert reward == (tuple(expected) if isinstance(expected, list) else expected)
+
+    def test_weights_of_rewards_are_a_list_of_numbers(self) -> None:
+        assert make_config(given({"reward_weights": ("1,-0.5",)})).reward_weights == (1.0, -0.5)
+        assert make_config(given({"reward_weights": ("1", "[2, 3]")})).reward_weights == (1.0, 2.0, 3.0)
+        assert make_config(given({"reward_weights": ("none",)})).reward_weights is None
+        assert "reward_weights='much'" in refused("train", "--reward-weights", "much")
+
     def test_values_get_the_type_of_their_field(self) -> None:
         flags = {
             "model": "1e3",
@@ -242,3 +320,16 @@ class TestOverview:
 
     def test_version(self) -> None:
         assert latent("--version").stdout == f"latentknobs, version {latentknobs.__version__}\n"
+
+
+def test_a_saved_run_never_switches_remote_code_on(trained: tuple[Path, Result]) -> None:
+    from latentknobs.commands.saved import open_saved, settings_of
+
+    config = trained[0] / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("trust_remote_code: false", "trust_remote_code: true"))
+    try:
+        assert "trust_remote_code: true" in config.read_text()
+        assert settings_of(*open_saved(trained[0]), ("trust_remote_code", "batch_size")).keys() == {"batch_size"}
+    finally:
+        config.write_text(before)

@@ -1,10 +1,16 @@
 """Settings: one model behind Python, YAML and the command line."""
 
+from typing import ClassVar
+
 import pytest
+import torch
 import yaml
 
+from latentknobs import KnobSpace, registry
 from latentknobs.config import TrainConfig, make_config, read_yaml, write_yaml
 from latentknobs.errors import ConfigError
+from latentknobs.knob import ScalingKnob
+from latentknobs.training.train import _spec
 
 
 def test_every_setting_is_documented_and_has_a_default():
@@ -59,3 +65,22 @@ def test_the_digest_depends_on_the_named_settings_alone():
     assert one.digest("steps") == two.digest("steps")
     assert one.digest("beta") != two.digest("beta")
     assert one.digest("steps", then="a") != one.digest("steps", then="b")
+
+
+def test_a_knob_object_with_settings_of_its_own_is_written_so_that_it_comes_back(tmp_path, monkeypatch):
+    class Lift(ScalingKnob):
+        name: ClassVar[str] = "lift"
+        neutral: ClassVar[float] = 0.0
+        options: tuple[float, ...] = (0.0, 0.5)
+        weight: float = 2.0
+
+        def temperature(self, value_N: torch.Tensor) -> torch.Tensor:
+            return 1 + self.weight * value_N
+
+    monkeypatch.setattr(registry, "_registered", {})
+    registry.register(Lift)
+    given = Lift(options=(0.0, 0.25), weight=3.0)
+    write_yaml(make_config({"knobs": [_spec(given), "temperature:0.5,1"]}), tmp_path / "config.yaml")
+    read = make_config(read_yaml(tmp_path / "config.yaml"))
+    again = KnobSpace.of(*read.knobs).knobs[0]
+    assert again == given and again.weight == 3.0

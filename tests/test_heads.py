@@ -1,5 +1,6 @@
 """The option head: uniform when new, normalised always, joint or factorised, and the same after a save."""
 
+import copy
 import math
 
 import pytest
@@ -75,29 +76,75 @@ def test_three_linear_layers_with_silu_between(factorised: bool) -> None:
     assert [type(layer) for layer in head.mlp] == [nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear]
 
 
-def test_fit_scaler_standardises_and_leaves_constant_features_alone() -> None:
+def moments(feature_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return feature_NF.double().mean(0), feature_NF.double().std(0, correction=0)
+
+
+def test_fit_scaler_standardises_and_ignores_constant_features() -> None:
     head = trained(SPACE, factorised=False, features=3)
     feature_NF = torch.randn(200, 3, dtype=torch.float64) * torch.tensor([100.0, 0.01, 0.0]) + torch.tensor([5.0, -3.0, 7.0])
-    head.fit_scaler(feature_NF)
+    head.fit_scaler(*moments(feature_NF))
     scaled_NF = (feature_NF - head.shift_F) / head.scale_F
     assert torch.allclose(scaled_NF.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-9)
     assert torch.allclose(scaled_NF.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
-    assert head.scale_F[2] == 1
     plain = trained(SPACE, factorised=False, features=3)
     assert torch.allclose(head(feature_NF), plain(scaled_NF))
+    surprising_NF = feature_NF + torch.tensor([0.0, 0.0, 50.0])
+    assert torch.equal(head(surprising_NF), head(feature_NF)), "nothing was learned about a feature that never changed"
 
 
-def test_a_single_row_of_features_does_not_break_the_scaler() -> None:
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_single_row_of_features_does_not_break_the_scaler(fold: bool) -> None:
     head = trained(SPACE, factorised=False)
-    head.fit_scaler(torch.ones(1, 5, dtype=torch.float64))
-    assert head(torch.ones(1, 5, dtype=torch.float64)).isfinite().all()
+    head.fit_scaler(*moments(torch.ones(1, 5)))
+    assert head(torch.ones(1, 5, dtype=torch.float64), fold=fold).isfinite().all()
+
+
+@both
+@spaces
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.floats(-6, 4), st.floats(-2, 3))
+def test_a_folded_head_is_the_plain_one_in_values_and_gradients(
+    space: KnobSpace, factorised: bool, seed: int, shift: float, scale: float
+) -> None:
+    """Also with a feature whose mean is a million times its deviation, and one that is constant."""
+    head = trained(space, factorised, seed=seed)
+    feature_NF = torch.randn(9, 5, dtype=torch.float64) * 10**scale + 10**shift
+    feature_NF[:, 0] = 7.0
+    head.fit_scaler(*moments(feature_NF))
+    weight_NK = torch.randn(9, space.K, dtype=torch.float64)
+    plain, folded = (head(feature_NF, fold=fold) for fold in (False, True))
+    torch.testing.assert_close(folded, plain, rtol=0, atol=1e-8)
+    gradients = [torch.autograd.grad((out * weight_NK).sum(), list(head.parameters())) for out in (plain, folded)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+    assert (gradients[1][0][:, 0] == 0).all(), "a constant feature gets no gradient, not even from rounding"
+
+
+def test_in_float32_folding_costs_no_more_than_features_of_that_precision_do() -> None:
+    """Means a hundred times the deviation, as some dimensions of language models have."""
+    torch.manual_seed(0)
+    head = OptionHead(SPACE, 64)
+    torch.nn.init.normal_(head.mlp[-1].weight, std=0.3)
+    feature_NF = torch.randn(500, 64) + 100 * torch.randn(64)
+    head.fit_scaler(*moments(feature_NF))
+    exact_NK = copy.deepcopy(head).double()(feature_NF.double())
+    errors = [(head(feature_NF, fold=fold) - exact_NK).abs().max().item() for fold in (False, True)]
+    assert errors[0] < 1e-5 and errors[1] < 1e-4
+
+
+def test_folding_takes_any_shape_and_any_precision() -> None:
+    head = OptionHead(SPACE, 5)
+    for shape in [(5,), (2, 3, 5), (0, 5)]:
+        for dtype in (torch.bfloat16, torch.float32):
+            assert head(torch.ones(shape, dtype=dtype), fold=True).shape == (*shape[:-1], SPACE.K)
 
 
 @both
 @spaces
 def test_a_saved_head_comes_back_the_same(space: KnobSpace, factorised: bool) -> None:
     head = trained(space, factorised)
-    head.fit_scaler(torch.randn(20, 5, dtype=torch.float64) * 3 + 1)
+    head.fit_scaler(*moments(torch.randn(20, 5) * 3 + 1))
     again = OptionHead(space, 5, hidden=8, factorised=factorised).double()
     again.load_state_dict(head.state_dict())
     feature_NF = torch.randn(4, 5, dtype=torch.float64)

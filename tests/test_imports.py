@@ -22,6 +22,7 @@ LAYERS = [
     {"decoding", "rewards"},
     {"data", "testbed"},
     {"config"},
+    {"models"},
     {"sources", "adapter"},
     {"evaluation"},
     {"reporting"},

@@ -10,8 +10,8 @@ from latentknobs.commands.saved import open_saved, settings_of
 from latentknobs.commands.settings import config_options, given
 
 FIELDS = (
-    "model", "trust_remote_code", "device", "dtype", "prompts", "eval_prompts", "reward", "eval_size",
-    "tune_size", "pick", "max_new_tokens", "batch_size", "seed",
+    "model", "trust_remote_code", "device", "device_map", "dtype", "prompts", "eval_prompts",
+    "reward", "reward_weights", "eval_size", "tune_size", "pick", "max_new_tokens", "batch_size", "seed",
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **
     adapter, folder = open_saved(adapter_or_run)
     inherited = tuple(name for name in (*FIELDS, "eval_seeds", "train_prompts") if name not in chosen)
     settings = settings_of(adapter, folder, inherited) | chosen
+    if "reward" in chosen and "reward_weights" not in chosen:
+        settings.pop("reward_weights", None)  # those belonged to other rewards
     if "eval_size" not in chosen and settings.get("eval_size") == 0:
         settings.pop("eval_size")  # training skipped the evaluation; this command is one
     if json_path is not None and not json_path.absolute().parent.is_dir():

@@ -14,14 +14,14 @@ from latentknobs.commands.settings import config_options, given
 from latentknobs.config import make_config
 from latentknobs.data.prompts import Prompt, check_lengths, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
-from latentknobs.decoding.frozen import context_length
+from latentknobs.decoding.frozen import context_length, input_device
 from latentknobs.errors import ConfigError
 from latentknobs.reporting import coloured, legend
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.samples import token_texts
 from latentknobs.sources import TESTBED, load_model
 
-FIELDS = ("model", "trust_remote_code", "device", "dtype", "max_new_tokens", "batch_size", "pick", "seed")
+FIELDS = ("model", "trust_remote_code", "device", "device_map", "dtype", "max_new_tokens", "batch_size", "pick", "seed")
 
 
 @click.command()
@@ -44,7 +44,7 @@ def generate(adapter_or_run: Path, texts: tuple[str, ...], **flags: Any) -> None
     prompts = make_prompts([text.replace("\\n", "\n") for text in texts] or _examples(), tokenizer)
     check_lengths(prompts, config.max_new_tokens, context_length(model))
     policy = adapter.policy(config.pick)
-    policy.head.to(next(model.parameters()).device)
+    policy.head.to(input_device(model))
     rollouts = roll_out(
         model, tokenizer, prompts, policy, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, seed=config.seed
     )

@@ -11,11 +11,11 @@ import click
 @click.option("--per-task", default=1, show_default=True, type=click.IntRange(1), help="Responses of each task in the picture.")
 def report(run: Path, picture: Path | None, per_task: int) -> None:
     """Print the result table of RUN and write its report.html again. Needs no model."""
-    from latentknobs.reporting import print_report, write_picture, write_report
-    from latentknobs.training.train import read_report
+    from latentknobs.reporting import print_report, read_findings, write_picture, write_report
+    from latentknobs.training.judging import read_report
 
     found = read_report(run)
-    print_report(found)
+    print_report(found, findings=read_findings(run))
     click.echo(f"Report:  {write_report(run, found)}")
     if picture is not None:
         click.echo(f"Picture: {write_picture(run, picture, per_task)}")

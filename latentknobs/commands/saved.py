@@ -1,13 +1,12 @@
 """What the user names by ADAPTER_OR_RUN: an adapter's folder, or a run directory that holds one."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from latentknobs.adapter import CONFIG, KnobAdapter
-from latentknobs.commands.settings import check_repeatable, run_settings
-from latentknobs.config import TrainConfig
+from latentknobs.commands.settings import LISTS, check_repeatable, given, run_settings
+from latentknobs.errors import ConfigError
 
 
 def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
@@ -23,13 +22,29 @@ def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
 def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
     """Some settings that the adapter was trained with: from its run, or from what the adapter itself remembers.
 
+    A folder may have come from anywhere, so it never switches trust_remote_code on: that is asked for anew.
+
     Raises:
-        ConfigError: one of them was a Python object.
+        ConfigError: one of them was a Python object, or the reward is a program.
     """
+    names = tuple(name for name in names if name != "trust_remote_code")
     if (folder.parent / "config.yaml").exists():
-        return run_settings(folder.parent, names)
+        settings = run_settings(folder.parent, names)
+        _check_reward(settings.get("reward"), folder.parent)
+        return settings
     remembered = {name: adapter.training[name] for name in names if adapter.training.get(name) not in (None, "None")}
     for name, value in remembered.items():
         check_repeatable(name, value, folder)
-    texts = [name for name, field in TrainConfig.model_fields.items() if field.annotation is str]
-    return {"model": adapter.base["name"]} | {n: v if n in texts else yaml.safe_load(v) for n, v in remembered.items()}
+    settings = given({n: (v,) if n in LISTS else v for n, v in remembered.items()})
+    _check_reward(settings.get("reward"), folder)
+    return {"model": adapter.base["name"]} | settings
+
+
+def _check_reward(reward: str | list[str] | None, where: Path) -> None:
+    """Refuses to start a program because a folder, which may have come from anywhere, names it."""
+    specs = [reward] if isinstance(reward, str) else reward or []
+    if any(spec.partition(":")[0].strip() == "command" for spec in specs):
+        flags = " ".join(f"--reward {shlex.quote(spec)}" for spec in specs)
+        raise ConfigError(
+            f"The reward in {str(where)!r} is a program, which is only started when you ask for it. If you trust it, add {flags}"
+        )

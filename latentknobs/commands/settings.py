@@ -13,7 +13,9 @@ from pydantic.fields import FieldInfo
 from latentknobs.config import GIVEN, TrainConfig, read_yaml
 from latentknobs.errors import ConfigError
 
-LISTS = ("knobs", "order", "features")
+LISTS = ("knobs", "order", "features", "reward", "reward_weights", "trackers")
+NAMES = r",(?=\s*[A-Za-z_])"  # `temperature,top_p:0.5,1` is two knobs: a comma separates where a name follows it
+SEPARATORS = {"reward": None, "reward_weights": ","}  # a reward may hold commas of its own: one reward per option
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -51,8 +53,8 @@ def run_settings(run: Path, names: Iterable[str]) -> dict[str, Any]:
 
 
 def check_repeatable(name: str, value: Any, where: Path) -> None:
-    """Refuses a setting that was given as a Python object."""
-    if str(value).endswith(GIVEN):
+    """Refuses a setting, or an item of a list, that was given as a Python object."""
+    if any(str(item).endswith(GIVEN) for item in (value if isinstance(value, list | tuple) else [value])):
         raise ConfigError(
             f"In {str(where)!r} the setting {name} was a Python object: {value}. Give --{name.replace('_', '-')} by name "
             "here, or use latentknobs.evaluate(...) from Python."
@@ -68,9 +70,11 @@ def _option(name: str, field: FieldInfo, default: str) -> Callable[[F], F]:
 
 
 def _parsed(name: str, value: Any) -> Any:
+    if name == "reward_weights" and value in (("null",), ("none",)):
+        return None
     if name in LISTS:
-        items = [item for text in value for item in _split(text)]
-        return items[0] if name == "order" and len(items) == 1 else items
+        items = [item for text in value for item in _split(text, SEPARATORS.get(name, NAMES))]
+        return items[0] if name in ("order", "reward") and len(items) == 1 else items
     annotation = TrainConfig.model_fields[name].annotation
     if isinstance(value, str) and str not in _types(annotation):
         try:
@@ -80,15 +84,15 @@ def _parsed(name: str, value: Any) -> Any:
     return None if value in ("null", "none") and type(None) in _types(annotation) else value
 
 
-def _split(text: str) -> list[Any]:
-    """`temperature,top_p:0.5,1` is two knobs: a comma separates names where a name follows it. YAML works too."""
+def _split(text: str, separator: str | None) -> list[Any]:
+    """The items of a list, cut at a regular expression, None for not at all. YAML works too."""
     if text.lstrip()[:1] in ("{", "["):
         try:
             data = yaml.safe_load(text)
             return data if isinstance(data, list) else [data]
         except yaml.YAMLError:
             return [text]
-    return [item.strip() for item in re.split(r",(?=\s*[A-Za-z_])", text) if item.strip()]
+    return [item.strip() for item in (re.split(separator, text) if separator else [text]) if item.strip()]
 
 
 def _types(annotation: Any) -> tuple[Any, ...]:
@@ -98,7 +102,7 @@ def _types(annotation: Any) -> tuple[Any, ...]:
 def _metavar(name: str, annotation: Any) -> str:
     kinds = [kind for kind in _types(annotation) if kind is not type(None)]
     if name in LISTS:
-        return "NAME,..."
+        return {"reward": "NAME", "reward_weights": "NUMBER,..."}.get(name, "NAME,...")
     if get_origin(kinds[0]) is Literal:
         return "|".join(map(str, get_args(kinds[0])))
     return {int: "INTEGER", float: "NUMBER"}.get(kinds[0], "TEXT")

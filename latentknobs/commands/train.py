@@ -1,28 +1,69 @@
 """`latentknobs train`: one option for every setting, on top of a YAML file."""
 
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from latentknobs.commands.settings import config_options, given
+from latentknobs.commands.settings import check_repeatable, config_options, given
+from latentknobs.config import TrainConfig, read_yaml
+from latentknobs.errors import ConfigError
 
 
 @click.command()
 @click.option("--config", metavar="FILE.yaml", help="Settings to start from; options given here win over it.")
+@click.option(
+    "--resume", is_flag=False, flag_value="", metavar="[RUN]",
+    help="Go on with the run in this folder (or in --output-dir) with its own settings; options given here win over them.",
+)  # fmt: skip
+@click.option("--num-processes", type=click.IntRange(1), metavar="INTEGER", help="Share the work over this many processes.")
 @config_options()
-def train(config: str | None, **flags: Any) -> None:
+def train(config: str | None, resume: str | None, num_processes: int | None, **flags: Any) -> None:
     """Learn to choose decoding options from preferences, then compare with every constant.
 
     Everything has a default: `latentknobs train` alone learns a temperature on the packaged language model. A run that was
-    interrupted goes on from its last finished stage when the same command is given again.
+    interrupted goes on from its last finished file when the same command is given again, or with --resume.
     """
-    from latentknobs.reporting import print_report
+    settings = given(flags)
+    if resume is not None:
+        config, settings = _resumed(config, resume, settings)
+    if num_processes is not None and num_processes > 1 and "WORLD_SIZE" not in os.environ:
+        _launch(num_processes)
+    from latentknobs.reporting import print_report, read_findings
     from latentknobs.training.train import train as run_training
 
-    run = run_training(config=config, **given(flags))
+    run = run_training(config=config, **settings)
+    if not run.is_main:
+        return
     if run.report is not None:
-        print_report(run.report)
+        print_report(run.report, findings=read_findings(run.path))
     click.echo(f"Adapter: {run.path / 'adapter'}")
     if run.report_path is not None:
         click.echo(f"Report:  {run.report_path}")
     click.echo(f"Try it:  latentknobs generate {run.path}")
+
+
+def _resumed(config: str | None, run: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The settings file of a run, and the settings that win over it."""
+    if config is not None:
+        raise ConfigError("--resume reads the settings of the run itself. Leave out --config, or leave out --resume.")
+    folder = Path(run or settings.get("output_dir") or str(TrainConfig.model_fields["output_dir"].default))
+    file = folder / "config.yaml"
+    if not file.exists():
+        raise ConfigError(f"There is no run to resume in {str(folder)!r}: it has no config.yaml. Start it without --resume.")
+    for name, value in read_yaml(file).items():
+        if name not in settings:
+            check_repeatable(name, value, folder)
+    return str(file), settings | {"output_dir": str(folder)}
+
+
+def _launch(count: int) -> None:
+    """Replaces this process by torch's launcher, which starts the same command `count` times on this machine."""
+    arguments = sys.argv[1:]
+    at = next(n for n, argument in enumerate(arguments) if argument.startswith("--num-processes"))
+    del arguments[at : at + (1 if "=" in arguments[at] else 2)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "latentknobs", *arguments])

@@ -1,15 +1,17 @@
 """`evaluate()`: judge a saved adapter on prompts of your own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.config import make_config
+from latentknobs.decoding.frozen import input_device
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
 from latentknobs.policies import HeadPolicy, Policy
 from latentknobs.progress import progress
+from latentknobs.rewards import RewardSpec
 from latentknobs.sources import gather
 
 
@@ -20,7 +22,7 @@ def evaluate(
     tokenizer: Any = None,
     prompts: str | Path | Sequence[Any] | None = None,
     tune_prompts: str | Path | Sequence[Any] | None = None,
-    reward: str | Callable[..., Any] | None = None,
+    reward: RewardSpec | None = None,
     seeds: int = 3,
     extra: Mapping[str, Policy] | None = None,
     **settings: Any,
@@ -36,7 +38,7 @@ def evaluate(
         seeds: times that every policy answers every prompt.
         extra: further policies to compare with, by name.
         settings: fields of `TrainConfig` that concern evaluation: `eval_size`, `tune_size`, `pick`, `max_new_tokens`,
-            `batch_size`, `seed`, `device`, `dtype`.
+            `batch_size`, `seed`, `device`, `dtype`, `reward_weights`.
 
     Raises:
         AdapterError: the adapter cannot be read, or was trained on a model of another shape.
@@ -61,7 +63,7 @@ def evaluate(
         *(policy.head for policy in policies.values() if isinstance(policy, HeadPolicy)),
     ):
         if head is not None:
-            head.to(next(sources.model.parameters()).device)
+            head.to(input_device(sources.model))
     tune = sources.train[: config.tune_size]
     total = rollouts_needed(adapter.space.K, len(tune), len(sources.evaluation), seeds) + len(policies) * seeds * len(
         sources.evaluation

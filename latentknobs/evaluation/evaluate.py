@@ -6,6 +6,7 @@ a head that sees only the entropy. All policies answer the same prompts with the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Reward, Rollout, roll_out, score
+from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.data.scores import score_rollouts
+from latentknobs.errors import RewardError
 from latentknobs.evaluation.statistics import Interval, bootstrap, win_share
 from latentknobs.policies import ConstantPolicy, GreedyPolicy, Pick, Policy, UniformPolicy
+from latentknobs.rewards import RewardSpec
 
 HEAD, GREEDY, MIXTURE, ENTROPY = "learned head", "greedy decoding", "uniform mixture", "entropy-only head"
 ALL = "all"
@@ -43,7 +47,7 @@ class Report:
     """What an evaluation found.
 
     Attributes:
-        rewards: for each policy, (seeds, prompts) rewards on the held-out prompts.
+        rewards: for each policy, (seeds, prompts) rewards on the held-out prompts; NaN where the reward failed.
         tasks: the task of each prompt, `all` where the rows name none.
         tuned: name of the constant option with the best mean reward on training prompts.
         tuning: mean reward of every constant on training prompts.
@@ -56,14 +60,25 @@ class Report:
     tuning: dict[str, float]
     rollouts: dict[str, list[Rollout]] = field(default_factory=dict)
 
+    @cached_property
+    def judged_P(self) -> NDArray[np.bool_]:
+        """The prompts that count: every response of every policy to them has a score."""
+        return judged(self.rewards)
+
+    @property
+    def left_out(self) -> int:
+        """Number of prompts that take no part in any comparison, because a score failed on them."""
+        return int((~self.judged_P).sum())
+
     @property
     def task_names(self) -> list[str]:
         """`all` first, then each task where there are several."""
-        return [ALL, *(sorted(set(self.tasks)) if len(set(self.tasks)) > 1 else [])]
+        found = {task for task, kept in zip(self.tasks, self.judged_P, strict=True) if kept}
+        return [ALL, *(sorted(found) if len(found) > 1 else [])]
 
     def compare(self, policy: str, task: str = ALL) -> Comparison:
         """The head against one policy on the prompts of one task."""
-        keep = np.array([task in (ALL, t) for t in self.tasks])
+        keep = self._prompts(task)
         ours, theirs = self.rewards[HEAD][:, keep], self.rewards[policy][:, keep]
         return Comparison(
             policy, task, bootstrap(theirs.mean(0)), bootstrap((ours - theirs).mean(0)), bootstrap(win_share(ours, theirs))
@@ -75,20 +90,25 @@ class Report:
 
     def best_constant(self, task: str = ALL) -> str:
         """The constant that is best on these very prompts: not a fair baseline, but how far tuning could go."""
-        keep = np.array([task in (ALL, t) for t in self.tasks])
+        keep = self._prompts(task)
         constants = [name for name in self.rewards if name in self.tuning]
         return max(constants, key=lambda name: self.rewards[name][:, keep].mean())
 
+    def _prompts(self, task: str) -> NDArray[np.bool_]:
+        return self.judged_P & np.array([task in (ALL, t) for t in self.tasks])
+
     def verdict(self) -> str:
-        """One sentence: whether the head learned more than its best constant."""
+        """In words: whether the head learned more than its best constant, and how many prompts could not be judged."""
         gain = self.compare(self.tuned).gain
+        missing = f" {self.left_out} of {len(self.tasks)} prompts are left out: the reward failed on a response to them."
+        note = missing if self.left_out else ""
         if gain.low > 0:
-            return f"The head beats the tuned best constant ({self.tuned}) by {gain}."
+            return f"The head beats the tuned best constant ({self.tuned}) by {gain}.{note}"
         if gain.high < 0:
-            return f"The head is worse than the tuned best constant ({self.tuned}): {gain}."
+            return f"The head is worse than the tuned best constant ({self.tuned}): {gain}.{note}"
         return (
             f"The head does not differ from the tuned best constant ({self.tuned}): {gain}. It has learned nothing that a "
-            "fixed setting would not do."
+            f"fixed setting would not do.{note}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +118,8 @@ class Report:
             "tuned": self.tuned,
             "tuning": self.tuning,
             "verdict": self.verdict(),
-            "rewards": {name: np.round(values, 6).tolist() for name, values in self.rewards.items()},
+            "left_out": self.left_out,
+            "rewards": {name: _plain(values) for name, values in self.rewards.items()},
             "table": [
                 {
                     "policy": c.policy,
@@ -112,8 +133,12 @@ class Report:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
         """What `to_dict` wrote, without the rollouts."""
-        rewards = {name: np.array(values) for name, values in data["rewards"].items()}
+        rewards = {name: np.array(values, dtype=float) for name, values in data["rewards"].items()}
         return cls(rewards, list(data["tasks"]), data["tuned"], dict(data["tuning"]))
+
+
+def _plain(reward_SP: NDArray[np.float64]) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else round(value, 6) for value in row] for row in reward_SP.tolist()]
 
 
 def constants(adapter: KnobAdapter) -> dict[str, Policy]:
@@ -121,11 +146,58 @@ def constants(adapter: KnobAdapter) -> dict[str, Policy]:
     return {adapter.space.label(k): ConstantPolicy(adapter.space, k) for k in range(adapter.space.K)}
 
 
+def baselines(adapter: KnobAdapter, pick: Pick) -> dict[str, Policy]:
+    """What the head is compared with, by name: constants, greedy, the mixture, and the entropy-only head if there is one."""
+    entropy = adapter.entropy_policy(pick)
+    plain: dict[str, Policy] = {GREEDY: GreedyPolicy(adapter.space), MIXTURE: UniformPolicy(adapter.space, adapter.segmenter)}
+    return constants(adapter) | plain | ({ENTROPY: entropy} if entropy else {})
+
+
+def task_of(prompt: Prompt) -> str:
+    """The column `task` of a prompt, `all` without one."""
+    return str(prompt.columns.get("task", ALL))
+
+
+def judged(rewards: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
+    """(P,) whether every response to a prompt has a score, for (seeds, P) rewards by policy."""
+    return np.logical_and.reduce([np.isfinite(reward_SP).all(0) for reward_SP in rewards.values()])
+
+
+def make_report(
+    rewards: dict[str, NDArray[np.float64]],
+    tuning: Mapping[str, NDArray[np.float64]],
+    tasks: Sequence[str],
+    rollouts: dict[str, list[Rollout]] | None = None,
+) -> Report:
+    """The comparison of rewards that are known already.
+
+    Args:
+        rewards: for each policy (seeds, prompts) rewards on held-out prompts; NaN where the reward failed.
+        tuning: the same for each constant on training prompts.
+        tasks: of the held-out prompts.
+
+    Raises:
+        RewardError: of the training or of the held-out prompts none has a score for every response.
+    """
+    for what, values in (("training prompts that tune the constant", tuning), ("held-out prompts", rewards)):
+        if not (kept := judged(values)).any():
+            failed = {name: int(np.isnan(reward_SP).sum()) for name, reward_SP in values.items()}
+            worst = max(failed, key=lambda name: failed[name])
+            raise RewardError(
+                f"None of the {len(kept)} {what} has a score for every response, so nothing can be compared. The reward failed "
+                f"most often on {worst!r}: {failed[worst]} of {values[worst].size} responses. Repair the reward, or give more "
+                "prompts."
+            )
+    kept = judged(tuning)
+    means = {name: float(reward_SP[:, kept].mean()) for name, reward_SP in tuning.items()}
+    return Report(rewards, list(tasks), max(means, key=lambda name: means[name]), means, rollouts or {})
+
+
 def compare_policies(
     adapter: KnobAdapter,
     model: Any,
     tokenizer: Any,
-    reward: Reward,
+    reward: RewardSpec,
     train_prompts: Sequence[Prompt],
     eval_prompts: Sequence[Prompt],
     *,
@@ -144,34 +216,34 @@ def compare_policies(
         extra: further policies to compare with, by name.
         advance: called with the number of responses just finished.
     """
-    fixed = constants(adapter)
-    policies: dict[str, Policy] = {HEAD: adapter.policy(pick), **fixed, GREEDY: GreedyPolicy(adapter.space)}
-    policies[MIXTURE] = UniformPolicy(adapter.space, adapter.segmenter)
-    entropy = adapter.entropy_policy(pick)
-    policies |= ({ENTROPY: entropy} if entropy else {}) | dict(extra or {})
+    policies: dict[str, Policy] = {HEAD: adapter.policy(pick), **baselines(adapter, pick), **(extra or {})}
 
     def run(policy: Policy, prompts: Sequence[Prompt], copies: int, part: int) -> tuple[list[Rollout], NDArray[np.float64]]:
         made = roll_out(
             model, tokenizer, prompts, policy, copies=copies, max_new_tokens=max_new_tokens, batch_size=batch_size,
             seed=seed + part, advance=advance,
         )  # fmt: skip
-        return made, np.array(score(reward, prompts, made)).reshape(len(prompts), copies).T
+        return made, _rewards(reward, prompts, made, copies)
 
-    tuning = {name: float(run(policy, train_prompts, 1, 101)[1].mean()) for name, policy in fixed.items()}
+    tuning = {name: run(policy, train_prompts, 1, 101)[1] for name, policy in constants(adapter).items()}
     rewards, rollouts = {}, {}
     for name, policy in policies.items():
         rollouts[name], rewards[name] = run(policy, eval_prompts, seeds, 1001)
-    tasks = [str(prompt.columns.get("task", ALL)) for prompt in eval_prompts]
-    return Report(rewards, tasks, max(tuning, key=lambda name: tuning[name]), tuning, rollouts)
+    return make_report(rewards, tuning, [task_of(prompt) for prompt in eval_prompts], rollouts)
 
 
-def rescore(report: Report, prompts: Sequence[Prompt], reward: Reward) -> Report:
+def rescore(report: Report, prompts: Sequence[Prompt], reward: RewardSpec) -> Report:
     """The same responses under another reward; the tuned constant stays the one of the first."""
     seeds = len(next(iter(report.rewards.values())))
-    rewards = {
-        name: np.array(score(reward, prompts, made)).reshape(len(prompts), seeds).T for name, made in report.rollouts.items()
-    }
+    rewards = {name: _rewards(reward, prompts, made, seeds) for name, made in report.rollouts.items()}
     return Report(rewards, report.tasks, report.tuned, report.tuning, report.rollouts)
+
+
+def _rewards(reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], copies: int) -> NDArray[np.float64]:
+    """(copies, prompts) rewards, NaN where the reward failed."""
+    scores = score_rollouts(reward, prompts, rollouts, whole=False)
+    values = [np.nan if score.value is None else score.value for score in scores]
+    return np.array(values, dtype=float).reshape(len(prompts), copies).T
 
 
 def rollouts_needed(adapter_options: int, train: int, evaluation: int, seeds: int) -> int:

@@ -27,10 +27,9 @@ class Cut:
     """What the knobs made of N rows.
 
     Attributes:
-        top_NM: logits of the best tokens over the temperature, descending; token_NM: their ids.
-        whole: whether these are all tokens.
+        scaled: the best M tokens of each row, their logits over the temperature; token_NM: their ids.
         kept_N: how many of them are kept: more than M for a cut somewhere beyond, UNCUT where nothing cuts.
-        temperature_N: what the logits were divided by (1 in greedy rows); None: by nothing.
+        temperature_N: what the logits were divided by (1 in greedy rows).
         is_unknown_N: rows whose cut the top does not tell; None: there are none.
         is_greedy_N: rows in which the first argmax alone is kept; None: there are none.
     """
@@ -59,6 +58,11 @@ class Cut:
             return None
         is_beyond_N = self.kept_N > self.token_NM.shape[1]
         return is_beyond_N if self.is_unknown_N is None else is_beyond_N | self.is_unknown_N
+
+    @cached_property
+    def is_any_open(self) -> Tensor | None:
+        """() whether some row is open."""
+        return None if self.is_open_N is None else self.is_open_N.any()
 
     @property
     def is_uncut_N(self) -> Tensor:

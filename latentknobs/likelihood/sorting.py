@@ -5,6 +5,10 @@ finds the block winners; what remains is a few thousand candidates. On a CPU num
 torch, which always carries indices along.
 """
 
+import importlib
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -77,20 +81,30 @@ def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
     if logits_NV.dtype == torch.float64:
         value_NV, token_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
         return value_NV[:, :M], token_NV[:, :M]
+    if has_kernels(logits_NV) and kernels().fits(logits_NV, M):
+        found: tuple[Tensor, Tensor] = kernels().top_tokens(logits_NV, M)
+        return found
     logits_NV = logits_NV.float()
-    if logits_NV.device.type != "cpu":
-        token_NM = _top_by_key(logits_NV, M)
-        return logits_NV.gather(-1, token_NM), token_NM
-    value_NC, begin_NU = candidates(logits_NV, M + 1)
-    value_NM, place_NM = value_NC.topk(min(M + 1, value_NC.shape[1]), -1)
-    token_NM = place_NM if begin_NU is None else begin_NU.gather(-1, place_NM // BLOCK) + place_NM % BLOCK
-    ties_N = (value_NM[:, 1:] == value_NM[:, :-1]).any(-1)
-    value_NM, token_NM = value_NM[:, :M], token_NM[:, :M]
-    if bool(ties_N.any()):  # rare in float32: only then does an order by value alone leave anything open
-        rows = ties_N.nonzero().squeeze(-1)
-        token_NM = token_NM.index_copy(0, rows, _top_by_key(logits_NV[rows], M))
-        value_NM = logits_NV.gather(-1, token_NM)
-    return value_NM, token_NM
+    token_NM = _top_by_bound(logits_NV, M) if logits_NV.device.type == "cpu" else _top_by_key(logits_NV, M)
+    return logits_NV.gather(-1, token_NM), token_NM
+
+
+def _top_by_bound(logits_NV: Tensor, M: int) -> Tensor:
+    """(N, M) ids of the largest float32 logits, equal ones by index. Whatever reaches the M-th best block winner may be among them.
+
+    numpy, a row at a time: those few hundred tokens are found and sorted several times faster than torch takes the top of a row.
+    """
+    N, V = logits_NV.shape
+    value_NV = logits_NV.detach().numpy()
+    width = next((width for width in (2 * BLOCK, BLOCK) if 2 * V > 3 * M * width), 1)
+    blocks, M = V // width, min(M, V)
+    winner_NU = value_NV if width == 1 else logits_NV[:, : blocks * width].unflatten(-1, (blocks, width)).amax(-1).numpy()
+    bound_N = np.partition(winner_NU, blocks - M, -1)[:, blocks - M]
+    token_NM = np.empty((N, M), dtype=np.int64)
+    for value_V, bound, out_M in zip(value_NV, bound_N, token_NM, strict=True):
+        token = np.flatnonzero(~(value_V < bound))  # so that NaN is kept
+        out_M[:] = token[np.argsort(-value_V[token], kind="stable")[:M]]
+    return torch.from_numpy(token_NM)
 
 
 def _top_by_key(logits_NV: Tensor, M: int) -> Tensor:
@@ -115,6 +129,29 @@ def _keys(value: Tensor, index: Tensor) -> Tensor:
     bits = (value + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: the two zeros are equal
     rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (rank.long() << 32) | (0xFFFFFFFF - index)
+
+
+@cache
+def kernels() -> Any:
+    """The module of Triton kernels; None where there is no Triton."""
+    try:
+        return importlib.import_module("latentknobs.likelihood.kernels")
+    except ImportError:
+        return None
+
+
+def has_kernels(logits_NV: Tensor) -> bool:
+    """Whether Triton kernels can read these rows: on an NVIDIA GPU, no wider than float32, each row in one piece."""
+    return (
+        logits_NV.device.type == "cuda" and logits_NV.dtype != torch.float64 and logits_NV.stride(-1) == 1
+        and torch.version.hip is None and kernels() is not None and len(logits_NV) > 0
+    )  # fmt: skip
+
+
+def part_masses(logits_NV: Tensor, temperature_N: Tensor) -> tuple[Tensor, Tensor]:
+    """See `kernels.part_masses`."""
+    masses: tuple[Tensor, Tensor] = kernels().part_masses(logits_NV, temperature_N)
+    return masses
 
 
 def _largest(value_NC: Tensor, M: int) -> Tensor:

@@ -6,7 +6,7 @@ the language model enters only through `option_logps_BTK`, which has no gradient
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -38,6 +38,14 @@ class Responses:
     option_BT: Tensor | None = None
     base_logps_BT: Tensor | None = None
 
+    def rows(self, kept: slice) -> "Responses":
+        """Some of the rows."""
+        return replace(self, **{name: value[kept] for name, value in vars(self).items() if value is not None})
+
+    def to(self, device: torch.device) -> "Responses":
+        """The same rows on another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
+
 
 def segment_starts(segment_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """(B, T) True at the first token of each segment."""
@@ -53,7 +61,7 @@ def log_marginals(log_pi_BTK: Tensor, responses: Responses) -> Tensor:
     """
     segment_BT, mask_BT = responses.segment_BT, responses.mask_BT
     starts_BT = segment_starts(segment_BT, mask_BT)
-    S = int(segment_BT.max()) + 1
+    S = int(segment_BT.max()) + 1 if segment_BT.numel() else 0
     index_BTK = segment_BT.unsqueeze(-1).expand_as(log_pi_BTK)
     zeros_BSK = log_pi_BTK.new_zeros(log_pi_BTK.shape[0], S, log_pi_BTK.shape[-1])
     log_pi_BSK = zeros_BSK.scatter_add(1, index_BTK, torch.where(starts_BT.unsqueeze(-1), log_pi_BTK, 0.0))
@@ -108,6 +116,28 @@ def tokens_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Response
 SCORES = {"latent": latent_score, "tokens_separate": tokens_separate_score, "tokens": tokens_score}
 
 
+def lpo_margin(
+    objective: Objective,
+    chosen: Responses,
+    rejected: Responses,
+    log_pi_chosen_BTK: Tensor,
+    log_pi_rejected_BTK: Tensor,
+    ref_chosen_BTK: Tensor | None = None,
+    ref_rejected_BTK: Tensor | None = None,
+    length_norm: LengthNorm = "none",
+) -> Tensor:
+    """(B,) score of chosen minus score of rejected, before beta: above 0 where the head orders a pair rightly.
+
+    Arguments and errors are those of `lpo_loss`; `nll` is scored by Eq. 10.
+    """
+    _check(objective, length_norm)
+    score = SCORES.get(objective, tokens_separate_score)
+    ref_c = uniform_like(log_pi_chosen_BTK) if ref_chosen_BTK is None else ref_chosen_BTK
+    ref_r = uniform_like(log_pi_rejected_BTK) if ref_rejected_BTK is None else ref_rejected_BTK
+    score_c = score(log_pi_chosen_BTK, ref_c, chosen) / _lengths(chosen, length_norm)
+    return score_c - score(log_pi_rejected_BTK, ref_r, rejected) / _lengths(rejected, length_norm)
+
+
 def lpo_loss(
     objective: Objective,
     chosen: Responses,
@@ -131,25 +161,27 @@ def lpo_loss(
         ConfigError: an unknown objective or length normalisation.
         UnreachableTokenError: `latent`, and the reference cannot produce a response.
     """
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"There is no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
-    if length_norm not in get_args(LengthNorm):
-        known = did_you_mean(length_norm, get_args(LengthNorm))
-        raise ConfigError(f"There is no length normalisation {length_norm!r}. {known}")
+    _check(objective, length_norm)
     if objective == "nll":
         zero_BTK = torch.zeros_like(log_pi_chosen_BTK)
         return -tokens_separate_score(log_pi_chosen_BTK, zero_BTK, chosen) / _lengths(chosen, length_norm)
-    score = SCORES[objective]
-    ref_c = uniform_like(log_pi_chosen_BTK) if ref_chosen_BTK is None else ref_chosen_BTK
-    ref_r = uniform_like(log_pi_rejected_BTK) if ref_rejected_BTK is None else ref_rejected_BTK
-    score_c = score(log_pi_chosen_BTK, ref_c, chosen) / _lengths(chosen, length_norm)
-    score_r = score(log_pi_rejected_BTK, ref_r, rejected) / _lengths(rejected, length_norm)
-    return -logsigmoid(beta * (score_c - score_r))
+    margin_B = lpo_margin(
+        objective, chosen, rejected, log_pi_chosen_BTK, log_pi_rejected_BTK, ref_chosen_BTK, ref_rejected_BTK, length_norm
+    )
+    return -logsigmoid(beta * margin_B)
 
 
 def uniform_like(log_pi_BTK: Tensor) -> Tensor:
     """The uniform distribution over options, in the shape of `log_pi_BTK`, without gradient."""
     return torch.full_like(log_pi_BTK, -math.log(log_pi_BTK.shape[-1]))
+
+
+def _check(objective: str, length_norm: str) -> None:
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"There is no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
+    if length_norm not in get_args(LengthNorm):
+        known = did_you_mean(length_norm, get_args(LengthNorm))
+        raise ConfigError(f"There is no length normalisation {length_norm!r}. {known}")
 
 
 def _lengths(responses: Responses, length_norm: LengthNorm) -> Tensor | float:

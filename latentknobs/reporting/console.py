@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from latentknobs.evaluation.evaluate import ALL, HEAD, Comparison, Report
 from latentknobs.evaluation.statistics import Interval
 from latentknobs.reporting.colours import Scale
+from latentknobs.reporting.findings import CALM, HEADING
 
 WIDTH = 110  # where the output is no terminal
 
@@ -19,11 +21,15 @@ def stdout() -> Console:
     return console if console.is_terminal and console.width <= WIDTH else Console(highlight=False, width=WIDTH)
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
-    """Prints the head against every policy, then the mean reward of each on each task."""
+def print_report(report: Report, console: Console | None = None, findings: Sequence[str] | None = None) -> None:
+    """Prints the head against every policy, then the mean reward of each on each task, the verdict, and what to look at.
+
+    Args:
+        findings: see `read_findings`; None prints nothing about them.
+    """
     console = console or stdout()
     rows = report.table()
-    seeds, prompts = next(iter(report.rewards.values())).shape
+    seeds, prompts = len(next(iter(report.rewards.values()))), len(report.tasks) - report.left_out
     console.print(
         _against(
             report, [row for row in rows if row.task == ALL], f"{prompts} held-out prompts x {seeds} seed{'s' * (seeds > 1)}"
@@ -32,6 +38,12 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if len(report.task_names) > 1:
         console.print(_by_task(report, rows))
     console.print(Text(report.verdict(), style="bold"))
+    if findings:
+        console.print(Text(f"\n{HEADING}", style="bold"))
+        for sentence in findings:
+            console.print(Padding(Text(f"- {sentence}"), (0, 0, 0, 2), expand=False))
+    elif findings is not None:
+        console.print(Text(CALM, style="dim"))
 
 
 def coloured(pieces: Sequence[str], values: Sequence[float], scale: Scale) -> Text:

@@ -1,21 +1,23 @@
 """The HTML report: one file, no scripts, nothing loaded from elsewhere, light and dark."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 import latentknobs
-from latentknobs.data.rollouts import read_rollouts
 from latentknobs.errors import RunError
-from latentknobs.evaluation.evaluate import HEAD, Report
+from latentknobs.evaluation.evaluate import ALL, HEAD, Report
 from latentknobs.reporting import figures
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.console import name_of, percent, signed
-from latentknobs.reporting.samples import RESPONSES, Sample, Samples, read_samples
+from latentknobs.reporting.findings import CALM, HEADING, read_findings
+from latentknobs.reporting.samples import Sample, Samples, head_responses, read_samples
 
 FILE = "report.html"
 
@@ -34,7 +36,7 @@ def write_report(run: str | Path, report: Report) -> Path:
     """Writes `report.html` into a run directory and returns its path.
 
     Args:
-        run: a run directory with an evaluation and its samples (see `write_samples`).
+        run: a run directory with an evaluation and its samples (see `write_samples`), and perhaps findings.
         report: that evaluation.
 
     Raises:
@@ -43,8 +45,9 @@ def write_report(run: str | Path, report: Report) -> Path:
     run = Path(run)
     samples = read_samples(run)
     table = {(row.policy, row.task): row for row in report.table()}
-    rollouts = read_rollouts(run / RESPONSES)
+    rollouts = head_responses(run)
     scale = Scale.of(samples.knobs[0], samples.options)
+    training, stops = _training(run)
     environment = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"signed": signed, "percent": percent}
     html = environment.get_template("report.html").render(
@@ -54,14 +57,19 @@ def write_report(run: str | Path, report: Report) -> Path:
         table=table,
         head=HEAD,
         names={policy: name_of(policy, report) for policy in report.rewards},
-        shape=report.rewards[HEAD].shape,
+        seeds=len(report.rewards[HEAD]),
+        counts=_counts(report),
+        heading=HEADING,
+        findings=read_findings(run),
+        calm=CALM,
         mood=_mood(report),
         samples=samples,
         scale=scale,
         wins=figures.win_rates(report, table),
         constants=figures.rewards_of_constants(report, table, samples),
         chosen=[figures.chosen_values(report, rollouts, samples, knob) for knob in samples.knobs],
-        training=_training(run),
+        training=training,
+        stops=stops,
         responses=[
             (task, [(s, _tokens(s, samples, scale), report.rewards[HEAD][0, s.prompt]) for s in samples.shown if s.task == task])
             for task in sorted({s.task for s in samples.shown})
@@ -86,12 +94,21 @@ def _mood(report: Report) -> str:
     return "good" if gain.low > 0 else "bad" if gain.high < 0 else "even"
 
 
-def _training(run: Path) -> Any:
+def _counts(report: Report) -> dict[str, int]:
+    """How many prompts of each task, and of all, are judged."""
+    tasks = [task for task, kept in zip(report.tasks, report.judged_P, strict=True) if kept]
+    return {**Counter(tasks), ALL: len(tasks)}
+
+
+def _training(run: Path) -> tuple[Markup | None, list[str]]:
+    """The curves of the main head, and why rounds ended early."""
     try:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        return figures.training_curves(rows)
+        stopped = [row for row in rows if row["head"] == "main" and "stopped" in row]
+        told = [f"Round {row['round']} stopped after step {row['step']}: {row['stopped']}." for row in stopped]
+        return figures.training_curves(rows), told
     except OSError:
-        return None
+        return None, []
     except (ValueError, KeyError) as error:
         raise RunError(f"{str(run / 'metrics.jsonl')!r} is damaged ({error!r}). Delete it to do without the curves.") from None
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import read_rollouts
+from latentknobs.data.rollouts import Rollout, read_rollouts
 from latentknobs.errors import RunError
 from latentknobs.space import KnobSpace
 
 FILE = "evaluation/samples.json"
-RESPONSES = "evaluation/learned_head.jsonl"
+RESPONSES = "evaluation/rollouts/learned_head-*.jsonl"
 PER_TASK = 6
 
 
@@ -64,7 +64,7 @@ def write_samples(
     """
     taken: Counter[str] = Counter()
     shown = []
-    first_seed = {rollout.prompt: rollout for rollout in reversed(read_rollouts(run / RESPONSES))}
+    first_seed = {rollout.prompt: rollout for rollout in reversed(head_responses(run))}
     for rollout in sorted(first_seed.values(), key=lambda rollout: rollout.prompt):
         task = tasks[rollout.prompt]
         taken[task] += 1
@@ -73,6 +73,12 @@ def write_samples(
             shown.append(Sample(rollout.prompt, task, prompts[rollout.prompt].text, pieces, special, rollout.options))
     samples = Samples(space.names, space.options, [space.label(k) for k in range(space.K)], shown)
     (run / FILE).write_text(json.dumps(asdict(samples)) + "\n", encoding="utf-8")
+
+
+def head_responses(run: Path) -> list[Rollout]:
+    """The head's held-out responses, by prompt and then by seed."""
+    made = [rollout for path in sorted(run.glob(RESPONSES)) for rollout in read_rollouts(path)]
+    return sorted(made, key=lambda rollout: rollout.prompt)
 
 
 def read_samples(run: Path) -> Samples:

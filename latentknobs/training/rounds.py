@@ -1,45 +1,43 @@
-"""One round of LPO: roll out -> score -> pair -> featurise -> optimise, each a stage that can be reused."""
+"""One round of LPO: roll out -> score -> pair -> featurise -> optimise, each a stage of files that can be reused."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from latentknobs.config import GIVEN, TrainConfig
-from latentknobs.data.features import FeatureCache, featurise
+from latentknobs.config import TrainConfig
+from latentknobs.data.featurise import featurise
 from latentknobs.data.pairs import Pair, pick_pairs
+from latentknobs.data.preferences import Preferences, drop_unreachable
 from latentknobs.data.prompts import is_held_out
-from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, score, write_lines
-from latentknobs.heads import OptionHead
-from latentknobs.policies import HeadPolicy, Policy, UniformPolicy
-from latentknobs.progress import progress
+from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
+from latentknobs.data.shard import write_shard
+from latentknobs.data.store import FeatureStore
+from latentknobs.decoding.frozen import input_device
+from latentknobs.evaluation.evaluate import task_of
+from latentknobs.policies import HeadPolicy, UniformPolicy
+from latentknobs.progress import Advance
 from latentknobs.segments import Segmenter
 from latentknobs.sources import Sources
 from latentknobs.space import KnobSpace
-from latentknobs.training.optimise import fit_head
-from latentknobs.training.rundir import RunDir
+from latentknobs.training.diagnostics import Count, Facts
+from latentknobs.training.facts import facts_of_round
+from latentknobs.training.fitting import PARTS, Fitting, Heads
+from latentknobs.training.played import prompt_lines, read_pairs
+from latentknobs.training.rundir import RunDir, Task
+from latentknobs.training.sampling import Asked, rate, read_all, read_scores, sample, shares_model, told
 
-BASELINE = "entropy"  # the one feature of the baseline head, always the last column of the cache
-SAMPLING = ("train_prompts", "rollouts", "max_new_tokens", "batch_size", "seed", "knobs", "order", "level", "model", "dtype")
-PAIRING = ("pair_rule", "top", "pairs_per_prompt")
-READING = ("features", "floor")
-FITTING = ("objective", "beta", "length_norm", "hidden", "factorised", "steps", "pairs_per_step", "learning_rate",
-           "weight_decay", "validation")  # fmt: skip
-
-
-@dataclass
-class Heads:
-    """The learned head and the entropy-only baseline, trained on the same pairs."""
-
-    main: OptionHead
-    entropy: OptionHead
+BASELINE = "entropy"  # the one feature of the baseline head, always the last column of the store
+PAIRING = ("pair_rule", "top", "pairs_per_prompt", "seed")
+READING = ("features", "floor", "min_spread", "feature_dtype", "shard_size", "dtype")
 
 
 class Round:
-    """Round `number` of a run. `previous` holds the heads that sample, are refined, and are referred to."""
+    """Round `number` of a run. `previous` holds the heads that sample, are refined, and are referred to.
+
+    Args:
+        key: digest of the model, the space, and the level.
+    """
 
     def __init__(
         self, run: RunDir, config: TrainConfig, sources: Sources, space: KnobSpace, segmenter: Segmenter, number: int,
@@ -48,144 +46,137 @@ class Round:
         self.run, self.config, self.sources, self.space, self.segmenter = run, config, sources, space, segmenter
         self.name = f"round-{number}"
         self.number, self.key, self.previous = number, key, previous
+        self.given = sources.preferences if number == 1 else None
+        self.prompts = self.given.prompts if self.given else sources.train
 
-    def play(self) -> tuple[Heads, str]:
-        """The heads after this round, and the key of its last stage."""
-        config = self.config
-        key = config.digest(*SAMPLING, then=self.key)
-        rollouts = self._stage("rollouts.jsonl", key, self._roll_out, read_rollouts)
-        key = config.digest("reward", "second_reward", then=key)
-        if any(str(name).endswith(GIVEN) for name in (config.reward, config.second_reward)):
-            self.run.forget(f"{self.name}/scores")  # code has no digest: ask it again, and key what follows by its answers
-        rewards, second = self._stage("scores.jsonl", key, lambda path: self._score(path, rollouts), read_scores)
-        key = config.digest(*PAIRING, then=f"{key} {rewards} {second}")
-        pairs = self._stage("pairs.jsonl", key, lambda path: self._pair(path, rollouts, rewards, second), read_pairs)
-        key = config.digest(*READING, then=key)
-        used, local = _renumber(pairs)
-        picked = [rollouts[n] for n in used]
-        cache = self._stage("features.safetensors", key, lambda path: self._featurise(path, picked), FeatureCache.load)
-        key = config.digest(*FITTING, then=key)
-        heads = self._stage("heads.safetensors", key, lambda path: self._fit(path, cache, local), self._load_heads)
-        return heads, key
-
-    def _stage(self, file: str, key: str, make: Any, load: Any) -> Any:
-        path = self.run.path / self.name / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stage = f"{self.name}/{file.partition('.')[0]}"
-        return self.run.stage(stage, key, [f"{self.name}/{file}"], lambda: make(path), lambda: load(path))
-
-    def _policy(self) -> Policy:
-        if self.previous is None:
-            return UniformPolicy(self.space, self.segmenter)
-        return HeadPolicy(self.previous.main, self.space, self.segmenter, self.config.features, "sample")
-
-    def _roll_out(self, path: Path) -> None:
-        config, prompts = self.config, self.sources.train
-        with progress(f"{self.name}: rollouts", len(prompts) * config.rollouts) as advance:
-            rollouts = roll_out(
-                self.sources.model, self.sources.tokenizer, prompts, self._policy(), copies=config.rollouts,
-                max_new_tokens=config.max_new_tokens, batch_size=config.batch_size,
-                seed=config.seed * 1009 + self.number, advance=advance,
-            )  # fmt: skip
-        write_lines(path, rollouts)
-
-    def _score(self, path: Path, rollouts: list[Rollout]) -> None:
-        rewards = score(self.sources.reward, self.sources.train, rollouts)
-        second = score(self.sources.second, self.sources.train, rollouts) if self.sources.second else None
-        write_lines(path, ({"reward": r, "second": second[n] if second else None} for n, r in enumerate(rewards)))
-
-    def _pair(self, path: Path, rollouts: list[Rollout], rewards: list[float], second: list[float] | None) -> None:
-        config = self.config
-        prompts = [rollout.prompt for rollout in rollouts]
-        write_lines(
-            path,
-            pick_pairs(
-                prompts, rewards, config.pair_rule, second_N=second, top=config.top, per_prompt=config.pairs_per_prompt,
-                seed=config.seed,
-            ),
+    def play(self) -> tuple[Heads, Facts]:
+        """The heads after this round, and what it shows about known failures."""
+        self._write_prompts()
+        rollouts, scores, pairs_path = self._given(self.given) if self.given else self._sampled()
+        pairs = read_pairs(pairs_path)
+        used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
+        key = f"{self.key} {self.run.content([*rollouts, pairs_path])}"
+        store = self._features(rollouts, used, key)
+        place = {n: i for i, n in enumerate(used)}
+        local = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
+        if self.given:
+            local, sentence = drop_unreachable(local, set(store.unreachable))
+            self.run.say(sentence)
+        train, held_out = self._validation_split(local)
+        device = input_device(self.sources.model)
+        fitting = Fitting(self.run, self.config, self.space, self.number, device, self.previous)
+        heads = fitting.heads(store, train, held_out, f"{key} {self.config.digest(*READING)}")
+        asked = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
+        facts = facts_of_round(
+            heads.main, store.columns(PARTS["main"]), train, held_out, self.config,
+            options=[self.space.label(k) for k in range(self.space.K)], task_P=[task_of(prompt) for prompt in self.prompts],
+            lengths=[(asked[pair.chosen][1], asked[pair.rejected][1]) for pair in pairs],
+            prompt_N=[prompt for prompt, _ in asked] if scores else (), reward_N=read_scores(scores),
+            skipped=Count(store.skipped, store.total), reference=self.previous.main if self.previous else None,
+            processes=self.run.processes,
         )  # fmt: skip
+        return heads, facts
 
-    def _featurise(self, path: Path, rollouts: list[Rollout]) -> None:
-        config, sources = self.config, self.sources
-        with progress(f"{self.name}: features", len(rollouts)) as advance:
-            cache = featurise(
-                sources.model, sources.train, rollouts, self.space, self.segmenter, (*config.features, BASELINE),
-                floor=config.floor, batch_size=min(64, config.batch_size), advance=advance,
+    def _write_prompts(self) -> None:
+        """What the rollouts' indices of prompts mean, for whoever reads them later."""
+        key = self.config.digest(then=str(told(self.prompts)))
+        task = Task(
+            f"{self.name}/prompts.jsonl",
+            key,
+            lambda path, advance: write_lines(path, prompt_lines(self.prompts)),
+            len(self.prompts),
+        )
+        self.run.stage(f"{self.name}/prompts", [task])
+
+    def _sampled(self) -> tuple[list[Path], list[Path], Path]:
+        """Rollouts of this round's policy, their scores, and the pairs that these make."""
+        run, config, sources = self.run, self.config, self.sources
+        if self.previous is None:
+            asked = Asked("", UniformPolicy(self.space, self.segmenter), "uniform")
+        else:
+            policy = HeadPolicy(self.previous.main, self.space, self.segmenter, config.features, "sample")
+            asked = Asked("", policy, f"{self.previous.key} {config.features}")
+        [rollouts] = sample(
+            run, config, sources, self.name, sources.train, [asked], copies=config.rollouts,
+            seed=config.seed * 1009 + self.number, key=self.key,
+        )  # fmt: skip
+        scores = rate(run, sources.reward, self.name, sources.train, rollouts)
+        second = rate(run, sources.second, self.name, sources.train, rollouts, "second_scores") if sources.second else None
+
+        def make(path: Path, advance: Advance) -> None:
+            prompt_N = [rollout.prompt for rollout in read_all(rollouts)]
+            second_N = read_scores(second) if second else None
+            pairs = pick_pairs(
+                prompt_N, read_scores(scores), config.pair_rule, second_N=second_N, top=config.top,
+                per_prompt=config.pairs_per_prompt, seed=config.seed,
             )  # fmt: skip
-        cache.save(path)
+            write_lines(path, pairs)
 
-    def _fit(self, path: Path, cache: FeatureCache, pairs: list[Pair]) -> None:
-        train, held_out = self._validation_split(pairs)
-        self.run.forget_metrics(lambda row: bool(row.get("round") == self.number))
-        torch.manual_seed(self.config.seed)
-        cache = cache.to(self._device)
-        heads = self._new_heads(cache.feature_NF.shape[1] - 1)
-        with progress(f"{self.name}: head", self.config.steps * (1 if self.previous else 2)) as advance:
+        key = config.digest(*PAIRING, then=str(run.content([*rollouts, *scores, *(second or ())])))
+        return rollouts, scores, run.stage(f"{self.name}/pairs", [Task(f"{self.name}/pairs.jsonl", key, make)])[0]
 
-            def fit(part: str, columns: slice, before: OptionHead | None) -> None:
-                head: OptionHead = getattr(heads, part)
-                seen = FeatureCache(**(cache.__dict__ | {"feature_NF": cache.feature_NF[:, columns]}))
-                if before is None:
-                    head.fit_scaler(seen.feature_NF)
-                else:
-                    head.load_state_dict(before.state_dict())
+    def _given(self, given: Preferences) -> tuple[list[Path], list[Path], Path]:
+        """Pairs from elsewhere, written down like our own."""
+        self.run.say(given.summary)
+        key = self.config.digest(then=str([[r.prompt, r.ids] for r in given.rollouts]) + str(given.pairs))
 
-                def log(row: dict[str, Any]) -> None:
-                    self.run.log({"round": self.number, "head": part, **row})
-                    advance(1)
+        def task(name: str, rows: Sequence[Rollout] | Sequence[Pair]) -> Task:
+            return Task(f"{self.name}/{name}", key, lambda path, advance: write_lines(path, rows), len(rows))
 
-                fit_head(head, seen, train, held_out, self.config, reference=before, log=log)
+        [rollouts] = self.run.stage(f"{self.name}/rollouts", [task("rollouts/00000.jsonl", given.rollouts)])
+        return [rollouts], [], self.run.stage(f"{self.name}/pairs", [task("pairs.jsonl", given.pairs)])[0]
 
-            fit("main", slice(0, -1), self.previous.main if self.previous else None)
-            if self.previous is None:
-                fit("entropy", slice(-1, None), None)
-            else:  # later rounds are sampled by the main head: off-policy for the baseline, which keeps its first fit
-                heads.entropy = self.previous.entropy
-        tensors = {f"{part}.{n}": v for part in ("main", "entropy") for n, v in getattr(heads, part).state_dict().items()}
-        partial = path.with_suffix(".partial")
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial)
-        partial.replace(path)
+    def _features(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
+        """What the head is trained on: the responses `used`, in their order."""
+        config, sources, size = self.config, self.sources, self.config.shard_size
+        key = config.digest(*READING, then=key)
+        chunks = [used[start : start + size] for start in range(0, len(used), size)]
 
-    def _validation_split(self, pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
-        texts = [prompt.text for prompt in self.sources.train]
-        held_out = [p for p in pairs if is_held_out(f"validation {texts[p.prompt]}", self.config.validation)]
-        train = [p for p in pairs if not is_held_out(f"validation {texts[p.prompt]}", self.config.validation)]
-        return (train, held_out) if train else (pairs, [])
+        def task(number: int) -> Task:
+            def make(path: Path, advance: Advance) -> None:
+                made = featurise(
+                    sources.model, self.prompts, pick_rows(rollouts, chunks[number]), self.space, self.segmenter,
+                    (*config.features, BASELINE), floor=config.floor, min_spread=config.min_spread,
+                    unreachable="drop" if self.given else "refuse", dtype=getattr(torch, config.feature_dtype),
+                    batch_size=min(64, config.batch_size), advance=advance,
+                )  # fmt: skip
+                write_shard(path, made)
 
-    def _new_heads(self, inputs: int) -> Heads:
-        shape = (self.config.hidden, self.config.factorised)
-        heads = (OptionHead(self.space, size, *shape).to(self._device) for size in (inputs, 1))
-        return Heads(*heads)
+            file = f"{self.name}/features/{number:05d}.safetensors"
+            return Task(file, f"{key} {number}", make, len(chunks[number]))
 
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(self.sources.model.parameters()).device
-        return device
+        tasks = [task(number) for number in range(len(chunks))]
+        paths = self.run.stage(f"{self.name}/features", tasks, together=shares_model(config))
+        device = input_device(sources.model)
+        store = FeatureStore(paths, ram_bytes=config.feature_ram * 1e9, device=device)
+        if store.skipped:
+            share = store.skipped / store.total
+            self.run.say(
+                f"{self.name}/features: {store.skipped:,} of {store.total:,} segments ({share:.0%}) left out by min_spread"
+            )
+        return store
 
-    def _load_heads(self, path: Path) -> Heads:
-        tensors = load_file(path)
-        heads = self._new_heads(len(tensors["main.shift_F"]))
-        for part in ("main", "entropy"):
-            state = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
-            getattr(heads, part).load_state_dict(state)
-            getattr(heads, part).eval()
-        return heads
+    def _validation_split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+        def held(pair: Pair) -> bool:
+            return is_held_out(f"validation {self.prompts[pair.prompt].text}", self.config.validation)
+
+        train, held_out = [p for p in pairs if not held(p)], [p for p in pairs if held(p)]
+        return (train, held_out) if train else (list(pairs), [])
 
 
-def read_scores(path: Path) -> tuple[list[float], list[float] | None]:
-    """Rewards and second scores, in the order of the rollouts."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    second = [row["second"] for row in rows]
-    return [row["reward"] for row in rows], None if None in second else second
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """Pairs of indices into the rollouts."""
-    return [Pair(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _renumber(pairs: list[Pair]) -> tuple[list[int], list[Pair]]:
-    """The rollouts that pairs use, and the pairs as indices into those."""
-    used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
-    place = {n: i for i, n in enumerate(used)}
-    return used, [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
+def pick_rows(paths: Sequence[Path], rows: Sequence[int]) -> list[Rollout]:
+    """Some rollouts by their place among all (rising), with at most one file in memory at a time."""
+    picked: list[Rollout] = []
+    wanted = iter(rows)
+    row = next(wanted, None)
+    first = 0
+    for path in paths:
+        with path.open("rb") as file:
+            count = sum(1 for _ in file)
+        if row is not None and row < first + count:
+            made = read_rollouts(path)
+            while row is not None and row < first + count:
+                picked.append(made[row - first])
+                row = next(wanted, None)
+        first += count
+    return picked

@@ -1,118 +1,205 @@
-"""The run directory: finished stages, what they depended on, and the lock that keeps two processes apart.
+"""The run directory: files of stages that are made once, the metrics, and the lock that keeps two runs apart.
 
-A stage is skipped when the manifest says that it finished with the same key: a digest of the settings it depends on and
-of the stages before it. Changing `beta` therefore redoes the optimisation and keeps the rollouts.
+A file is made when the manifest does not hold it with the wanted key: a digest of the settings it depends on and of the
+content it was made from. Changing `beta` therefore redoes the optimisation and keeps the rollouts.
 """
 
+import errno
 import fcntl
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
-from safetensors import SafetensorError
-
+from latentknobs.data.disk import replacing
 from latentknobs.errors import RunError
+from latentknobs.progress import Advance, progress
+from latentknobs.training.manifest import Entry, Manifest
+from latentknobs.training.plan import Plan
+from latentknobs.training.processes import Processes
 
-MANIFEST, LOCK, METRICS = "manifest.json", "lock", "metrics.jsonl"
-T = TypeVar("T")
+LOCK, METRICS = "lock", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file of a stage.
+
+    Attributes:
+        file: its path, relative to the run directory.
+        key: digest of everything its content depends on.
+        make: writes it, complete or not at all, and tells how many items are done.
+        items: responses (or steps) in it, for the estimate of the time that is left.
+        fresh: made again in every run, because nothing says what its content depends on.
+    """
+
+    file: str
+    key: str
+    make: Callable[[Path, Advance], None]
+    items: int = 1
+    fresh: bool = False
 
 
 class RunDir:
-    """A folder with a manifest of finished stages. Use it as a context manager: it holds a lock meanwhile.
+    """A folder of finished stages. Use it as a context manager: the main process holds a lock meanwhile.
+
+    Attributes:
+        plan: if set, notes every stage that is reached.
+        track: also receives every row of metrics.
 
     Raises:
-        RunError: another process works in the folder, or the manifest is damaged.
+        RunError: another run works in the folder, or the manifest was edited.
     """
 
-    def __init__(self, path: str | Path, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, path: str | Path, say: Callable[[str], None] = lambda text: None, processes: Processes | None = None
+    ) -> None:
         self.path = Path(path)
         self.say = say
+        self.processes = processes or Processes()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"The run directory {str(path)!r} cannot be made: {error.strerror}. Choose another one.") from None
         self._lock: IO[str] | None = None
-        self._manifest = self._read()
+        self.manifest = Manifest(self.path, self.processes.rank)
+        self.plan: Plan | None = None
+        self.track: Callable[[dict[str, Any]], None] = lambda row: None
 
     def __enter__(self) -> "RunDir":
-        self._lock = (self.path / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise RunError(
-                f"Another process is working in {str(self.path)!r}. Wait for it, or choose another output_dir."
-            ) from None
+        taken = self.processes.is_main and not self._take_lock()
+        if self.processes.gather(taken)[0]:
+            raise RunError(f"Another run is working in {str(self.path)!r}. Wait for it, or choose another output_dir.")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
 
-    def stage(self, name: str, key: str, files: list[str], make: Callable[[], None], load: Callable[[], T]) -> T:
-        """The result of a stage: made now, or loaded when it already finished with this key.
+    def _take_lock(self) -> bool:
+        self._lock = (self.path / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            return False
+        return True
+
+    def stage(self, name: str, tasks: Sequence[Task], together: bool = False) -> list[Path]:
+        """The files of a stage, those that are not finished made now; each process makes its share of them.
 
         Args:
-            files: what `make` writes, relative to the run directory; all must exist for the stage to count as finished.
+            name: the stage, e.g. `round-1/rollouts`.
+            together: all processes make every file with each other, and only the main one writes it.
+
+        Raises:
+            RunError: the disk is full.
         """
-        entry = self._manifest.get(name)
-        if entry and entry["key"] == key and all((self.path / file).exists() for file in files):
-            self.say(f"{name}: already done, reused")
-            return self._load(files, load)
+        todo = self._unfinished(tasks)
+        mine = todo if together else [n for place, n in enumerate(todo) if place % self.processes.size == self.processes.rank]
+        if self.processes.is_main:
+            self._tell(name, tasks, todo)
+            self._remove_strangers(name, tasks)
+            if self.plan is not None:
+                self.plan.begin(name, {task.file: task.key for task in tasks}, sum(task.items for task in tasks))
+                with explained(self.path, "the plan"):
+                    self.plan.write(self.path)
+        self.processes.barrier()  # before anyone writes what would look like a stranger
         started = time.monotonic()
-        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        self.forget(name)  # an interruption between files and manifest must not leave the old entry beside new files
-        make()
-        self._manifest[name] = {"key": key, "files": files, "seconds": round(time.monotonic() - started, 2)}
-        self._write()
-        self.say(f"{name}: {self._manifest[name]['seconds']:.0f} s")
-        return self._load(files, load)
+        with progress(name, sum(tasks[n].items for n in mine)) as advance:
+            for n in mine:
+                self._make(name, tasks[n], advance, write=self.processes.is_main or not together)
+        self.processes.barrier()
+        self.manifest.reload()
+        if todo:
+            self.say(f"{name}: {time.monotonic() - started:.0f} s")
+        return [self.path / task.file for task in tasks]
 
-    def _load(self, files: list[str], load: Callable[[], T]) -> T:
-        try:
-            return load()
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            if isinstance(error, RunError):
-                raise
-            path = self.path / files[0]
-            raise RunError(f"{str(path)!r} is damaged ({error}). Delete it; the stage will be run again.") from error
+    def _unfinished(self, tasks: Sequence[Task]) -> list[int]:
+        """Which files must be made; the main process decides, so that all agree."""
+        todo = [n for n, task in enumerate(tasks) if task.fresh or self.manifest.find(task.file, task.key) is None]
+        decided: list[int] = self.processes.gather(todo)[0]
+        return decided
 
-    def forget(self, name: str) -> None:
-        """Makes a stage count as unfinished."""
-        if self._manifest.pop(name, None) is not None:
-            self._write()
+    def _make(self, stage: str, task: Task, advance: Advance, write: bool) -> None:
+        started = time.monotonic()
+        path = self.path / task.file
+        with explained(self.path, stage):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not write:
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    task.make(Path(elsewhere) / path.name, advance)
+            else:
+                task.make(path, advance)
+                entry = Entry(
+                    stage, task.file, task.key, self.manifest.content(task.file), path.stat().st_size, task.items,
+                    round(time.monotonic() - started, 3), round(time.time(), 3),
+                )  # fmt: skip
+                self.manifest.add(entry)
+
+    def _tell(self, name: str, tasks: Sequence[Task], todo: Sequence[int]) -> None:
+        for n in todo:
+            if not tasks[n].fresh and (wrong := self.manifest.damaged(tasks[n].file, tasks[n].key)):
+                self.say(f"{str(self.path / tasks[n].file)!r} {wrong}: it is made again")
+        if not todo:
+            self.say(f"{name}: already done, reused")
+        elif len(todo) < len(tasks):
+            self.say(f"{name}: {len(tasks) - len(todo)} of {len(tasks)} files already done, reused")
+
+    def _remove_strangers(self, name: str, tasks: Sequence[Task]) -> None:
+        """Files of other settings in the stage's own folder, which nobody would read again."""
+        kept = {self.path / task.file for task in tasks}
+        folder = self.path / name
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_file() and path not in kept:
+                path.unlink()
+
+    def content(self, paths: Sequence[Path]) -> list[str]:
+        """Hashes of some files, for the keys of what is made from them."""
+        return [self.manifest.content(str(path.relative_to(self.path))) for path in paths]
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends one row to `metrics.jsonl`."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Appends one row to `metrics.jsonl`, and hands it to the trackers."""
+        if self.processes.is_main:
+            self.track(row)
+            with explained(self.path, METRICS), (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def forget_metrics(self, drop: Callable[[dict[str, Any]], bool]) -> None:
-        """Removes rows of `metrics.jsonl`, so that a stage that runs again does not log twice; and half-written lines."""
+        """Removes rows of `metrics.jsonl`, so that steps that run again are not logged twice; and half-written lines."""
         path = self.path / METRICS
-        if path.exists():
+        if self.processes.is_main and path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if (row := _parsed(line)) and not drop(row)]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            with explained(self.path, METRICS):
+                write_text(path, "".join(f"{line}\n" for line in kept))
 
-    def _read(self) -> dict[str, Any]:
-        path = self.path / MANIFEST
-        if not path.exists():
-            return {}
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            assert all("key" in entry for entry in manifest.values())
-        except (json.JSONDecodeError, AttributeError, TypeError, AssertionError):
-            raise RunError(
-                f"{str(path)!r} is damaged. Delete it to run every stage again, or choose another output_dir."
-            ) from None
-        return dict(manifest)
 
-    def _write(self) -> None:
-        partial = self.path / (MANIFEST + ".partial")
-        partial.write_text(json.dumps(self._manifest, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path / MANIFEST)
+@contextmanager
+def explained(folder: Path, what: str) -> Iterator[None]:
+    """Turns a full disk into a sentence. Whatever was finished before stays, and half a file is never left behind.
+
+    Raises:
+        RunError: the disk is full, or a quota is used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(
+            f"The disk that holds {str(folder)!r} is full ({what} could not be written). Finished files are kept: free "
+            "some space and give the same command again."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file, complete or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

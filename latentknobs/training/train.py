@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,30 @@ import torch
 
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
-from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import write_lines
-from latentknobs.errors import ConfigError, RunError
-from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
+from latentknobs.data.size import check_space, estimate
+from latentknobs.decoding.frozen import hidden_size
+from latentknobs.errors import ConfigError
+from latentknobs.evaluation.evaluate import HEAD, Report
 from latentknobs.features import check_features
 from latentknobs.knob import DecodingKnob
-from latentknobs.progress import progress, say
+from latentknobs.progress import say
 from latentknobs.ranks import check_ranks
 from latentknobs.reporting import write_report, write_samples
+from latentknobs.reporting.findings import write_findings
 from latentknobs.segments import Segmenter, parse_level
 from latentknobs.sources import Sources, gather
 from latentknobs.space import KnobSpace
-from latentknobs.training.rounds import FITTING, PAIRING, READING, SAMPLING, Heads, Round
-from latentknobs.training.rundir import RunDir
-
-EVALUATING = ("eval_size", "eval_seeds", "tune_size", "pick", "max_new_tokens", "batch_size", "reward")
+from latentknobs.training.diagnostics import Facts, diagnose
+from latentknobs.training.fitting import FITTING, Heads
+from latentknobs.training.judging import SUMMARY, judge, mean_length
+from latentknobs.training.optimise import check_fit
+from latentknobs.training.plan import make_plan
+from latentknobs.training.processes import Processes
+from latentknobs.training.readme import explain
+from latentknobs.training.rounds import PAIRING, READING, Round
+from latentknobs.training.rundir import RunDir, explained
+from latentknobs.training.sampling import GENERATING
+from latentknobs.training.tracking import Trackers
 
 
 @dataclass
@@ -37,12 +45,14 @@ class Run:
         adapter: the learned adapter.
         report: the evaluation, None when `eval_size` is 0.
         report_path: the same as HTML, for people.
+        is_main: whether this process is the one of several that tells the result.
     """
 
     path: Path
     adapter: KnobAdapter
     report: Report | None
     report_path: Path | None = None
+    is_main: bool = True
 
 
 def train(
@@ -50,9 +60,10 @@ def train(
     knobs: Sequence[Any] | str | None = None,
     model: Any = None,
     tokenizer: Any = None,
-    prompts: str | Path | Sequence[Any] | None = None,
-    eval_prompts: str | Path | Sequence[Any] | None = None,
-    reward: str | Callable[..., Any] | None = None,
+    prompts: str | Path | Iterable[Any] | None = None,
+    eval_prompts: str | Path | Iterable[Any] | None = None,
+    preferences: str | Path | Iterable[Any] | None = None,
+    reward: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None,
     second_reward: str | Callable[..., Any] | None = None,
     config: str | Path | TrainConfig | None = None,
     **settings: Any,
@@ -65,8 +76,10 @@ def train(
         knobs: names, `"name:grid"`, `{name: grid}` or knob objects.
         model: a name, or a transformers causal LM with its `tokenizer`; it stays on its device and in its dtype, and is left in
             evaluation mode without gradients.
-        prompts, eval_prompts: JSONL files, or lists of texts or rows.
-        reward, second_reward: names, or callables with TRL's signature `reward(prompts, completions, **columns)`.
+        prompts, eval_prompts: JSONL files, `dataset:NAME`, datasets, or lists of texts or rows.
+        preferences: pairs from elsewhere in place of the first round's rollouts, in TRL's preference format: as for prompts.
+        reward, second_reward: names, or callables with TRL's signature `reward(prompts, completions, **columns)`; for `reward`
+            also a list of these, which are added up with `reward_weights`.
         config: a YAML file or a `TrainConfig`; arguments given here win over it.
         settings: any field of `TrainConfig`.
 
@@ -75,12 +88,12 @@ def train(
     """
     base = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else read_yaml(config) if config else {}
     objects: dict[str, Any] = {}
-    named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "reward": reward, "second_reward": second_reward}
-    for name, value in named.items():
-        if isinstance(value, str | Path):
-            settings[name] = str(value)
-        elif value is not None:
-            objects[name], settings[name] = value, _name_of(value)
+    named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "preferences": preferences}
+    for name, value in (named | {"reward": reward, "second_reward": second_reward}).items():
+        if value is not None:
+            settings[name] = _named(value, name == "reward")
+            if _is_given(settings[name]):
+                objects[name] = value
     specs = [knobs] if isinstance(knobs, str | DecodingKnob | Mapping) else knobs
     if specs is not None and not isinstance(specs, Iterable):
         raise ConfigError(f"knobs={knobs!r} is no list of knobs. Write e.g. knobs=['temperature', 'top_p:0.9,1'].")
@@ -95,116 +108,87 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
     """All stages of a run, on sources that are already loaded. See `train`."""
     segmenter = parse_level(config.level, sources.tokenizer)
     check_features(config.features)
+    check_fit(config, 1, 1)
+    processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)
     say(f"{space!r}")
-    say(f"{len(sources.train)} training prompts x {config.rollouts} rollouts, {len(sources.evaluation)} held-out prompts")
-    with RunDir(config.output_dir, say) as run:
-        write_yaml(config, run.path / "config.yaml")
-        _explain(run.path)
-        key = config.digest(then=_digest_of(sources, space))
-        heads: Heads | None = None
+    given = len(sources.preferences.rollouts) if sources.preferences else None
+    size = estimate(config, hidden_size(sources.model), space.K, len(sources.train), given)
+    say(size.sentence())
+    with RunDir(config.output_dir, say, processes) as run, Trackers(config.trackers, run.path, config.model_dump()) as trackers:
+        if processes.is_main:
+            check_space(run.path, size)
+            write_yaml(config, run.path / "config.yaml")
+            explain(run.path)
+        run.plan = make_plan(run.path, config, space.K, len(sources.train), len(sources.evaluation), given, processes.size)
+        run.track = trackers.log
+        key = processes.gather(config.digest("level", then=_digest_of(sources, space)))[0]
+        heads, facts = None, Facts()
         for number in range(1, config.rounds + 1):
-            heads, key = Round(run, config, sources, space, segmenter, number, key, heads).play()
+            heads, facts = Round(run, config, sources, space, segmenter, number, key, heads).play()
         assert heads is not None
         adapter = _adapter(config, space, segmenter, sources, heads)
-        report = _evaluate(run, config, sources, adapter, key) if sources.evaluation else None
+        report = judge(run, config, sources, adapter, heads.key, key) if sources.evaluation else None
         run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
+        report_path = _finish(run, sources, adapter, report, facts) if processes.is_main else None
+        processes.barrier()
+    return Run(run.path, adapter, report, report_path, processes.is_main)
+
+
+def _finish(run: RunDir, sources: Sources, adapter: KnobAdapter, report: Report | None, facts: Facts) -> Path | None:
+    """The adapter and what people read, from finished stages."""
+    with explained(run.path, "the adapter"):
         if report is None:  # what an earlier head earned says nothing about this one
-            run.forget("evaluation")
-            for stale in ("evaluation/summary.json", "report.html"):
+            for stale in (SUMMARY, "report.html"):
                 (run.path / stale).unlink(missing_ok=True)
-        else:
-            adapter.training |= {"held-out result": report.verdict()}
+            adapter.save_pretrained(run.path / "adapter")
+            write_findings(run.path, diagnose(facts))
+            return None
+        adapter.training |= {"held-out result": report.verdict()}
         adapter.save_pretrained(run.path / "adapter")
-        report_path = _write_report(run.path, report, sources, space) if report is not None else None
-    return Run(run.path, adapter, report, report_path)
-
-
-def _write_report(path: Path, report: Report, sources: Sources, space: KnobSpace) -> Path:
-    write_samples(path, space, sources.evaluation, report.tasks, sources.tokenizer)
-    return write_report(path, report)
+        facts = replace(facts, head_length=mean_length(run.path, HEAD), constant_length=mean_length(run.path, report.tuned))
+        write_findings(run.path, diagnose(facts))
+        write_samples(run.path, adapter.space, sources.evaluation, report.tasks, sources.tokenizer)
+        return write_report(run.path, report)
 
 
 def _adapter(config: TrainConfig, space: KnobSpace, segmenter: Segmenter, sources: Sources, heads: Heads) -> KnobAdapter:
-    keys = (*SAMPLING, *PAIRING, *READING, *FITTING, "rounds", "prompts", "reward")
-    training = {name: str(getattr(config, name)) for name in keys if name not in ("features", "level", "knobs", "order", "model")}
+    shown = (*GENERATING, *PAIRING, *READING, *FITTING, "train_prompts", "rollouts", "rounds", "prompts", "reward",
+             "reward_weights")  # fmt: skip
+    hidden = ("features", "shard_size", "feature_dtype")
+    plain = config.model_dump(mode="json").items()
+    lists = {name: json.dumps(value, ensure_ascii=False) for name, value in plain if isinstance(value, list)}  # JSON is YAML
+    training = {name: lists.get(name, str(getattr(config, name))) for name in shown if name not in hidden}
     base = describe_model(sources.model)
     return KnobAdapter(space, heads.main, segmenter, config.features, base, heads.entropy, training)
 
 
-def _evaluate(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, key: str) -> Report:
-    file = "evaluation/summary.json"
-    tune = sources.train[: config.tune_size]
-
-    def make() -> None:
-        total = rollouts_needed(adapter.space.K, len(tune), len(sources.evaluation), config.eval_seeds)
-        with progress("evaluation", total) as advance:
-            report = compare_policies(
-                adapter, sources.model, sources.tokenizer, sources.reward, tune, sources.evaluation,
-                seeds=config.eval_seeds, pick=config.pick, max_new_tokens=config.max_new_tokens,
-                batch_size=config.batch_size, seed=config.seed, advance=advance,
-            )  # fmt: skip
-        for name, rollouts in report.rollouts.items():
-            write_lines(run.path / "evaluation" / f"{name.replace(' ', '_').replace(',', '')}.jsonl", rollouts)
-        (run.path / file).write_text(json.dumps(report.to_dict()) + "\n", encoding="utf-8")
-
-    texts = str([_told(prompt) for prompt in (*tune, *sources.evaluation)])
-    key = config.digest(*EVALUATING, then=f"{key} {texts}")
-    return run.stage("evaluation", key, [file], make, lambda: read_report(run.path))
-
-
-def read_report(path: Path) -> Report:
-    """The evaluation in a run directory.
-
-    Raises:
-        RunError: there is none.
-    """
-    file = path / "evaluation" / "summary.json"
-    try:
-        return Report.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise RunError(f"There is no readable evaluation in {str(path)!r}: {error}. Train with eval_size above 0.") from None
-
-
 def _digest_of(sources: Sources, space: KnobSpace) -> str:
-    """What a run is about: the model (by its description and checksums of its weights), the knobs, the prompts."""
-    prompts = [_told(prompt) for prompt in sources.train]
+    """What a run is about: the model (by its description and checksums of its weights) and the knobs."""
     model = sources.model
-    norms = [(p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)) for p in model.parameters()]
+    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())  # tensor parallel: parts of one
+    held = [p for p in whole if not p.is_meta]  # a device map may have put others on the disk
+    norms = [(p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)) for p in held]
     weights = [f"{total.item():.6e} {norm.item():.6e}" for total, norm in norms]
-    return (
-        f"{describe_model(model)} {model.dtype} {weights} {model.generation_config.eos_token_id} {space.fingerprint()} {prompts}"
-    )
+    return f"{describe_model(model)} {model.dtype} {weights} {model.generation_config.eos_token_id} {space.fingerprint()}"
 
 
-def _told(prompt: Prompt) -> tuple[Any, ...]:
-    return prompt.text, prompt.ids, sorted(prompt.columns.items(), key=lambda item: str(item[0]))
-
-
-def _name_of(value: Any) -> str:
+def _named(value: Any, several: bool) -> str | tuple[str, ...]:
+    """What the config says about an argument: itself where it is text, otherwise that it was an object."""
+    if isinstance(value, str | Path):
+        return str(value)
+    if several and isinstance(value, list | tuple):
+        return tuple(str(_named(one, False)) for one in value)
     return f"{getattr(value, '__name__', type(value).__name__)} {GIVEN}"
 
 
+def _is_given(named: str | tuple[str, ...]) -> bool:
+    return any(name.endswith(GIVEN) for name in ([named] if isinstance(named, str) else named))
+
+
 def _spec(knob: Any) -> Any:
-    return {knob.name: list(knob.options)} if isinstance(knob, DecodingKnob) else knob
-
-
-def _explain(path: Path) -> None:
-    lines = (
-        "# A latentknobs run",
-        "",
-        "| file | what |",
-        "|---|---|",
-        "| `config.yaml` | every setting; `latentknobs train --config config.yaml` runs it again |",
-        "| `round-N/rollouts.jsonl` | sampled responses: token ids, the option of each token, text |",
-        "| `round-N/scores.jsonl` | their rewards |",
-        "| `round-N/pairs.jsonl` | which was chosen over which, as line numbers of the rollouts from 0 |",
-        "| `round-N/features.safetensors` | what the head is trained on: features and likelihood tables of the pairs |",
-        "| `round-N/heads.safetensors` | the learned head and the entropy-only baseline |",
-        "| `metrics.jsonl` | loss of every step, validation of about every twentieth part of them |",
-        "| `evaluation/` | responses of every policy on held-out prompts, and `summary.json` |",
-        "| `adapter/` | the result: `latentknobs.KnobAdapter.from_pretrained(...)` |",
-        "| `report.html` | the same for people |",
-        "| `manifest.json` | finished stages; a changed setting redoes only the stages that depend on it |",
-    )
-    (path / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """A knob object as the config says it, so that `config.yaml` makes an equal one."""
+    if not isinstance(knob, DecodingKnob):
+        return knob
+    told = knob.model_dump(mode="json")
+    return {knob.name: told if len(told) > 1 else told["options"]}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.adapter import describe_model
-from latentknobs.errors import AdapterError
-from latentknobs.evaluation.evaluate import HEAD, Report
+from latentknobs.errors import AdapterError, RewardError
+from latentknobs.evaluation.evaluate import HEAD, Report, make_report
 from latentknobs.evaluation.statistics import bootstrap, win_share
 from latentknobs.heads import OptionHead
 from latentknobs.policies import ConstantPolicy
@@ -70,6 +70,54 @@ def test_a_report_survives_json():
     assert again.table() == first.table()
 
 
+values = st.lists(st.lists(st.none() | st.integers(0, 3), min_size=6, max_size=6), min_size=2, max_size=2)
+
+
+@given(values, values, values)
+def test_a_failed_score_takes_its_prompt_out_of_every_comparison(head, one, other):
+    rewards = {HEAD: np.array(head, float), "one": np.array(one, float), "other": np.array(other, float)}
+    tasks = ["a", "a", "b", "b", "c", "c"]
+    kept = [p for p in range(6) if all(values[s][p] is not None for values in (head, one, other) for s in (0, 1))]
+    if not kept:
+        with pytest.raises(RewardError, match="None of the 6 held-out prompts has a score for every response"):
+            make_report(rewards, {"one": np.zeros((1, 3))}, tasks)
+        return
+    found = make_report(rewards, {"one": np.zeros((1, 3))}, tasks)
+    only = make_report({name: v[:, kept] for name, v in rewards.items()}, {"one": np.zeros((1, 3))}, [tasks[p] for p in kept])
+    assert found.left_out == 6 - len(kept)
+    assert found.table() == only.table() and found.task_names == only.task_names
+    assert found.best_constant() == only.best_constant()
+    assert found.verdict().startswith(only.verdict())
+    note = f"{6 - len(kept)} of 6 prompts are left out: the reward failed on a response to them."
+    assert (note in found.verdict()) == (len(kept) < 6)
+    saved = json.dumps(found.to_dict(), allow_nan=False)
+    again = Report.from_dict(json.loads(saved))
+    assert again.table() == found.table() and again.left_out == json.loads(saved)["left_out"] == found.left_out
+
+
+def test_constants_are_tuned_on_the_prompts_that_all_of_them_have_scores_for():
+    rewards = {HEAD: np.ones((1, 2)), "hot": np.ones((1, 2)), "cold": np.ones((1, 2))}
+    tuning = {"hot": np.array([[0.0, np.nan, 5.0]]), "cold": np.array([[1.0, 2.0, np.nan]])}
+    report = make_report(rewards, tuning, ["all"] * 2)
+    assert (report.tuned, report.tuning) == ("cold", {"hot": 0.0, "cold": 1.0})
+    lost = {"hot": np.array([[np.nan, 1.0]]), "cold": np.array([[np.nan, np.nan]])}
+    told = "None of the 2 training prompts that tune the constant has a score.*most often on 'cold': 2 of 2 responses"
+    with pytest.raises(RewardError, match=told):
+        make_report(rewards, lost, ["all"] * 2)
+
+
+def test_a_reward_that_fails_on_some_prompts_is_evaluated_on_the_others(adapter):
+    def fussy(prompts, completions, **columns):
+        if any("number 7" in prompt for prompt in prompts):
+            raise OSError("no sevens")
+        return [float(len(text)) for text in completions]
+
+    mine = [f"Story: A dog number {n}" for n in range(20)]
+    found = lk.evaluate(adapter, reward=fussy, prompts=mine[5:12], tune_prompts=mine[12:], seeds=1, max_new_tokens=4)
+    assert found.left_out == 1 and np.isnan(found.rewards[HEAD]).sum() == 1
+    assert found.compare(HEAD).reward.mean == np.nanmean(found.rewards[HEAD])
+
+
 @pytest.fixture(scope="module")
 def adapter():
     model = testbed.load_model()
@@ -100,6 +148,16 @@ def test_own_prompts_are_split_by_hash_or_given_apart(adapter):
     assert 0 < split.rewards[HEAD].shape[1] < 15
     apart = lk.evaluate(adapter, prompts=mine[:5], tune_prompts=mine[5:], **settings)
     assert apart.rewards[HEAD].shape == (1, 5)
+
+
+def test_several_rewards_are_weighed(adapter):
+    def length(prompts, completions, **columns):
+        return [len(text) for text in completions]
+
+    settings = {"seeds": 1, "max_new_tokens": 4, "prompts": ["Story: A dog"], "tune_prompts": ["Story: A cat"]}
+    alone = lk.evaluate(adapter, reward=length, **settings)
+    both = lk.evaluate(adapter, reward=[length, "repetition:n=1"], reward_weights=[0.5, 0.0], **settings)
+    assert (both.rewards[HEAD] == alone.rewards[HEAD] / 2).all() and both.rewards[HEAD].min() > 0
 
 
 def test_an_adapter_of_another_model_is_refused_before_anything_is_generated(adapter):

@@ -58,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, space: KnobSpace, prompts
     rollouts = [Rollout(p, (2, 3, 4, 5, 6, 7, END), (p % 6,) * 3 + (5,) * 4, "text") for p in range(30)]
     second = [Rollout(r.prompt, (2, END), (4, 4), "text") for r in rollouts]
     rollouts = [rollout for both in zip(rollouts, second, strict=True) for rollout in both]  # seeds of a prompt are neighbours
-    write_lines(path / "evaluation" / "learned_head.jsonl", rollouts)
+    write_lines(path / "evaluation" / "rollouts" / "learned_head-00000.jsonl", rollouts)
     write_yaml(make_config({"knobs": ["temperature:0,0.5,1"], "model": "a<b"}), path / "config.yaml")
     rows = []
     for number in (1, 2):

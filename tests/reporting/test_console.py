@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 from rich.console import Console
 
 from latentknobs.evaluation.evaluate import GREEDY, HEAD, Report
@@ -12,9 +13,9 @@ from latentknobs.reporting.console import WIDTH
 SCALE = Scale("temperature", (0.0, 0.5, 1.0))
 
 
-def printed(report: Report, **options: object) -> str:
+def printed(report: Report, findings: list[str] | None = None, **options: object) -> str:
     out = io.StringIO()
-    print_report(report, Console(file=out, width=WIDTH, **options))  # type: ignore[arg-type]
+    print_report(report, Console(file=out, width=WIDTH, **options), findings)  # type: ignore[arg-type]
     return out.getvalue()
 
 
@@ -40,6 +41,25 @@ def test_tasks_stand_side_by_side_only_if_there_are_several(report: Report) -> N
 
 def test_no_line_is_wider_than_the_console(report: Report) -> None:
     assert max(map(len, printed(report).splitlines())) <= WIDTH
+
+
+def test_findings_come_last_each_on_its_own_line_and_markup_in_them_is_text(report: Report) -> None:
+    text = printed(report, ["Rewards tie: [bold]half[/bold] of them.", "The head " + "is very long and " * 12 + "wraps."])
+    lines = text[text.index("What to look at") :].splitlines()
+    assert lines[1] == "  - Rewards tie: [bold]half[/bold] of them." and lines[2].startswith("  - The head is very long")
+    assert lines[3].startswith("  ") and max(map(len, lines)) <= WIDTH
+
+
+def test_no_findings_are_one_calm_sentence_and_unknown_ones_none(report: Report) -> None:
+    assert "Nothing stands out" in printed(report, []) and "What to look at" not in printed(report, [])
+    assert "Nothing stands out" not in printed(report) and "What to look at" not in printed(report)
+
+
+def test_prompts_that_could_not_be_judged_are_not_counted(report: Report) -> None:
+    rewards = {name: values.copy() for name, values in report.rewards.items()}
+    rewards[GREEDY][0, :2] = np.nan
+    text = printed(Report(rewards, report.tasks, report.tuned, report.tuning))
+    assert "28 held-out prompts x 2 seeds" in text and "2 of 30 prompts are left out" in " ".join(text.split())
 
 
 def test_a_clear_gain_is_green_and_a_clear_loss_red(report: Report) -> None:

@@ -4,11 +4,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from latentknobs.errors import RunError
-from latentknobs.evaluation.evaluate import Report
-from latentknobs.reporting import write_report
+from latentknobs.evaluation.evaluate import HEAD, Report
+from latentknobs.reporting import write_findings, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -110,3 +111,46 @@ def test_damaged_metrics_are_named(run: Path, report: Report) -> None:
     (run / "metrics.jsonl").write_text('{"round": 1}\n')
     with pytest.raises(RunError, match=r"metrics\.jsonl.*damaged"):
         write_report(run, report)
+
+
+def test_findings_stand_before_the_table_escaped_and_as_a_list(run: Path, report: Report) -> None:
+    write_findings(run, ["Rewards tie: for <i>most</i> prompts.", "The head is nearly uniform."])
+    html = write_report(run, report).read_text(encoding="utf-8")
+    assert (
+        html.index("<h2>What to look at") < html.index("<li>Rewards tie: for &lt;i&gt;most") < html.index("<h2>The head against")
+    )
+    assert html.count("<li>") == 2 and not Balance(html).open
+
+
+def test_nothing_found_is_one_calm_sentence_and_nothing_known_is_silence(run: Path, report: Report, html: str) -> None:
+    write_findings(run, [])
+    calm = write_report(run, report).read_text(encoding="utf-8")
+    assert "<h2>What to look at" in calm and "Nothing stands out" in calm and "<li>" not in calm
+    assert "What to look at" not in html and "Nothing stands out" not in html
+
+
+def test_prompts_without_a_reward_are_counted_out_and_shown_without_a_number(run: Path, report: Report) -> None:
+    rewards = {name: values.copy() for name, values in report.rewards.items()}
+    rewards[HEAD][0, 0] = np.nan
+    html = write_report(run, Report(rewards, report.tasks, report.tuned, report.tuning)).read_text(encoding="utf-8")
+    assert "Measured on 29 held-out prompts" in html and "1 of 30 prompts are left out" in re.sub(r"\s+", " ", html)
+    assert html.count("no reward") == 1 and "nan" not in re.sub(r"<svg.*?</svg>", "", html, flags=re.DOTALL)
+    assert "math, 9 prompts" in html and "stories, 10 prompts" in html
+
+
+def test_an_early_stop_is_told_below_the_curves(run: Path, report: Report) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 2, "head": "main", "step": 9, "loss": 0.6, "stopped": "no better accuracy"}\n')
+        file.write('{"round": 2, "head": "entropy", "step": 5, "loss": 0.6, "stopped": "another head"}\n')
+    html = write_report(run, report).read_text(encoding="utf-8")
+    assert "Round 2 stopped after step 9: no better accuracy." in html and "another head" not in html
+
+
+def test_several_rewards_and_given_pairs_are_named(run: Path, report: Report) -> None:
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    changed = config.replace("reward: testbed", "reward: [testbed, repetition]").replace(
+        "preferences: null", "preferences: a.jsonl"
+    )
+    (run / "config.yaml").write_text(changed, encoding="utf-8")
+    html = write_report(run, report).read_text(encoding="utf-8")
+    assert "<dd>testbed + repetition</dd>" in html and "<dd>pairs of a.jsonl</dd>" in html

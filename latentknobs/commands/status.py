@@ -1,0 +1,73 @@
+"""`latentknobs status`: where a run stands, while it goes on or afterwards."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from latentknobs.training.status import Stage, Status
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
+def status(run: Path) -> None:
+    """Show the stages of RUN with their sizes and times, and how long it will still take. Changes nothing."""
+    from latentknobs.reporting.console import stdout
+    from latentknobs.training.status import read_status
+
+    found = read_status(run)
+    console = stdout()
+    console.print(_table(found, run))
+    console.print(_sentence(found, run))
+
+
+def _table(found: Status, run: Path) -> Table:
+    from rich.table import Table
+
+    table = Table(title=str(run), title_justify="left", title_style="bold")
+    table.add_column("stage")
+    for name in ("done", "of", "size", "time", "left"):
+        table.add_column(name, justify="right")
+    for stage in found.stages:
+        mark = "green" if stage.done == stage.items else "" if stage.done else "dim"
+        table.add_row(
+            stage.name, f"{stage.done:,}", f"{stage.items:,}", _bytes(stage.size), _time(stage.seconds), _left(stage), style=mark
+        )
+    total = sum(stage.size for stage in found.stages), sum(stage.seconds for stage in found.stages)
+    table.add_section()
+    table.add_row("all", "", "", _bytes(total[0]), _time(total[1]), "?" if found.left is None else _time(found.left))
+    return table
+
+
+def _sentence(found: Status, run: Path) -> str:
+    if found.finished:
+        return "Finished."
+    going = "Running." if found.running else f"Not running: `latentknobs train --resume {run}` goes on with it."
+    if found.left is None:
+        return f"{going} How long is not known yet: some kind of stage has not been timed."
+    until = f", until about {time.strftime('%H:%M', time.localtime(time.time() + found.left))}" if found.running else ""
+    return f"{going} About {_time(found.left)} are left{until}."
+
+
+def _left(stage: Stage) -> str:
+    return "?" if stage.left is None else "" if stage.left == 0 else _time(stage.left)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,111 @@
+"""A head's training half-way, in one safetensors file: written whole or not at all, and never trusted when it is damaged.
+
+The header holds plain JSON: which fit it belongs to, the step, small facts, and a checksum of the tensors. A file that does
+not fit is left aside with a sentence, and the training starts over: at most minutes are lost, and never a wrong head made.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from latentknobs.progress import say as tell
+
+HEADER, FORMAT = "latentknobs_checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds: after how many steps, the tensors, and small facts that JSON can hold."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Checkpoint:
+    """The file that one fit saves to and goes on from.
+
+    Args:
+        key: digest of everything that decides what the fit does; a file with another one is ignored.
+        say: is told why a file is ignored.
+    """
+
+    def __init__(self, path: Path, key: str, say: Callable[[str], None] = tell) -> None:
+        self.path, self.key, self.say = path, key, say
+        self._saved = self._read()
+        self._step = self._saved.step if self._saved else 0
+
+    def step(self) -> int:
+        """After how many steps there is something to go on from; 0 is the beginning."""
+        return self._step
+
+    def load(self) -> Saved | None:
+        """What was saved, or None to begin. Handed out once, so that it does not stay in memory."""
+        saved, self._saved = self._saved, None
+        return saved
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Replaces the file, and waits until the disk has it.
+
+        Raises:
+            OSError: it cannot be written; the file before it stays.
+        """
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        header = {"format": FORMAT, "key": self.key, "step": step, "facts": dict(facts)}
+        header["checksum"] = checksum(plain, header)
+        data = safetensors.torch.save(plain, {HEADER: json.dumps(header)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            self._partial.replace(self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+        self._step = step
+
+    def remove(self) -> None:
+        """Deletes the file, and what a killed process may have left of one."""
+        for path in (self.path, self._partial):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+    def _read(self) -> Saved | None:
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})[HEADER])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            if header["format"] != FORMAT or header["key"] != self.key:
+                self.say(f"{str(self.path)!r} is of other settings or data: this head's training starts at step 1.")
+                return None
+            if header.pop("checksum") != checksum(tensors, header):
+                raise ValueError("its checksum is wrong")
+            return Saved(int(header["step"]), tensors, dict(header["facts"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            self.say(f"{str(self.path)!r} cannot be used ({error}): this head's training starts again at step 1.")
+            return None
+
+
+def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """SHA-256 of a header and of the names, formats, shapes and bits of tensors, whatever their order."""
+    total = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

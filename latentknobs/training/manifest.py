@@ -1,0 +1,146 @@
+"""What a run has finished: one line for every file, with a hash of its content and the key it was made under.
+
+The manifest is only ever appended to, and each line is sealed by a hash of itself and of the line before, so that an
+edited line is noticed. A file counts as finished when some line names it with the wanted key and the hash of what is on disk
+now: stale, truncated and half-written files are never taken for good. Each process of a run appends to a manifest of
+its own; all of them are read.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from latentknobs.errors import RunError
+
+NAME = "manifest"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished file.
+
+    Attributes:
+        stage: what made it, e.g. `round-1/rollouts`.
+        file: its path, relative to the run directory.
+        key: digest of everything its content depends on.
+        sha256: hash of its content.
+        size: bytes.
+        items: responses (or steps) in it.
+        seconds: how long it took.
+        ended: when it was finished, seconds since 1970.
+    """
+
+    stage: str
+    file: str
+    key: str
+    sha256: str
+    size: int
+    items: int
+    seconds: float
+    ended: float
+
+
+class Manifest:
+    """The entries of a run directory.
+
+    Raises:
+        RunError: a line was changed after it was written, or names a file outside the run directory.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder = folder
+        self._own = folder / (f"{NAME}.jsonl" if rank == 0 else f"{NAME}.{rank}.jsonl")
+        self._seal, self._length = "", 0
+        self._checked: dict[tuple[str, int, int], str] = {}
+        self.entries: list[Entry] = []
+        self.reload()
+
+    def reload(self) -> None:
+        """Reads what this and other processes have written."""
+        entries: list[Entry] = []
+        for path in sorted(self.folder.glob(f"{NAME}*.jsonl")):
+            seal = ""
+            for number, line in enumerate(_whole_lines(path), 1):
+                entry, seal = _parse(line, seal, f"Line {number} of {str(path)!r}", self.folder)
+                entries.append(entry)
+            if path == self._own:
+                self._seal, self._length = seal, sum(len(line) + 1 for line in _whole_lines(path))
+        self.entries = entries
+
+    def find(self, file: str, key: str) -> Entry | None:
+        """The entry of a file that was made under this key and still has the same content; None where there is none."""
+        known = [entry for entry in self.entries if entry.file == file and entry.key == key]
+        if not known or not (self.folder / file).is_file():
+            return None
+        sha256 = self.content(file)
+        return next((entry for entry in known if entry.sha256 == sha256), None)
+
+    def damaged(self, file: str, key: str) -> str | None:
+        """What is wrong with a file that was finished under this key and is not usable now, in words."""
+        known = [entry for entry in self.entries if entry.file == file and entry.key == key]
+        if not known or self.find(file, key) is not None:
+            return None
+        path = self.folder / file
+        if not path.is_file():
+            return "is missing"
+        size = path.stat().st_size
+        if size != known[-1].size:
+            return f"has {size} bytes instead of {known[-1].size}"
+        return "was changed after it was written"
+
+    def content(self, file: str) -> str:
+        """The hash of what a file holds now; read again only when its size or time has changed."""
+        path = self.folder / file
+        stat = path.stat()
+        mark = (file, stat.st_size, stat.st_mtime_ns)
+        if mark not in self._checked:
+            self._checked[mark] = hash_file(path)
+        return self._checked[mark]
+
+    def add(self, entry: Entry) -> None:
+        """Appends an entry, on disk before this returns."""
+        body = asdict(entry)
+        seal = _seal(body, self._seal)
+        data = (json.dumps(body | {"seal": seal}) + "\n").encode()
+        with self._own.open("ab") as file:
+            file.truncate(self._length)  # a line that an interruption or a full disk left half-written
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._seal, self._length = seal, self._length + len(data)
+        self.entries.append(entry)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def _seal(body: dict[str, Any], before: str) -> str:
+    return hashlib.sha256((before + json.dumps(body, sort_keys=True)).encode()).hexdigest()[:16]
+
+
+def _parse(line: bytes, before: str, where: str, folder: Path) -> tuple[Entry, str]:
+    try:
+        body = json.loads(line)
+        seal = body.pop("seal")
+        entry = Entry(**body)
+        whole = seal == _seal(body, before)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise RunError(
+            f"{where} was changed after it was written, so it cannot tell which stages are finished. Put the original "
+            "back, delete the file to run every stage again, or choose another output_dir."
+        )
+    if not (folder / entry.file).resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{where} names {entry.file!r}, which is outside the run directory. It is not read.")
+    return entry, seal

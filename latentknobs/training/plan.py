@@ -1,0 +1,93 @@
+"""What a run is going to do, and which files its stages consist of: what `latentknobs status` needs beside the manifest."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from latentknobs.config import TrainConfig
+from latentknobs.data.disk import replacing
+from latentknobs.errors import RunError
+
+PLAN = "plan.json"
+
+
+@dataclass
+class Plan:
+    """The stages of a run.
+
+    Attributes:
+        stages: name -> items (responses, steps or files) that it will make; an upper bound until the stage has begun.
+        processes: how many share the work.
+        settings: digest of the settings; with others, what an earlier run had begun says nothing.
+        begun: name -> key of each of its files, for every stage that was reached.
+    """
+
+    stages: dict[str, int]
+    processes: int
+    settings: str
+    begun: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def begin(self, stage: str, keys: Mapping[str, str], items: int) -> None:
+        """Notes that a stage was reached, and what it consists of."""
+        self.begun.pop(stage, None)  # the stage that a run is in comes last
+        self.begun[stage] = dict(keys)
+        self.stages[stage] = items
+
+    def write(self, folder: Path) -> None:
+        """Writes `plan.json`, complete or not at all."""
+        with replacing(folder / PLAN) as partial:
+            partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """What `write` wrote.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        try:
+            plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
+            if all(isinstance(items, int) for items in plan.stages.values()) and set(plan.begun) <= set(plan.stages):
+                return plan
+            cause = "damaged"
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            cause = str(error)
+        raise RunError(f"There is no run in {str(folder)!r} ({PLAN}: {cause}). Give the output_dir of `latentknobs train`.")
+
+
+def make_plan(
+    folder: Path, config: TrainConfig, options: int, prompts: int, evaluation: int, given: int | None, processes: int
+) -> Plan:  # fmt: skip
+    """The plan of a run that starts now, with what an earlier run of the same settings had begun.
+
+    Args:
+        options: K, constants that are evaluated.
+        prompts, evaluation: training and held-out prompts.
+        given: responses in pairs from elsewhere; None where the first round rolls out.
+    """
+    stages: dict[str, int] = {}
+    for number in range(1, config.rounds + 1):
+        name = f"round-{number}"
+        stages[f"{name}/prompts"] = given if given is not None and number == 1 else prompts
+        if given is not None and number == 1:
+            stages |= {f"{name}/rollouts": given, f"{name}/pairs": 1, f"{name}/features": given}
+        else:
+            responses = prompts * config.rollouts
+            stages |= {f"{name}/rollouts": responses, f"{name}/scores": responses}
+            stages |= {f"{name}/second_scores": responses} if config.second_reward else {}
+            stages |= {f"{name}/pairs": 1, f"{name}/features": min(responses, 2 * prompts * config.pairs_per_prompt)}
+        stages[f"{name}/heads"] = config.steps * (2 if number == 1 else 1)
+    if evaluation:
+        tune = options * min(config.tune_size, prompts)
+        held_out = (options + 4) * evaluation * config.eval_seeds  # the head, greedy, the mixture and entropy only
+        for name, responses in (("tuning", tune), ("evaluation", held_out)):
+            stages |= {f"{name}/rollouts": responses, f"{name}/scores": responses}
+        stages["summary"] = 1
+    settings = config.digest(*type(config).model_fields)
+    try:
+        before = Plan.read(folder)
+        begun = before.begun if before.settings == settings else {}
+    except RunError:
+        begun = {}
+    return Plan(stages, processes, settings, {name: keys for name, keys in begun.items() if name in stages})

@@ -1,0 +1,88 @@
+"""The processes of one run: `accelerate launch`, `torchrun`, or a plain single process, which starts no process group.
+
+With several, all of them hold the same model and settings, share the files of the run directory, and meet here. One that
+fails ends alone; its launcher then ends the others.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from latentknobs.errors import RunError
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets beside WORLD_SIZE
+
+
+class Processes:
+    """This process among all of a run.
+
+    Args:
+        cpu: let them meet over gloo although there is an accelerator; None asks whether there is one.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+
+    Raises:
+        RunError: the environment promises several processes that cannot find each other.
+    """
+
+    def __init__(self, cpu: bool | None = None) -> None:
+        promised = int(os.environ.get("WORLD_SIZE") or 1)
+        if promised > 1 and not _started():
+            _start(promised, not torch.accelerator.is_available() if cpu is None else cpu)
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if _started() else (0, 1)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this one writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process holds, by rank. The values must be plain data."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Adds up tensors over all processes, in place; all then hold the same bits."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def totals(self, values: Sequence[float]) -> list[float]:
+        """A few numbers, each added up over all processes in the order of their ranks."""
+        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
+
+
+def _started() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _start(promised: int, cpu: bool) -> None:
+    """A process group as accelerate makes it: by backend of the device, from the environment of the launcher."""
+    from accelerate import PartialState
+
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    why = f"{', '.join(missing)} not set" if missing else "no process group came about"
+    if not missing:
+        try:
+            PartialState(cpu=cpu)
+        except (ValueError, RuntimeError) as error:
+            why = str(error).splitlines()[0]
+    if not _started():
+        raise RunError(
+            f"WORLD_SIZE={promised} promises {promised} processes, but they cannot meet: {why}. Start them with `accelerate "
+            "launch` or `torchrun`, or unset WORLD_SIZE to work in a single process."
+        )

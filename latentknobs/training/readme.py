@@ -1,0 +1,25 @@
+"""What a run directory holds, for whoever opens it."""
+
+from pathlib import Path
+
+FILES = (
+    ("`config.yaml`", "every setting; `latentknobs train --config config.yaml` runs it again"),
+    ("`round-N/prompts.jsonl`", "the prompts of the round, their tokens, and their other columns"),
+    ("`round-N/rollouts/`", "sampled responses: index of the prompt, token ids, the option of each token, text"),
+    ("`round-N/scores/`", "their rewards, line by line; null where the reward failed"),
+    ("`round-N/pairs.jsonl`", "which was chosen over which, as line numbers of all rollouts from 0"),
+    ("`round-N/features/`", "what the head is trained on: features and likelihood tables of the pairs"),
+    ("`round-N/heads/`", "the learned head and the entropy-only baseline"),
+    ("`metrics.jsonl`", "loss of every step, validation of about every twentieth part of them"),
+    ("`tuning/`, `evaluation/`", "responses of every policy to training and held-out prompts, their scores, and `summary.json`"),
+    ("`adapter/`", "the result: `latentknobs.KnobAdapter.from_pretrained(...)`"),
+    ("`report.html`", "the same for people"),
+    ("`reward_cache/`", "scores that need not be asked again; may be deleted"),
+    ("`manifest.jsonl`", "finished files with hashes of their content; a changed setting redoes only what depends on it"),
+)
+
+
+def explain(path: Path) -> None:
+    """Writes `README.md` into a run directory."""
+    lines = ["# A latentknobs run", "", "| file | what |", "|---|---|", *(f"| {file} | {what} |" for file, what in FILES)]
+    (path / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

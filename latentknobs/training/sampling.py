@@ -1,0 +1,151 @@
+"""Responses and their scores as files of a run: used for the preferences of every round and for the evaluation.
+
+A file of rollouts is a few whole batches, so its content depends neither on when a run was interrupted nor on how many
+processes share the work. A file of scores belongs to one file of rollouts and is keyed by its content.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentknobs.config import TrainConfig
+from latentknobs.data.prompts import Prompt
+from latentknobs.data.rollouts import Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
+from latentknobs.data.scores import score_rollouts
+from latentknobs.errors import RewardError
+from latentknobs.policies import Policy
+from latentknobs.progress import Advance
+from latentknobs.rewards.scoring import Score, ScoreCache, check_scored, failure_line, reward_identity
+from latentknobs.rewards.several import Rewards
+from latentknobs.sources import Sources
+from latentknobs.training.rundir import RunDir, Task
+
+GENERATING = ("max_new_tokens", "batch_size", "shard_size", "dtype")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A policy whose responses are wanted.
+
+    Attributes:
+        name: first part of the names of its files; may be empty.
+        key: digest of everything that decides what the policy chooses.
+    """
+
+    name: str
+    policy: Policy
+    key: str
+
+
+def sample(
+    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], asked: Sequence[Asked], *,
+    copies: int, seed: int, key: str,
+) -> list[list[Path]]:  # fmt: skip
+    """For each policy the files of its rollouts, in order: `copies` responses to every prompt.
+
+    Args:
+        seed: of these responses; stages that must not share their draws have different ones.
+        key: digest of the model and the space.
+    """
+    batches = list(enumerate(plan_batches(prompts, copies, config.batch_size)))
+    size = max(1, config.shard_size // config.batch_size)
+    parts = [batches[start : start + size] for start in range(0, len(batches), size)]
+    key = config.digest(*GENERATING, then=f"{key} {copies} {seed} {told(prompts)}")
+
+    def task(one: Asked, number: int) -> Task:
+        def make(path: Path, advance: Advance) -> None:
+            write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], seed, advance))
+
+        file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{number:05d}.jsonl"
+        return Task(file, f"{key} {one.key} {number}", make, sum(len(rows) for _, rows in parts[number]))
+
+    tasks = [task(one, number) for one in asked for number in range(len(parts))]
+    paths = run.stage(f"{stage}/rollouts", tasks, together=shares_model(config))
+    return [paths[start : start + len(parts)] for start in range(0, len(paths), len(parts))]
+
+
+def _generate(
+    config: TrainConfig, sources: Sources, prompts: Sequence[Prompt], policy: Policy, batches: Sequence[tuple[int, list[int]]],
+    seed: int, advance: Advance,
+) -> Iterator[Rollout]:  # fmt: skip
+    for number, rows in batches:
+        yield from roll_out_batch(
+            sources.model, sources.tokenizer, prompts, rows, policy, max_new_tokens=config.max_new_tokens,
+            seed=batch_seed(seed, number, config.batch_size),
+        )  # fmt: skip
+        advance(len(rows))
+
+
+def shares_model(config: TrainConfig) -> bool:
+    """Whether each process holds a part of one model, so that all must run it on the same rows."""
+    return config.tp_plan is not None
+
+
+def rate(
+    run: RunDir, reward: Rewards, stage: str, prompts: Sequence[Prompt], rollouts: Sequence[Path], what: str = "scores"
+) -> list[Path]:
+    """One file of scores for every file of rollouts. A reward that cannot be identified is asked again in every run.
+
+    Raises:
+        RewardError: the reward scored nothing at all; it is asked again by the next run.
+    """
+    cache = ScoreCache(run.path / "reward_cache" / f"{run.processes.rank}.jsonl")
+    identity = reward_identity(reward)
+
+    def task(path: Path, content: str) -> Task:
+        def make(out: Path, advance: Advance) -> None:
+            scores = score_rollouts(reward, prompts, read_rollouts(path), cache, whole=False, advance=advance)
+            write_lines(out, map(_row, scores))
+
+        file = f"{stage}/{what}/{path.stem}.jsonl"
+        return Task(file, f"{identity} {content}", make, _lines(path), fresh=identity is None)
+
+    tasks = [task(*both) for both in zip(rollouts, run.content(rollouts), strict=True)]
+    paths = run.stage(f"{stage}/{what}", tasks)
+    scores = [score for path in paths for score in _scores(path)]
+    try:
+        check_scored(scores, reward.name)
+    except RewardError:
+        run.processes.barrier()
+        for path in paths if run.processes.is_main else ():
+            path.unlink()
+        raise
+    if told := failure_line(scores):
+        run.say(f"{stage}/{what}: {told}")
+    return paths
+
+
+def _row(score: Score) -> dict[str, Any]:
+    row: dict[str, Any] = {"score": score.value}
+    if len(score.parts) > 1:
+        row["parts"] = list(score.parts)
+    return row | ({"error": score.error} if score.error else {})
+
+
+def _scores(path: Path) -> Iterator[Score]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        yield Score(row["score"], tuple(row.get("parts", (row["score"],))), row.get("error"))
+
+
+def read_scores(paths: Sequence[Path]) -> list[float | None]:
+    """The scores of all rollouts, in the order of the files; None where the reward failed."""
+    return [score.value for path in paths for score in _scores(path)]
+
+
+def read_all(paths: Sequence[Path]) -> Iterator[Rollout]:
+    """All rollouts, in the order of the files, one file in memory at a time."""
+    for path in paths:
+        yield from read_rollouts(path)
+
+
+def told(prompts: Sequence[Prompt]) -> list[tuple[Any, ...]]:
+    """What distinguishes prompts, for a digest."""
+    return [(p.text, p.ids, p.messages, sorted(p.columns.items(), key=lambda item: str(item[0]))) for p in prompts]
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -1,0 +1,126 @@
+"""Where a run stands, from its files alone: stages, sizes, times, and an estimate of the time that is left.
+
+It takes no lock and changes nothing, so that it can be asked while the run goes on.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentknobs.training.manifest import Entry, Manifest
+from latentknobs.training.plan import Plan
+from latentknobs.training.rundir import LOCK, METRICS
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run.
+
+    Attributes:
+        name: e.g. `round-1/rollouts`.
+        items: responses (or steps, or files) that it makes; an upper bound until it has begun.
+        done: how many of them are finished.
+        size: bytes of its finished files.
+        seconds: time spent on them, summed over processes.
+        left: estimated seconds that remain; None where no stage of its kind has finished anything yet.
+    """
+
+    name: str
+    items: int
+    done: int
+    size: int
+    seconds: float
+    left: float | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run as its files tell it.
+
+    Attributes:
+        running: whether a process works on it now.
+        left: estimated seconds until all stages are finished; None while some kind of stage has not been timed.
+    """
+
+    stages: list[Stage]
+    running: bool
+    left: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return all(stage.done == stage.items for stage in self.stages)
+
+
+def read_status(path: Path) -> Status:
+    """The state of a run directory.
+
+    Raises:
+        RunError: it is none, or its manifest was edited.
+    """
+    plan = Plan.read(path)
+    manifest = Manifest(path)
+    rates = _rates(manifest.entries)
+    stages = []
+    for name, items in plan.stages.items():
+        keys = plan.begun.get(name, {})
+        mine = [entry for entry in _newest(manifest.entries) if keys.get(entry.file) == entry.key and _there(path, entry)]
+        done = min(items, sum(entry.items for entry in mine) + _steps(path, name, keys, mine))
+        pace = rates.get(_kind(name))
+        left = 0.0 if done == items else None if pace is None else (items - done) * pace / plan.processes
+        stages.append(Stage(name, items, done, sum(e.size for e in mine), sum(e.seconds for e in mine), left))
+    known = [stage.left for stage in stages if stage.left is not None]
+    return Status(stages, _locked(path), sum(known) if len(known) == len(stages) else None)
+
+
+def _newest(entries: Sequence[Entry]) -> list[Entry]:
+    """The last entry of every file."""
+    return list({entry.file: entry for entry in sorted(entries, key=lambda entry: entry.ended)}.values())
+
+
+def _there(path: Path, entry: Entry) -> bool:
+    file = path / entry.file
+    return file.is_file() and file.stat().st_size == entry.size
+
+
+def _kind(stage: str) -> str:
+    return stage.rpartition("/")[2]
+
+
+def _rates(entries: Sequence[Entry]) -> dict[str, float]:
+    """Seconds per item of every kind of stage that has finished something."""
+    kinds: dict[str, list[Entry]] = {}
+    for entry in entries:
+        kinds.setdefault(_kind(entry.stage), []).append(entry)
+    return {kind: sum(e.seconds for e in mine) / max(1, sum(e.items for e in mine)) for kind, mine in kinds.items()}
+
+
+def _steps(path: Path, stage: str, keys: dict[str, str], finished: Sequence[Entry]) -> int:
+    """Steps of a head that is being trained now, which the metrics tell."""
+    if _kind(stage) != "heads" or not keys:
+        return 0
+    open_heads = {Path(file).stem for file in keys} - {Path(entry.file).stem for entry in finished}
+    number = int(stage.partition("/")[0].rpartition("-")[2])
+    return sum(row.get("round") == number and row.get("head") in open_heads for row in _rows(path / METRICS))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:  # the line that is being written
+            continue
+
+
+def _locked(path: Path) -> bool:
+    try:
+        with (path / LOCK).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,122 @@
+"""Two gloo processes fit the head that one does; a plain process starts no group; broken promises are explained."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from safetensors.torch import load_file
+from share_work import BATCHES, work
+
+from latentknobs.errors import RunError
+from latentknobs.training.processes import Processes
+
+HERE = Path(__file__).parent
+
+
+def launched(rank: int, size: int, port: int) -> dict[str, str]:
+    """The environment that a launcher gives to a process."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    names = {name: str(value) for name, value in told.items()}
+    return os.environ | names | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What one process wrote, and what two did."""
+    alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen([sys.executable, str(HERE / "share_work.py"), str(together)], env=launched(rank, 2, port),
+                         stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    work(alone)
+    for process in running:
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 0, complaint
+    return alone, together
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_two_processes_fit_the_head_of_one_with_the_same_global_batch(folders: tuple[Path, Path], batch: int) -> None:
+    alone = load_file(folders[0] / f"head-{batch}-0.safetensors")
+    both = [load_file(folders[1] / f"head-{batch}-{rank}.safetensors") for rank in range(2)]
+    for name, value in alone.items():
+        assert torch.equal(both[0][name], both[1][name])
+        torch.testing.assert_close(both[0][name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_both_log_the_metrics_of_the_whole_batch(folders: tuple[Path, Path], batch: int) -> None:
+    alone = json.loads((folders[0] / f"rows-{batch}-0.json").read_text())
+    both = [json.loads((folders[1] / f"rows-{batch}-{rank}.json").read_text()) for rank in range(2)]
+    assert both[0] == both[1] and len(both[0]) == 30
+    for ours, theirs in zip(both[0], alone, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(ours[name] == pytest.approx(theirs[name], abs=1e-6) for name in theirs)
+
+
+def test_the_checkpoint_is_written_by_one_and_is_that_of_a_single_process(folders: tuple[Path, Path]) -> None:
+    for batch in BATCHES:
+        one, two = (load_file(folder / f"checkpoint-{batch}.safetensors") for folder in folders)
+        assert one.keys() == two.keys()
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    assert not list(folders[1].glob("*.partial"))
+
+
+def test_processes_sum_gather_and_count(folders: tuple[Path, Path]) -> None:
+    told = [json.loads((folders[1] / f"told-{rank}.json").read_text()) for rank in range(2)]
+    assert [t["rank"] for t in told] == [0, 1] and [t["is_main"] for t in told] == [True, False]
+    for one in told:
+        assert one["size"] == 2 and one["sum"] == [3.0] * 3 and one["totals"] == [1.0, 1.0]
+        assert [row["rank"] for row in one["gathered"]] == [0, 1]
+        assert one["gathered"] == told[0]["gathered"] and len({row["pid"] for row in one["gathered"]}) == 2
+
+
+def test_a_plain_process_is_alone_and_starts_no_group() -> None:
+    alone = Processes()
+    value = torch.ones(2)
+    alone.sum_([value])
+    alone.barrier()
+    assert (alone.rank, alone.size, alone.is_main) == (0, 1, True) and value.tolist() == [1, 1]
+    assert alone.gather("x") == ["x"] and alone.totals([1, 2.5]) == [1, 2.5]
+    assert not dist.is_initialized()
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """accelerate keeps its state in the class: a failed start must not reach other tests."""
+    PartialState._reset_state()
+    yield
+    PartialState._reset_state()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, "WORLD_SIZE=2 promises 2 processes.*RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set.*unset WORLD_SIZE"),
+        ({"RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no port"}, "they cannot meet: .*torchrun"),
+    ],
+)
+def test_a_promise_of_processes_that_cannot_meet_is_explained(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], told: str
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (change | {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=told):
+        Processes(cpu=True)

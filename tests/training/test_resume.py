@@ -1,0 +1,141 @@
+"""`--resume`, several processes, and a disk that is really full."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import latentknobs as lk
+from latentknobs import testbed
+from latentknobs.cli import cli
+from latentknobs.errors import RunError
+
+SETTINGS = {
+    "knobs": ["temperature:0,1"], "prompts": "testbed:stories", "train_prompts": 12, "rollouts": 3, "eval_size": 4,
+    "eval_seeds": 1, "tune_size": 2, "max_new_tokens": 6, "batch_size": 6, "shard_size": 6, "steps": 12, "hidden": 8,
+    "pairs_per_step": 5,
+    "checkpoint_every": 5, "rounds": 2,
+}  # fmt: skip
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items() if name != "knobs"] + [
+    "--knobs=temperature:0,1"
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return lk.train(**SETTINGS, output_dir=tmp_path_factory.mktemp("run")).path
+
+
+def same(one: Path, other: Path, *files: str) -> list[str]:
+    return [file for file in files if (one / file).read_bytes() != (other / file).read_bytes()]
+
+
+def test_resume_reads_the_settings_of_the_run(finished):
+    rollouts = finished / "round-1" / "rollouts" / "00000.jsonl"
+    made = rollouts.stat().st_mtime_ns
+    shown = CliRunner().invoke(cli, ["train", "--resume", str(finished)])
+    assert shown.exit_code == 0, shown.output
+    assert rollouts.stat().st_mtime_ns == made
+    with_flag = CliRunner().invoke(cli, ["train", "--resume", "--output-dir", str(finished), "--eval-size", "0"])
+    assert with_flag.exit_code == 0
+    assert not (finished / "report.html").exists()
+    assert CliRunner().invoke(cli, ["train", "--resume", str(finished), "--eval-size", "4"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--resume", "/nowhere/run"], "There is no run to resume in '/nowhere/run'"),
+        (["--resume", "--config", "x.yaml"], "Leave out --config"),
+    ],
+)
+def test_resume_is_refused_where_there_is_nothing_to_resume(arguments, told):
+    shown = CliRunner().invoke(cli, ["train", *arguments])
+    assert shown.exit_code == 2
+    assert told in shown.output
+
+
+def test_a_run_with_an_object_can_only_be_resumed_from_python(tmp_path):
+    def length(prompts, completions, **columns):
+        return [float(len(text)) for text in completions]
+
+    lk.train(**(SETTINGS | {"eval_size": 0, "rounds": 1}), reward=length, output_dir=tmp_path)
+    shown = CliRunner().invoke(cli, ["train", "--resume", str(tmp_path)])
+    assert shown.exit_code == 2
+    assert "reward was a Python object: length" in shown.output
+
+
+def launched(folder: Path, *launcher: str) -> None:
+    command = [sys.executable, "-m", *launcher, "train", *FLAGS, f"--output-dir={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Adapter:") == 1  # only one of them tells the result
+
+
+def near(one: Path, other: Path) -> float:
+    from safetensors.torch import load_file
+
+    ours, theirs = (load_file(path / "adapter" / "knob_head.safetensors") for path in (one, other))
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def test_two_processes_give_the_same_pairs_and_head_as_one(finished, tmp_path):
+    launched(tmp_path / "two", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "latentknobs")
+    assert (tmp_path / "two" / "manifest.1.jsonl").stat().st_size > 0
+    stages = ("pairs.jsonl", "rollouts/00001.jsonl", "scores/00001.jsonl", "features/00001.safetensors")
+    assert same(finished, tmp_path / "two", *(f"round-1/{file}" for file in stages)) == []
+    assert near(finished, tmp_path / "two") < 1e-6
+
+
+def test_num_processes_starts_them_and_one_process_goes_on_with_what_two_made(tmp_path, finished):
+    command = [sys.executable, "-m", "latentknobs", "train", *FLAGS, f"--output-dir={tmp_path}", "--num-processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "manifest.1.jsonl").stat().st_size > 0
+    again = CliRunner().invoke(cli, ["train", "--resume", str(tmp_path)])
+    assert again.exit_code == 0
+    assert near(finished, tmp_path) < 1e-6
+
+
+def test_two_processes_that_share_one_model_run_it_on_the_same_rows(finished, tmp_path):
+    testbed.load_model().save_pretrained(tmp_path / "model")
+    testbed.load_tokenizer().save_pretrained(tmp_path / "model")
+    shared = [f"--model={tmp_path / 'model'}", "--tp-plan=auto"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "latentknobs", "train"]
+    command = [*launcher, *FLAGS, *shared, f"--output-dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert same(finished, tmp_path / "run", "round-1/rollouts/00001.jsonl", "round-1/pairs.jsonl") == []
+    assert near(finished, tmp_path / "run") < 1e-3  # two halves of a sum are rounded differently
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_refused_before_the_run_explained_during_it_and_loses_nothing(small_disk, finished, monkeypatch):
+    run = small_disk / "run"
+    with pytest.raises(RunError, match=r"may need .* of disk, and .* are free"):
+        lk.train(**SETTINGS, output_dir=run)
+    # what else fills a disk meanwhile cannot be foreseen
+    monkeypatch.setattr("latentknobs.training.train.check_space", lambda path, size: None)
+    (small_disk / "other").write_bytes(bytes(230_000))
+    with pytest.raises(RunError, match=r"The disk that holds .* is full .*Finished files are kept"):
+        lk.train(**SETTINGS, output_dir=run)
+    kept = {path: path.stat().st_mtime_ns for path in (run / "round-1" / "rollouts").glob("*.jsonl")}
+    assert kept
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    lk.train(**SETTINGS, output_dir=run)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    files = ("adapter/knob_head.safetensors", "round-2/pairs.jsonl", "evaluation/summary.json", "metrics.jsonl")
+    assert same(finished, run, *files) == []

@@ -1,0 +1,172 @@
+"""Files of a run directory: made once, redone when stale, never taken for good when damaged, and kept when a disk is full."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentknobs.errors import RunError
+from latentknobs.training.manifest import Entry, Manifest, hash_file
+from latentknobs.training.rundir import RunDir, Task, explained
+
+
+def task(file, key, made, text="content"):
+    def make(path, advance):
+        made.append(file)
+        path.write_text(f"{text} of {file}")
+
+    return Task(file, key, make)
+
+
+def play(folder, key="k", text="content", names=("a", "b", "c")):
+    """One run with one stage; which files it made, and what it said."""
+    made, said = [], []
+    with RunDir(folder, said.append) as run:
+        run.stage("s", [task(f"s/{name}.txt", key, made, text) for name in names])
+    return made, said
+
+
+def test_finished_files_are_not_made_again(tmp_path):
+    assert play(tmp_path)[0] == ["s/a.txt", "s/b.txt", "s/c.txt"]
+    made, said = play(tmp_path)
+    assert made == []
+    assert said == ["s: already done, reused"]
+
+
+def test_another_key_makes_them_again_and_the_old_key_does_not_match_new_content(tmp_path):
+    play(tmp_path)
+    assert len(play(tmp_path, "other", "changed")[0]) == 3
+    assert len(play(tmp_path)[0]) == 3
+    assert (tmp_path / "s/a.txt").read_text() == "content of s/a.txt"
+
+
+def test_equal_content_under_an_old_key_is_found_again(tmp_path):
+    play(tmp_path)
+    play(tmp_path, "other")
+    assert play(tmp_path)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.write_text("content of s"), "has 12 bytes instead of 18"),
+        (lambda path: path.write_text("CONTENT of s/b.txt"), "was changed after it was written"),
+        (lambda path: path.unlink(), "is missing"),
+    ],
+)
+def test_a_damaged_file_is_noticed_told_and_only_it_is_made_again(tmp_path, damage, told):
+    play(tmp_path)
+    damage(tmp_path / "s/b.txt")
+    made, said = play(tmp_path)
+    assert made == ["s/b.txt"]
+    assert told in said[0] and "b.txt" in said[0]
+    assert (tmp_path / "s/b.txt").read_text() == "content of s/b.txt"
+
+
+def test_files_that_a_stage_no_longer_has_are_removed(tmp_path):
+    play(tmp_path)
+    (tmp_path / "s/a.txt.partial").write_text("half")
+    play(tmp_path, names=("a", "b"))
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["a.txt", "b.txt"]
+
+
+def test_a_fresh_file_is_made_in_every_run(tmp_path):
+    made = []
+    for _ in range(2):
+        with RunDir(tmp_path) as run:
+            first = task("s/a.txt", "k", made)
+            run.stage("s", [Task(first.file, first.key, first.make, fresh=True)])
+    assert made == ["s/a.txt", "s/a.txt"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_edit_of_the_manifest_is_noticed(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("run")
+    play(folder)
+    path = folder / "manifest.jsonl"
+    lines = path.read_text().splitlines()
+    number = data.draw(st.integers(0, 2))
+    name = data.draw(st.sampled_from(sorted(json.loads(lines[number]))))
+    entry = json.loads(lines[number])
+    entry[name] = data.draw(st.sampled_from(["../../evil", "0" * 64, 7, None, "s/a.txt"]))
+    edited = [*lines[:number], json.dumps(entry), *lines[number + 1 :]]
+    if edited != lines:
+        path.write_text("\n".join(edited) + "\n")
+        with pytest.raises(RunError, match=r"Line .* of .*manifest.jsonl.*(changed after|outside)"):
+            RunDir(folder)
+
+
+def test_a_removed_line_is_noticed(tmp_path):
+    play(tmp_path)
+    path = tmp_path / "manifest.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[2])
+    with pytest.raises(RunError, match="Line 2"):
+        RunDir(tmp_path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cut=st.integers(1, 200))
+def test_a_half_written_last_line_is_what_an_interruption_leaves(tmp_path_factory, cut):
+    folder = tmp_path_factory.mktemp("run")
+    play(folder)
+    path = folder / "manifest.jsonl"
+    whole = path.read_bytes()
+    last = whole.split(b"\n")[-2]
+    path.write_bytes(whole[: -min(cut, len(last))])
+    assert play(folder)[0] == ["s/c.txt"]
+    assert path.read_bytes().count(b"\n") == 3
+    assert play(folder)[0] == []
+
+
+def test_a_path_outside_the_run_directory_is_refused_even_with_a_right_seal(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside.txt").write_text("x")
+    Manifest(tmp_path / "run").add(Entry("s", "../outside.txt", "k", "0", 1, 1, 0.0, 0.0))
+    with pytest.raises(RunError, match=r"names '../outside.txt', which is outside"):
+        RunDir(tmp_path / "run")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    with RunDir(tmp_path), pytest.raises(RunError, match="Another run is working in"), RunDir(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = (
+        "import os, signal, sys; from latentknobs.training.rundir import RunDir; RunDir(sys.argv[1]).__enter__(); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert len(play(tmp_path)[0]) == 3
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_explained_and_finished_files_are_kept(tmp_path, kind):
+    def full(path, advance):
+        raise OSError(kind, os.strerror(kind))
+
+    made = []
+    with pytest.raises(RunError, match=r"is full .*s could not be written.*Finished files are kept"), RunDir(tmp_path) as run:
+        run.stage("s", [task("s/a.txt", "k", made), Task("s/b.txt", "k", full)])
+    assert play(tmp_path)[0] == ["s/b.txt", "s/c.txt"]
+
+
+def test_other_errors_of_the_system_are_not_called_a_full_disk(tmp_path):
+    with pytest.raises(PermissionError), explained(tmp_path, "s"):
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_the_hash_is_of_the_content_now(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("one")
+    manifest = Manifest(tmp_path)
+    first = manifest.content("x")
+    path.write_text("two!")
+    assert manifest.content("x") == hash_file(path) != first

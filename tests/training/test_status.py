@@ -1,0 +1,112 @@
+"""`status`: what a run's files tell about it, before, while, and after; and what is left."""
+
+import json
+import re
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+import latentknobs as lk
+from latentknobs.cli import cli
+from latentknobs.errors import RunError
+from latentknobs.training.rundir import RunDir
+from latentknobs.training.status import read_status
+
+SETTINGS = {
+    "knobs": ["temperature:0,1"], "prompts": "testbed:stories", "train_prompts": 8, "rollouts": 2, "eval_size": 3,
+    "eval_seeds": 1, "tune_size": 2, "max_new_tokens": 6, "batch_size": 4, "shard_size": 4, "steps": 5, "hidden": 8,
+    "pairs_per_step": 4,
+}  # fmt: skip
+
+
+class Stop(BaseException):
+    """Not an error of the reward: the run ends here, like an interruption."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return lk.train(**SETTINGS, output_dir=tmp_path_factory.mktemp("run")).path
+
+
+def by_name(path):
+    return {stage.name: stage for stage in read_status(path).stages}
+
+
+def test_a_finished_run_says_so_with_real_sizes_and_nothing_left(finished):
+    status = read_status(finished)
+    assert status.finished and not status.running and status.left == 0
+    stages = by_name(finished)
+    assert stages["round-1/rollouts"].items == stages["round-1/rollouts"].done == 16
+    assert stages["evaluation/rollouts"].done == 3 * 6  # head, two constants, greedy, mixture, entropy only
+    assert stages["round-1/heads"].done == 2 * SETTINGS["steps"]
+    files = (finished / "round-1" / "rollouts").iterdir()
+    assert stages["round-1/rollouts"].size == sum(file.stat().st_size for file in files)
+    assert all(stage.seconds >= 0 for stage in stages.values())
+
+
+def test_an_interrupted_run_shows_what_is_done_and_estimates_the_rest(tmp_path):
+    asked = []
+
+    def stops(prompts, completions, **columns):
+        asked.append(len(prompts))
+        if len(asked) > 2:
+            raise Stop
+        return [float(len(text)) for text in completions]
+
+    with pytest.raises(Stop):
+        lk.train(**SETTINGS, reward=stops, output_dir=tmp_path)
+    status, stages = read_status(tmp_path), by_name(tmp_path)
+    assert not status.finished and not status.running
+    assert stages["round-1/rollouts"].done == 16
+    assert stages["round-1/scores"].done == 8 and stages["round-1/scores"].items == 16
+    assert stages["round-1/scores"].left == pytest.approx(stages["round-1/scores"].seconds, rel=0.2, abs=0.01)
+    assert stages["round-1/heads"].left is None and status.left is None  # nothing of its kind was timed
+    assert stages["evaluation/rollouts"].left > 0  # rollouts were
+
+
+def test_a_file_that_is_gone_or_cut_counts_as_open(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "round-1" / "rollouts" / "00000.jsonl").unlink()
+    cut = folder / "round-1" / "scores" / "00001.jsonl"
+    cut.write_text(cut.read_text()[:-3])
+    stages = by_name(folder)
+    assert (stages["round-1/rollouts"].done, stages["round-1/scores"].done) == (12, 12)
+    assert not read_status(folder).finished
+
+
+def test_other_settings_make_what_an_earlier_run_had_begun_count_as_open(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+
+    def stops(prompts, completions, **columns):
+        raise Stop
+
+    with pytest.raises(Stop):
+        lk.train(**(SETTINGS | {"seed": 3}), reward=stops, output_dir=folder)
+    assert by_name(folder)["round-1/features"].done == 0
+
+
+def test_asking_a_running_run_needs_no_lock_and_changes_nothing(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    with RunDir(folder):
+        assert read_status(folder).running
+    assert not read_status(folder).running
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"stages": 3}', '{"stages": {"a": "b"}, "processes": 1, "settings": ""}'])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(RunError, match=r"There is no run in .*Give the output_dir"):
+        read_status(tmp_path)
+
+
+def test_the_command_shows_a_table_and_a_sentence(finished):
+    shown = CliRunner().invoke(cli, ["status", str(finished)])
+    assert shown.exit_code == 0
+    assert re.search(r"round-1/rollouts\s+│\s+16\s+│\s+16", shown.output)
+    assert "Finished." in shown.output
+    plan = json.loads((finished / "plan.json").read_text())
+    assert all(stage in shown.output for stage in plan["stages"])
