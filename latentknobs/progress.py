@@ -4,6 +4,7 @@ Which process this is stands in the environment, where torchrun and `accelerate 
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Advance = Callable[[int], None]
+SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 def processes() -> int:
@@ -33,7 +35,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """A function to call with the number of items just finished; shows a bar, or a line every tenth."""
+    """A function to call with the number of items just finished; shows a bar, or a line every ten seconds."""
     if not speaks():
         yield lambda items: None
         return
@@ -50,13 +52,13 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             yield lambda items: bar.advance(task, items)
         return
     done = 0
-    told = 0
+    told = time.monotonic()
 
     def advance(items: int) -> None:
         nonlocal done, told
         done += items
-        if total and (tenth := 10 * done // total) > told:
-            told = tenth
+        if (now := time.monotonic()) - told >= SECONDS:
+            told = now
             say(f"{what}: {done} of {total}")
 
     yield advance
