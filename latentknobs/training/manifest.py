@@ -69,10 +69,13 @@ class Manifest:
             if path == self._own:
                 self._seal, self._length = seal, sum(len(line) + 1 for line in _whole_lines(path))
         self.entries = entries
+        self._known: dict[tuple[str, str], list[Entry]] = {}
+        for entry in entries:
+            self._known.setdefault((entry.file, entry.key), []).append(entry)
 
     def find(self, file: str, key: str) -> Entry | None:
         """The entry of a file that was made under this key and still has the same content; None where there is none."""
-        known = [entry for entry in self.entries if entry.file == file and entry.key == key]
+        known = self._known.get((file, key))
         if not known or not (self.folder / file).is_file():
             return None
         sha256 = self.content(file)
@@ -80,7 +83,7 @@ class Manifest:
 
     def damaged(self, file: str, key: str) -> str | None:
         """What is wrong with a file that was finished under this key and is not usable now, in words."""
-        known = [entry for entry in self.entries if entry.file == file and entry.key == key]
+        known = self._known.get((file, key))
         if not known or self.find(file, key) is not None:
             return None
         path = self.folder / file
@@ -112,6 +115,7 @@ class Manifest:
             os.fsync(file.fileno())
         self._seal, self._length = seal, self._length + len(data)
         self.entries.append(entry)
+        self._known.setdefault((entry.file, entry.key), []).append(entry)
 
 
 def hash_file(path: Path) -> str:

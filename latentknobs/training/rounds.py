@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,15 +68,19 @@ class Round:
         fitting = Fitting(self.run, self.config, self.space, self.number, device, self.previous)
         heads = fitting.heads(store, train, held_out, f"{key} {self.config.digest(*READING)}")
         asked = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
-        facts = facts_of_round(
+        lengths = [(asked[pair.chosen][1], asked[pair.rejected][1]) for pair in pairs]
+        scored = {"prompt_N": [prompt for prompt, _ in asked], "reward_N": read_scores(scores)} if scores else {}
+        return heads, self._facts(heads, store, train, held_out, lengths=lengths, **scored)
+
+    def _facts(
+        self, heads: Heads, store: FeatureStore, train: list[Pair], held_out: list[Pair], **told: Any
+    ) -> Facts:  # fmt: skip
+        return facts_of_round(
             heads.main, store.columns(PARTS["main"]), train, held_out, self.config,
             options=[self.space.label(k) for k in range(self.space.K)], task_P=[task_of(prompt) for prompt in self.prompts],
-            lengths=[(asked[pair.chosen][1], asked[pair.rejected][1]) for pair in pairs],
-            prompt_N=[prompt for prompt, _ in asked] if scores else (), reward_N=read_scores(scores),
             skipped=Count(store.skipped, store.total), reference=self.previous.main if self.previous else None,
-            processes=self.run.processes,
+            processes=self.run.processes, **told,
         )  # fmt: skip
-        return heads, facts
 
     def _write_prompts(self) -> None:
         """What the rollouts' indices of prompts mean, for whoever reads them later."""
