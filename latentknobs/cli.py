@@ -3,6 +3,7 @@
 Results go to standard output, progress and errors to standard error. Wrong input ends with exit code 2 and one paragraph.
 """
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -48,12 +49,19 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except LatentKnobsError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            click.echo(f"{_who()}Error: {' '.join(str(error).split())}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             kept = " Finished stages are kept: the same command resumes after the last of them."
             click.echo("\nInterrupted." + (kept if ctx.invoked_subcommand == "train" else ""), err=True)
             ctx.exit(130)
+
+
+def _who() -> str:
+    """Which process of several is speaking."""
+    from latentknobs.progress import processes
+
+    return f"Process {os.environ.get('RANK', '0')}: " if processes() > 1 else ""
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -91,6 +91,8 @@ class TrainConfig(BaseModel):
     """Longest response, in tokens."""
     batch_size: int = Field(default=256, ge=1)
     """Responses generated together."""
+    read_batch: int = Field(default=64, ge=1)
+    """Responses that the model reads together for features; lower it where memory is short, results stay the same."""
     floor: float | None = Field(default=None, lt=0)
     """Least log-probability (nats) of a token under an option; needed only where no option can produce a token."""
 

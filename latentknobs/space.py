@@ -145,7 +145,7 @@ class KnobSpace:
 
     def label(self, k: int) -> str:
         """Option k in words: `temperature 0.2, top_p 0.9`."""
-        return ", ".join(f"{name} {value:g}" for name, value in self._option(k).items())
+        return ", ".join(f"{name} {_short(value)}" for name, value in self._option(k).items())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` turns back into this space, given the same plugins."""
@@ -197,3 +197,8 @@ def _ordered(knobs: list[DecodingKnob], order: str | Sequence[str]) -> tuple[tup
             f"There is no order {order!r}. {did_you_mean(order, ORDERS)} Or list the knob names in the order you mean."
         )
     return tuple(sorted(knobs, key=lambda knob: ORDERS[order].index(knob.stage))), order
+
+
+def _short(value: float) -> str:
+    """A value as people write it, and in full where that would be another one."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)

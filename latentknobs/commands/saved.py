@@ -30,17 +30,17 @@ def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> d
     names = tuple(name for name in names if name != "trust_remote_code")
     if (folder.parent / "config.yaml").exists():
         settings = run_settings(folder.parent, names)
-        _check_reward(settings.get("reward"), folder.parent)
+        check_reward(settings.get("reward"), folder.parent)
         return settings
     remembered = {name: adapter.training[name] for name in names if adapter.training.get(name) not in (None, "None")}
     for name, value in remembered.items():
         check_repeatable(name, value, folder)
     settings = given({n: (v,) if n in LISTS else v for n, v in remembered.items()})
-    _check_reward(settings.get("reward"), folder)
+    check_reward(settings.get("reward"), folder)
     return {"model": adapter.base["name"]} | settings
 
 
-def _check_reward(reward: str | list[str] | None, where: Path) -> None:
+def check_reward(reward: str | list[str] | None, where: Path) -> None:
     """Refuses to start a program because a folder, which may have come from anywhere, names it."""
     specs = [reward] if isinstance(reward, str) else reward or []
     if any(spec.partition(":")[0].strip() == "command" for spec in specs):

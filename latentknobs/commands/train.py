@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from latentknobs.commands.saved import check_reward
 from latentknobs.commands.settings import check_repeatable, config_options, given
-from latentknobs.config import TrainConfig, read_yaml
+from latentknobs.config import TrainConfig, make_config, read_yaml
 from latentknobs.errors import ConfigError
 
 
@@ -30,7 +31,8 @@ def train(config: str | None, resume: str | None, num_processes: int | None, **f
     if resume is not None:
         config, settings = _resumed(config, resume, settings)
     if num_processes is not None and num_processes > 1 and "WORLD_SIZE" not in os.environ:
-        _launch(num_processes)
+        make_config((read_yaml(config) if config else {}) | settings)  # wrong settings are told once, not by every process
+        sys.exit(_launch(num_processes))
     from latentknobs.reporting import print_report, read_findings
     from latentknobs.training.train import train as run_training
 
@@ -53,17 +55,37 @@ def _resumed(config: str | None, run: str, settings: dict[str, Any]) -> tuple[st
     file = folder / "config.yaml"
     if not file.exists():
         raise ConfigError(f"There is no run to resume in {str(folder)!r}: it has no config.yaml. Start it without --resume.")
-    for name, value in read_yaml(file).items():
+    saved = read_yaml(file)
+    if not saved:
+        raise ConfigError(f"{str(file)!r} holds no settings, so the run would start over with others. Start it without --resume.")
+    for name, value in saved.items():
         if name not in settings:
             check_repeatable(name, value, folder)
-    return str(file), settings | {"output_dir": str(folder)}
+            if name in ("reward", "second_reward"):
+                check_reward(value, folder)
+    # the folder may have come from anywhere: running its model's code is asked for anew
+    return str(file), {"trust_remote_code": False} | settings | {"output_dir": str(folder)}
 
 
-def _launch(count: int) -> None:
-    """Replaces this process by torch's launcher, which starts the same command `count` times on this machine."""
+def _launch(count: int) -> int:
+    """Starts the same command `count` times on this machine through torch's launcher; the exit code of the first that failed."""
+    import logging
+    from uuid import uuid4
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     arguments = sys.argv[1:]
     at = next(n for n, argument in enumerate(arguments) if argument.startswith("--num-processes"))
     del arguments[at : at + (1 if "=" in arguments[at] else 2)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *launcher, "-m", "latentknobs", *arguments])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell themselves what went wrong
+    how = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=str(uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )  # fmt: skip
+    try:
+        elastic_launch(how, sys.executable)("-m", "latentknobs", *arguments)
+    except ChildFailedError as error:
+        return int(error.get_first_failure()[1].exitcode)
+    return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,26 @@ class ScoreCache:
     Lines that were not written to their end, because a process was killed, are passed over: their scores are asked again.
     Failures are never kept.
 
+    Args:
+        path: where scores are added.
+        others: files of other processes, read only.
+
     Raises:
         RunError: the file cannot be read, or later not be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, others: Sequence[Path] = ()) -> None:
         self.path = Path(path)
         self._scores: dict[str, float | None] = {}
-        try:
-            with self.path.open("rb") as file:
-                for line in file:
-                    self._read(line)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise RunError(f"The score cache {str(path)!r} cannot be read: {error.strerror}. It may be deleted.") from None
+        for found in {self.path, *others}:
+            try:
+                with found.open("rb") as file:
+                    for line in file:
+                        self._read(line)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise RunError(f"The score cache {str(found)!r} cannot be read: {error.strerror}. It may be deleted.") from None
 
     def __len__(self) -> int:
         return len(self._scores)

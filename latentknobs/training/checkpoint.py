@@ -74,14 +74,9 @@ class Checkpoint:
             self._partial.unlink(missing_ok=True)
         self._step = step
 
-    def remove(self) -> None:
-        """Deletes the file, and what a killed process may have left of one."""
-        for path in (self.path, self._partial):
-            path.unlink(missing_ok=True)
-
     @property
     def _partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
+        return partial_of(self.path)
 
     def _read(self) -> Saved | None:
         if not self.path.exists():
@@ -109,3 +104,14 @@ def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def partial_of(path: Path) -> Path:
+    """Where a checkpoint is written before it takes its place."""
+    return path.with_name(path.name + ".partial")
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Deletes a checkpoint that is no longer needed, and what a killed process may have left of one."""
+    for file in (path, partial_of(path)):
+        file.unlink(missing_ok=True)

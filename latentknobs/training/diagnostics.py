@@ -19,6 +19,7 @@ GAP = 0.1  # preference accuracy on training pairs minus that on held-out pairs
 SKIPPED = 0.9  # share of segments left out by `min_spread`
 FAILED = 0.01  # share of responses on which the reward failed
 FEW = 30  # pairs below which shares of pairs say nothing
+SOME = 5  # pairs below which a difference of two shares says nothing
 ERRORS = 2.0  # standard errors that a difference of two shares must exceed
 
 
@@ -178,7 +179,7 @@ def constant_head(facts: Facts) -> str | None:
 def held_out_gap(facts: Facts) -> str | None:
     """The head knows its training pairs better than others, by more than chance explains."""
     ours, theirs = facts.train, facts.held_out
-    if not ours.of or not theirs.of:
+    if min(ours.of, theirs.of) < SOME:
         return None
     gap = ours.share - theirs.share
     error = math.sqrt(sum(count.share * (1 - count.share) / count.of for count in (ours, theirs)))

@@ -15,7 +15,7 @@ from latentknobs.data.pairs import Pair
 from latentknobs.heads import OptionHead
 from latentknobs.progress import Advance
 from latentknobs.space import KnobSpace
-from latentknobs.training.checkpoint import Checkpoint
+from latentknobs.training.checkpoint import Checkpoint, remove_checkpoint
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.rundir import RunDir, Task, explained
 
@@ -65,7 +65,7 @@ class Fitting:
 
         paths = self.run.stage(f"round-{self.round}/heads", [task(part) for part in parts], together=True)
         for part in parts if self.run.processes.is_main else ():
-            Checkpoint(self._checkpoint(part), "").remove()
+            remove_checkpoint(self._checkpoint(part))
         entropy = self.previous.entropy if self.previous else self._load(paths[1])
         return Heads(self._load(paths[0]), entropy, " ".join(self.run.content(paths[:1])))
 

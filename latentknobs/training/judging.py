@@ -20,6 +20,7 @@ from latentknobs.progress import Advance
 from latentknobs.sources import Sources
 from latentknobs.training.rundir import RunDir, Task, write_text
 from latentknobs.training.sampling import Asked, rate, read_all, read_scores, sample
+from latentknobs.training.subject import digest
 
 SUMMARY = "evaluation/summary.json"
 
@@ -28,7 +29,7 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
     """The comparison on held-out prompts, and its files.
 
     Args:
-        head_key: digest of the weights of both heads.
+        head_key: digest of the learned head, hence of all that both heads were made from.
         key: digest of the model, the space, and the level.
     """
     policies = {HEAD: adapter.policy(config.pick), **baselines(adapter, config.pick)}
@@ -50,7 +51,8 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
         write_text(path, json.dumps(report.to_dict()) + "\n")
 
     # the order of prompts and policies is part of what a file of scores means
-    run.stage("summary", [Task(SUMMARY, config.digest(then=f"{tuned_by} {rated_by} {list(policies)}"), make)])
+    tasks = [task_of(prompt) for prompt in sources.evaluation]
+    run.stage("summary", [Task(SUMMARY, digest([tuned_by, rated_by, list(policies), tasks]), make)])
     return read_report(run.path)
 
 

@@ -1,6 +1,7 @@
 """What a run is going to do, and which files its stages consist of: what `latentknobs status` needs beside the manifest."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,7 +49,10 @@ class Plan:
         """
         try:
             plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
-            if all(isinstance(items, int) for items in plan.stages.values()) and set(plan.begun) <= set(plan.stages):
+            numbers = all(isinstance(items, int) for items in plan.stages.values()) and isinstance(plan.processes, int)
+            named = all(isinstance(keys, dict) for keys in plan.begun.values()) and set(plan.begun) <= set(plan.stages)
+            heads = all(re.fullmatch(r"round-\d+/\w+", name) for name in plan.stages if name.endswith("/heads"))
+            if numbers and named and heads and plan.processes > 0:
                 return plan
             cause = "damaged"
         except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -6,6 +6,7 @@ fails ends alone; its launcher then ends the others.
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from latentknobs.errors import RunError
 
+PATIENCE = timedelta(days=7)  # the others may wait long for the one with the slowest file
 LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets beside WORLD_SIZE
 
 
@@ -78,7 +80,7 @@ def _start(promised: int, cpu: bool) -> None:
     why = f"{', '.join(missing)} not set" if missing else "no process group came about"
     if not missing:
         try:
-            PartialState(cpu=cpu)
+            PartialState(cpu=cpu, timeout=PATIENCE)
         except (ValueError, RuntimeError) as error:
             why = str(error).splitlines()[0]
     if not _started():

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from latentknobs.config import TrainConfig, make_config, read_yaml
+from latentknobs.errors import ConfigError
+from latentknobs.progress import say
+
 FILES = (
     ("`config.yaml`", "every setting; `latentknobs train --config config.yaml` runs it again"),
     ("`round-N/prompts.jsonl`", "the prompts of the round, their tokens, and their other columns"),
@@ -23,3 +27,15 @@ def explain(path: Path) -> None:
     """Writes `README.md` into a run directory."""
     lines = ["# A latentknobs run", "", "| file | what |", "|---|---|", *(f"| {file} | {what} |" for file, what in FILES)]
     (path / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def tell_changes(path: Path, config: TrainConfig) -> None:
+    """Says which settings differ from those of an earlier run in the same directory: what depends on them is made again."""
+    try:
+        before = make_config(read_yaml(path / "config.yaml"))
+    except ConfigError:  # there is none, or one of another version
+        return
+    old, new = before.model_dump(), config.model_dump()
+    changed = [f"{name} {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name != "output_dir"]
+    if changed:
+        say(f"{str(path)!r} holds a run with other settings ({'; '.join(changed)}): what depends on them is made again")

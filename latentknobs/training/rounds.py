@@ -1,6 +1,8 @@
 """One round of LPO: roll out -> score -> pair -> featurise -> optimise, each a stage of files that can be reused."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from latentknobs.training.facts import facts_of_round
 from latentknobs.training.fitting import PARTS, Fitting, Heads
 from latentknobs.training.played import prompt_lines, read_pairs
 from latentknobs.training.rundir import RunDir, Task
-from latentknobs.training.sampling import Asked, rate, read_all, read_scores, sample, shares_model, told
+from latentknobs.training.sampling import Asked, count_lines, rate, read_all, read_scores, sample, shares_model
+from latentknobs.training.subject import asked_of_model, asked_of_reward
 
 BASELINE = "entropy"  # the one feature of the baseline head, always the last column of the store
 PAIRING = ("pair_rule", "top", "pairs_per_prompt", "seed")
@@ -56,7 +59,7 @@ class Round:
         rollouts, scores, pairs_path = self._given(self.given) if self.given else self._sampled()
         pairs = read_pairs(pairs_path)
         used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
-        key = f"{self.key} {self.run.content([*rollouts, pairs_path])}"
+        key = f"{self.key} {asked_of_model(self.prompts)} {self.run.content([*rollouts, pairs_path])}"
         store = self._features(rollouts, used, key)
         place = {n: i for i, n in enumerate(used)}
         local = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
@@ -84,7 +87,7 @@ class Round:
 
     def _write_prompts(self) -> None:
         """What the rollouts' indices of prompts mean, for whoever reads them later."""
-        key = self.config.digest(then=str(told(self.prompts)))
+        key = f"{asked_of_model(self.prompts)} {asked_of_reward(self.prompts)}"
         task = Task(
             f"{self.name}/prompts.jsonl",
             key,
@@ -135,15 +138,16 @@ class Round:
         """What the head is trained on: the responses `used`, in their order."""
         config, sources, size = self.config, self.sources, self.config.shard_size
         key = config.digest(*READING, then=key)
+        ends = list(accumulate(map(count_lines, rollouts)))
         chunks = [used[start : start + size] for start in range(0, len(used), size)]
 
         def task(number: int) -> Task:
             def make(path: Path, advance: Advance) -> None:
                 made = featurise(
-                    sources.model, self.prompts, pick_rows(rollouts, chunks[number]), self.space, self.segmenter,
+                    sources.model, self.prompts, pick_rows(rollouts, ends, chunks[number]), self.space, self.segmenter,
                     (*config.features, BASELINE), floor=config.floor, min_spread=config.min_spread,
                     unreachable="drop" if self.given else "refuse", dtype=getattr(torch, config.feature_dtype),
-                    batch_size=min(64, config.batch_size), advance=advance,
+                    batch_size=config.read_batch, advance=advance,
                 )  # fmt: skip
                 write_shard(path, made)
 
@@ -169,19 +173,15 @@ class Round:
         return (train, held_out) if train else (list(pairs), [])
 
 
-def pick_rows(paths: Sequence[Path], rows: Sequence[int]) -> list[Rollout]:
-    """Some rollouts by their place among all (rising), with at most one file in memory at a time."""
+def pick_rows(paths: Sequence[Path], ends: Sequence[int], rows: Sequence[int]) -> list[Rollout]:
+    """Some rollouts by their place among all (rising), with at most one file in memory at a time.
+
+    Args:
+        ends: how many rollouts there are up to the end of each file.
+    """
     picked: list[Rollout] = []
-    wanted = iter(rows)
-    row = next(wanted, None)
-    first = 0
-    for path in paths:
-        with path.open("rb") as file:
-            count = sum(1 for _ in file)
-        if row is not None and row < first + count:
-            made = read_rollouts(path)
-            while row is not None and row < first + count:
-                picked.append(made[row - first])
-                row = next(wanted, None)
-        first += count
+    for file, mine in groupby(rows, key=lambda row: bisect_right(ends, row)):
+        made = read_rollouts(paths[file])
+        first = ends[file] - len(made)
+        picked += [made[row - first] for row in mine]
     return picked

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from latentknobs.data.disk import replacing
 from latentknobs.errors import RunError
 from latentknobs.progress import Advance, progress
@@ -65,27 +67,32 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"The run directory {str(path)!r} cannot be made: {error.strerror}. Choose another one.") from None
-        self._lock: IO[str] | None = None
+        self._locks: list[IO[str]] = []
         self.manifest = Manifest(self.path, self.processes.rank)
         self.plan: Plan | None = None
         self.track: Callable[[dict[str, Any]], None] = lambda row: None
 
     def __enter__(self) -> "RunDir":
-        taken = self.processes.is_main and not self._take_lock()
-        if self.processes.gather(taken)[0]:
+        rank, size = self.processes.rank, self.processes.size
+        mine = [rank]
+        if self.processes.is_main:  # a process of an earlier, larger run may still be there
+            mine += [n for path in self.path.glob(f"{LOCK}.*") if (n := int(path.suffix[1:])) >= size]
+        if any(self.processes.gather(not all(map(self._take_lock, mine)))):
+            self.__exit__()
             raise RunError(f"Another run is working in {str(self.path)!r}. Wait for it, or choose another output_dir.")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        for lock in self._locks:
+            lock.close()
 
-    def _take_lock(self) -> bool:
-        self._lock = (self.path / LOCK).open("w")
+    def _take_lock(self, rank: int) -> bool:
+        with explained(self.path, LOCK):
+            lock = (self.path / (LOCK if rank == 0 else f"{LOCK}.{rank}")).open("w")
+        self._locks.append(lock)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.close()
             return False
         return True
 
@@ -121,7 +128,9 @@ class RunDir:
 
     def _unfinished(self, tasks: Sequence[Task]) -> list[int]:
         """Which files must be made; the main process decides, so that all agree."""
-        todo = [n for n, task in enumerate(tasks) if task.fresh or self.manifest.find(task.file, task.key) is None]
+        todo: list[int] = []
+        if self.processes.is_main:
+            todo = [n for n, task in enumerate(tasks) if task.fresh or self.manifest.find(task.file, task.key) is None]
         decided: list[int] = self.processes.gather(todo)[0]
         return decided
 
@@ -180,14 +189,23 @@ class RunDir:
 
 @contextmanager
 def explained(folder: Path, what: str) -> Iterator[None]:
-    """Turns a full disk into a sentence. Whatever was finished before stays, and half a file is never left behind.
+    """Turns what a disk or a device refuses into a sentence. Finished files stay, and half a file is never left behind.
 
     Raises:
-        RunError: the disk is full, or a quota is used up.
+        RunError: the disk is full or cannot be written, or the device is out of memory.
     """
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"The device ran out of memory in {what}. Finished files are kept: lower read_batch (responses read together), "
+            "pairs_per_step, or batch_size (responses generated together; makes rollouts again), and give the command again."
+        ) from error
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise RunError(
+                f"The run directory {str(folder)!r} cannot be written ({what}: {error.strerror}). Choose another output_dir."
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise RunError(
@@ -205,5 +223,5 @@ def write_text(path: Path, text: str) -> None:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(line))
-    except ValueError:
+    except (ValueError, TypeError):
         return None

@@ -21,6 +21,7 @@ from latentknobs.rewards.scoring import Score, ScoreCache, check_scored, failure
 from latentknobs.rewards.several import Rewards
 from latentknobs.sources import Sources
 from latentknobs.training.rundir import RunDir, Task
+from latentknobs.training.subject import asked_of_model, asked_of_reward
 
 GENERATING = ("max_new_tokens", "batch_size", "shard_size", "dtype")
 
@@ -52,7 +53,7 @@ def sample(
     batches = list(enumerate(plan_batches(prompts, copies, config.batch_size)))
     size = max(1, config.shard_size // config.batch_size)
     parts = [batches[start : start + size] for start in range(0, len(batches), size)]
-    key = config.digest(*GENERATING, then=f"{key} {copies} {seed} {told(prompts)}")
+    key = config.digest(*GENERATING, then=f"{key} {copies} {seed} {asked_of_model(prompts)}")
 
     def task(one: Asked, number: int) -> Task:
         def make(path: Path, advance: Advance) -> None:
@@ -91,8 +92,14 @@ def rate(
     Raises:
         RewardError: the reward scored nothing at all; it is asked again by the next run.
     """
-    cache = ScoreCache(run.path / "reward_cache" / f"{run.processes.rank}.jsonl")
-    identity = reward_identity(reward)
+    folder = run.path / "reward_cache"
+    cache = ScoreCache(folder / f"{run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
+    identity, asked = reward_identity(reward), asked_of_reward(prompts)
+    if identity is None:
+        run.say(
+            f"{stage}/{what}: nothing tells whether the code of {reward.name!r} has changed, so it is asked in every run. Give "
+            "it an attribute `version` and change that with it, and scores are kept."
+        )
 
     def task(path: Path, content: str) -> Task:
         def make(out: Path, advance: Advance) -> None:
@@ -100,7 +107,7 @@ def rate(
             write_lines(out, map(_row, scores))
 
         file = f"{stage}/{what}/{path.stem}.jsonl"
-        return Task(file, f"{identity} {content}", make, _lines(path), fresh=identity is None)
+        return Task(file, f"{identity} {asked} {content}", make, count_lines(path), fresh=identity is None)
 
     tasks = [task(*both) for both in zip(rollouts, run.content(rollouts), strict=True)]
     paths = run.stage(f"{stage}/{what}", tasks)
@@ -141,11 +148,7 @@ def read_all(paths: Sequence[Path]) -> Iterator[Rollout]:
         yield from read_rollouts(path)
 
 
-def told(prompts: Sequence[Prompt]) -> list[tuple[Any, ...]]:
-    """What distinguishes prompts, for a digest."""
-    return [(p.text, p.ids, p.messages, sorted(p.columns.items(), key=lambda item: str(item[0]))) for p in prompts]
-
-
-def _lines(path: Path) -> int:
+def count_lines(path: Path) -> int:
+    """How many rollouts or scores a file holds."""
     with path.open("rb") as file:
         return sum(1 for _ in file)

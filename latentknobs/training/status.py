@@ -67,7 +67,7 @@ def read_status(path: Path) -> Status:
     stages = []
     for name, items in plan.stages.items():
         keys = plan.begun.get(name, {})
-        mine = [entry for entry in _newest(manifest.entries) if keys.get(entry.file) == entry.key and _there(path, entry)]
+        mine = _newest([entry for entry in manifest.entries if keys.get(entry.file) == entry.key and _there(path, entry)])
         done = min(items, sum(entry.items for entry in mine) + _steps(path, name, keys, mine))
         pace = rates.get(_kind(name))
         left = 0.0 if done == items else None if pace is None else (items - done) * pace / plan.processes
@@ -110,9 +110,11 @@ def _steps(path: Path, stage: str, keys: dict[str, str], finished: Sequence[Entr
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            yield json.loads(line)
+            row = json.loads(line)
         except ValueError:  # the line that is being written
             continue
+        if isinstance(row, dict):
+            yield row
 
 
 def _locked(path: Path) -> bool:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
 from latentknobs.data.size import check_space, estimate
@@ -29,10 +27,11 @@ from latentknobs.training.judging import SUMMARY, judge, mean_length
 from latentknobs.training.optimise import check_fit
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
-from latentknobs.training.readme import explain
+from latentknobs.training.readme import explain, tell_changes
 from latentknobs.training.rounds import PAIRING, READING, Round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.sampling import GENERATING
+from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
 
 
@@ -108,7 +107,7 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
     """All stages of a run, on sources that are already loaded. See `train`."""
     segmenter = parse_level(config.level, sources.tokenizer)
     check_features(config.features)
-    check_fit(config, 1, 1)
+    check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)
     say(f"{space!r}")
@@ -118,11 +117,13 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
     with RunDir(config.output_dir, say, processes) as run, Trackers(config.trackers, run.path, config.model_dump()) as trackers:
         if processes.is_main:
             check_space(run.path, size)
-            write_yaml(config, run.path / "config.yaml")
-            explain(run.path)
+            with explained(run.path, "config.yaml"):
+                tell_changes(run.path, config)
+                write_yaml(config, run.path / "config.yaml")
+                explain(run.path)
         run.plan = make_plan(run.path, config, space.K, len(sources.train), len(sources.evaluation), given, processes.size)
         run.track = trackers.log
-        key = processes.gather(config.digest("level", then=_digest_of(sources, space)))[0]
+        key = processes.gather(config.digest("level", then=subject(sources.model, sources.tokenizer, space)))[0]
         heads, facts = None, Facts()
         for number in range(1, config.rounds + 1):
             heads, facts = Round(run, config, sources, space, segmenter, number, key, heads).play()
@@ -161,16 +162,6 @@ def _adapter(config: TrainConfig, space: KnobSpace, segmenter: Segmenter, source
     training = {name: lists.get(name, str(getattr(config, name))) for name in shown if name not in hidden}
     base = describe_model(sources.model)
     return KnobAdapter(space, heads.main, segmenter, config.features, base, heads.entropy, training)
-
-
-def _digest_of(sources: Sources, space: KnobSpace) -> str:
-    """What a run is about: the model (by its description and checksums of its weights) and the knobs."""
-    model = sources.model
-    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())  # tensor parallel: parts of one
-    held = [p for p in whole if not p.is_meta]  # a device map may have put others on the disk
-    norms = [(p.sum(dtype=torch.float64), torch.linalg.vector_norm(p, dtype=torch.float64)) for p in held]
-    weights = [f"{total.item():.6e} {norm.item():.6e}" for total, norm in norms]
-    return f"{describe_model(model)} {model.dtype} {weights} {model.generation_config.eos_token_id} {space.fingerprint()}"
 
 
 def _named(value: Any, several: bool) -> str | tuple[str, ...]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,9 +159,42 @@ def test_a_full_disk_is_explained_and_finished_files_are_kept(tmp_path, kind):
     assert play(tmp_path)[0] == ["s/b.txt", "s/c.txt"]
 
 
-def test_other_errors_of_the_system_are_not_called_a_full_disk(tmp_path):
-    with pytest.raises(PermissionError), explained(tmp_path, "s"):
-        raise PermissionError(errno.EACCES, "no")
+@pytest.mark.parametrize("kind", [errno.EACCES, errno.EROFS, errno.EIO])
+def test_a_disk_that_cannot_be_written_is_not_called_full(tmp_path, kind):
+    with pytest.raises(RunError, match=rf"cannot be written \(s: {os.strerror(kind)}\)\. Choose"), explained(tmp_path, "s"):
+        raise OSError(kind, os.strerror(kind))
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), explained(tmp_path, "s"):
+        raise FileNotFoundError(errno.ENOENT, "no")
+
+
+def test_a_device_without_memory_is_explained(tmp_path):
+    with (
+        pytest.raises(RunError, match=r"ran out of memory in round-1/features.*read_batch"),
+        explained(tmp_path, "round-1/features"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 34 GiB.")
+
+
+def test_a_worker_that_outlived_its_run_still_holds_the_folder(tmp_path):
+    left = RunDir(tmp_path)
+    assert left._take_lock(3)  # as the process of rank 3 would
+    with pytest.raises(RunError, match="Another run is working in"), RunDir(tmp_path):
+        pass
+    left.__exit__()
+    with RunDir(tmp_path):
+        pass
+
+
+def test_rows_of_metrics_that_are_no_rows_are_passed_over(tmp_path):
+    with RunDir(tmp_path) as run:
+        run.log({"round": 1})
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write("[1]\n3\n{")
+        run.forget_metrics(lambda row: False)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"round": 1}\n'
 
 
 def test_the_hash_is_of_the_content_now(tmp_path):
