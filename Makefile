@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/demo
 
-.PHONY: help setup demo picture test check bench lint format clean
+.PHONY: help setup demo picture test check bench paper lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
 	@echo "make test    the tests (under 8 minutes, set-up included)"
 	@echo "make check   the tests that take longer"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (about 7 minutes)"
+	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (under 20 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
 	@echo "make picture the demo, and the token heat map of the README from it"
 	@echo "make format  let ruff sort imports and format"
@@ -40,6 +41,9 @@ check: $(READY)
 
 bench: $(READY)
 	for name in likelihood sampling generate training; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+paper: $(READY)
+	$(BIN)/python -m benchmarks.paper all --size reduced
 
 lint: $(READY)
 	$(BIN)/ruff check .

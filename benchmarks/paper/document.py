@@ -1,0 +1,145 @@
+"""docs/paper.md, written from the recipes' texts and the summaries in `results/`; nothing on the page is typed by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper.baselines import SOURCES
+from benchmarks.paper.claims import FAILS
+from benchmarks.paper.figures import draw
+from benchmarks.paper.recipe import Recipe, names, read_recipe
+
+HEADER = """\
+# The paper, and beyond
+
+What arXiv 2411.09661 (Dhuliawala et al. 2024, "Adaptive Decoding via Latent Preference Optimization") did, section by section,
+and what came out when we did it with this library on small models. The recipes are in `benchmarks/paper/recipes`; this page is
+written by `python -m benchmarks.paper table` from the summaries in `benchmarks/paper/results`. `make paper` runs a reduced
+version of everything and prints which of the conclusions below hold.
+
+How to read the tables. The learned head and every rival answer the same held-out prompts. **Gain** is the mean of the head
+minus the rival's, paired by prompt, with a 95 % bootstrap interval over prompts; **wins** is the head's win rate in %, ties
+one half; **p** is of a sign-flip test on the differences of the gain, after Holm's correction for all rivals of the table.
+One training seed each, unless said. Prompts are split by a hash of their text: a fifth is held out; of the rest, a fifth
+(dev) is where constants, rules and settings are chosen; heads are trained on what remains. Where nothing else is said, heads
+are trained with Eq. 11 (`latent`); the paper trained with Eq. 10.
+"""
+
+SMALL = {"full": "", "reduced": " **Reduced size.**", "smoke": " **Smoke size: the figures mean nothing.**"}
+RIVALS = """\
+## The rivals
+
+Besides every constant, the best of them tuned on dev prompts, greedy decoding, the uniform mixture and a head that sees only the
+entropy, each tuned on dev prompts over the grid given here:
+
+| name | what |
+|---|---|
+"""
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Writes the page and its plots (`images/paper/` beside it)."""
+    sections = [HEADER, _rivals()]
+    for name in names():
+        path = results / f"{name}.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        sections.append(_section(name, read_recipe(name), summary, page.parent))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(sections), encoding="utf-8")
+
+
+def _rivals() -> str:
+    return RIVALS + "".join(f"| `{name}` | {text} |\n" for name, text in SOURCES.items())
+
+
+def _section(name: str, recipe: Recipe, summary: dict[str, Any] | None, folder: Path) -> str:
+    number = f" (section {recipe.section})" if recipe.section != "-" else ""
+    lines = [f"## {recipe.title}{number}", "", f"**The paper did.** {recipe.did.strip()}", ""]
+    if recipe.section != "-":
+        lines += [f"**It found.** {recipe.found.strip()}", ""]
+    lines += [f"**We ran.** {recipe.ours.strip()}", ""]
+    if summary is None:
+        return "\n".join([*lines, "Not run yet.", ""])
+    for label, part in summary["parts"].items():
+        lines += _part(name, label, part, folder)
+    lines += ["**What agrees and what does not.**", "", "| conclusion | verdict | evidence |", "|---|---|---|"]
+    for label, part in summary["parts"].items():
+        for claim in part["claims"]:
+            verdict = f"**{claim['verdict']}**" if claim["verdict"] == FAILS else claim["verdict"]
+            lines.append(f"| {label}: {claim['say']} | {verdict} | {claim['evidence']} |")
+    return "\n".join([*lines, "", *([recipe.agrees.strip(), ""] if recipe.agrees else [])])
+
+
+def _part(name: str, label: str, part: dict[str, Any], folder: Path) -> list[str]:
+    n = part["numbers"]
+    tuned = "; ".join(f"{best} for {measure}" for measure, best in part["best"].items())
+    lines = [f"### {label}", "", f"{part['world']}: {n['train']} training, {n['dev']} dev, {n['held_out']} held-out prompts, "
+             f"{n['copies']} samples each. Best constant on dev: {tuned}.", "",
+             f"`{part['command']}`, {part['date']}, commit `{part['commit']}`.{SMALL[part['size']]}", ""]  # fmt: skip
+    image = f"images/paper/{name}-{''.join(c if c.isalnum() else '-' for c in label)}.png"
+    draw(part, folder / image)
+    first, *others = part["tables"]
+    lines += [*_table(first), "", f"![{label}]({image})", ""]
+    lines += _win_grid(part)
+    lines += _described(part)
+    if "front" in part:
+        gain, low, high = part["front"]["hypervolume gain"]
+        axes = " and ".join(part["front"]["axes"])
+        lines += [f"Area between the fronts (learned minus static; {axes}): {gain:.4f} [{low:.4f}, {high:.4f}].", ""]
+    if others:
+        lines += ["<details><summary>All other tables</summary>", ""]
+        lines += [line for table in others for line in [*_table(table), ""]]
+        lines += ["</details>", ""]
+    return lines
+
+
+def _table(table: dict[str, Any]) -> list[str]:
+    task = "" if table["task"] == "all" else f", {table['task']}"
+    lines = [f"| {table['measure']}{task} | mean | gain of {table['subject']} | wins | p |", "|---|---|---|---|---|"]
+    lines.append(f"| **{table['subject']}** | **{_interval(table['mean'])}** | | | |")
+    for row in table["rows"]:
+        lines.append(
+            f"| {row['policy']} | {row['mean'][0]:.3f} | {_interval(row['gain'])} | {_percent(row['wins'])} "
+            f"| {row['p_holm']:.4f} |"
+        )
+    return lines
+
+
+def _win_grid(part: dict[str, Any]) -> list[str]:
+    """Win rates by task against each constant, as the paper prints them."""
+    subject, measure = part["tables"][0]["subject"], part["tables"][0]["measure"]
+    tables = [t for t in part["tables"] if (t["subject"], t["measure"]) == (subject, measure) and t["task"] != "all"]
+    if not tables:
+        return []
+    constants = part["groups"]["constants"]
+    lines = [
+        f"Win rates of {subject}, in %, against each constant:",
+        "",
+        f"| task | {' | '.join(constants)} |",
+        "|---" * (len(constants) + 1) + "|",
+    ]
+    for table in tables:
+        wins = {row["policy"]: row["wins"] for row in table["rows"]}
+        lines.append(f"| {table['task']} | {' | '.join(_percent(wins[c]) for c in constants)} |")
+    return [*lines, ""]
+
+
+def _described(part: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, players in part["described"].items():
+        heads = {head: players[head] for head in part["groups"]["heads"]}
+        tasks = list(next(iter(heads.values())))
+        lines += [f"| {name} | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+        lines += [f"| {head} | {' | '.join(_interval(values[task]) for task in tasks)} |" for head, values in heads.items()]
+        lines.append("")
+    return lines
+
+
+def _interval(values: list[float]) -> str:
+    mean, low, high = values
+    return "-" if mean != mean else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _percent(values: list[float]) -> str:
+    mean, low, high = (100 * value for value in values)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

@@ -1,0 +1,106 @@
+"""Claims hold where the figures say so, fail where they do not, and name what is missing; races find the best player."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.paper.arena import Player
+from benchmarks.paper.baselines import race
+from benchmarks.paper.claims import FAILS, HOLDS, OPEN, decide, judge
+from benchmarks.paper.experiment import Field
+from benchmarks.paper.recipe import Claim
+from latentknobs.evaluation.statistics import Interval
+from latentknobs.policies import GreedyPolicy
+from latentknobs.space import KnobSpace
+
+POLICY = GreedyPolicy(KnobSpace.of("temperature"))
+
+
+class Table(Field):
+    """A field whose figures are given: on `easy` all constants but `bad` tie with the head, on `hard` it earns what is asked."""
+
+    def __init__(self, head: float) -> None:
+        noise_P = np.random.default_rng(0).normal(0, 0.01, 40)
+        means = {"head": (1.0, head), "cold": (1.0, 0.2), "warm": (1.0, 0.3), "bad": (0.0, 0.1)}
+        self.figures = {n: np.repeat(pair, 20)[None] + (noise_P * (np.arange(40) >= 20))[None] for n, pair in means.items()}
+        self.players = {name: Player(name, POLICY, name) for name in means}
+        self.groups = {"heads": ["head"], "constants": ["cold", "warm", "bad"], "rules": [], "standard": []}
+        self.best = {"reward": "warm"}
+        self.tasks = np.repeat(["easy", "hard"], 20)
+
+    def values(self, name: str, player: str) -> Any:
+        return self.figures[player]
+
+
+def verdict(head: float, **claim: Any) -> str:
+    return str(judge(Claim(say="x", **claim), Table(head), "head", "reward")["verdict"])
+
+
+@pytest.mark.parametrize(("head", "expected"), [(0.6, HOLDS), (0.3, FAILS), (0.1, FAILS)])
+def test_better_needs_an_interval_above_zero(head: float, expected: str) -> None:
+    assert verdict(head, expect="better", over=["tuned"]) == expected
+
+
+INTERVALS = [
+    ("better", (0.01, 0.3), HOLDS), ("better", (-0.01, 0.3), OPEN), ("better", (-0.3, -0.01), FAILS),
+    ("not_worse", (-0.01, 0.3), HOLDS), ("not_worse", (-0.1, 0.3), OPEN), ("not_worse", (-0.015, -0.01), FAILS),
+    ("wins", (0.51, 0.6), HOLDS), ("wins", (0.49, 0.6), OPEN), ("wins", (0.4, 0.49), FAILS),
+    ("never_loses", (0.4, 0.6), HOLDS), ("never_loses", (0.4, 0.49), FAILS),
+    ("above", (0.31, 0.4), HOLDS), ("above", (0.29, 0.4), OPEN), ("above", (0.1, 0.2), FAILS),
+    ("below", (0.1, 0.29), HOLDS), ("below", (0.1, 0.31), OPEN), ("below", (0.3, 0.4), FAILS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expect", "ends", "expected"), INTERVALS)
+def test_an_interval_that_decides_nothing_leaves_a_claim_open(expect: Any, ends: tuple[float, float], expected: str) -> None:
+    assert decide(Claim(say="x", expect=expect, value=0.3), Interval(sum(ends) / 2, *ends)) == expected
+
+
+@pytest.mark.parametrize(("head", "expected"), [(0.6, HOLDS), (0.3, HOLDS), (0.1, FAILS)])
+def test_not_worse_fails_only_below_zero(head: float, expected: str) -> None:
+    assert verdict(head, expect="not_worse", over=["tuned"]) == expected
+
+
+def test_wins_leave_out_the_best_constants_of_a_task_only() -> None:
+    asked: Any = {"expect": "wins", "over": ["constants"], "task": "each"}
+    assert verdict(0.6, **asked) == HOLDS  # ties with `cold` and `warm` on the easy task do not count
+    assert verdict(0.3, **asked) == HOLDS  # equal to the best on the hard task, above the others
+    assert verdict(0.15, **asked) == FAILS
+
+
+def test_losing_anywhere_is_seen() -> None:
+    assert verdict(0.3, expect="never_loses", over=["constants"], task="each") == HOLDS
+    assert verdict(0.2, expect="never_loses", over=["constants"], task="each") == FAILS
+
+
+def test_a_mean_is_judged_with_its_interval() -> None:
+    assert verdict(0.6, expect="above", value=0.7, task="easy") == HOLDS
+    assert verdict(0.6, expect="above", value=0.7, task="hard") == FAILS
+    assert verdict(0.6, expect="below", value=0.7, task="hard") == HOLDS
+
+
+def test_a_missing_rival_is_named_and_not_judged() -> None:
+    told = judge(Claim(say="x", expect="better", over=["edt"]), Table(0.6), "head", "reward")
+    assert told == {"say": "x", "verdict": "not judged", "evidence": "at this size there is no 'edt'"}
+
+
+def test_only_the_comparisons_that_decide_are_shown() -> None:
+    told = judge(Claim(say="x", expect="better", over=["constants"]), Table(0.25), "head", "reward")
+    assert told["verdict"] == FAILS and "bad" not in told["evidence"] and "against warm -0.025" in told["evidence"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, 48])
+def test_a_race_finds_the_best_player_and_looks_closely_only_at_the_last(count: int) -> None:
+    players = [Player(str(i), POLICY, str(i)) for i in range(count)]
+    looked: Counter[str] = Counter()
+
+    def value(player: Player, limit: int) -> float:
+        looked[player.name] += limit
+        return -abs(int(player.name) - count // 3)
+
+    assert race(players, 128, value).name == str(count // 3)
+    if count == 48:
+        assert sum(looked.values()) <= 0.5 * 48 * 128
+        assert sorted(looked.values())[0] == 16 and max(looked.values()) >= 128
