@@ -81,8 +81,15 @@ def near(one: Path, other: Path) -> float:
     return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
-def test_two_processes_give_the_same_pairs_and_head_as_one(finished, tmp_path):
-    launched(tmp_path / "two", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "latentknobs")
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+# without an accelerator, accelerate starts several processes only where --multi_gpu says so; they then meet over gloo
+PLAIN = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
+ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes=2", *PLAIN)
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_give_the_same_pairs_and_head_as_one(finished, tmp_path, launcher):
+    launched(tmp_path / "two", *launcher, "-m", "latentknobs")
     assert (tmp_path / "two" / "manifest.1.jsonl").stat().st_size > 0
     stages = ("pairs.jsonl", "rollouts/00001.jsonl", "scores/00001.jsonl", "features/00001.safetensors")
     assert same(finished, tmp_path / "two", *(f"round-1/{file}" for file in stages)) == []
@@ -109,6 +116,35 @@ def test_two_processes_that_share_one_model_run_it_on_the_same_rows(finished, tm
     assert done.returncode == 0, done.stderr[-3000:]
     assert same(finished, tmp_path / "run", "round-1/rollouts/00001.jsonl", "round-1/pairs.jsonl") == []
     assert near(finished, tmp_path / "run") < 1e-3  # two halves of a sum are rounded differently
+
+
+def test_what_is_wrong_with_a_run_of_several_processes_is_told_without_a_traceback(tmp_path):
+    start = [sys.executable, "-m", "latentknobs", "train", f"--output-dir={tmp_path}", "--num-processes=2"]
+    wrong = subprocess.run([*start, "--bata=1"], capture_output=True, text=True, timeout=120, check=False)
+    assert wrong.returncode == 2 and "No such option" in wrong.stderr
+    wrong = subprocess.run([*start, "--beta=-1"], capture_output=True, text=True, timeout=120, check=False)
+    assert wrong.returncode == 2 and wrong.stderr.count("beta=-1") == 1  # told before any process was started
+    wrong = subprocess.run([*start, "--reward=nosuch"], capture_output=True, text=True, timeout=120, check=False)
+    assert wrong.returncode == 2 and "Process 0: Error: There is no reward 'nosuch'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("saved", ["reward: 'command:run=touch HERE'", "trust_remote_code: true"])
+def test_resuming_a_folder_runs_none_of_its_code_unasked(tmp_path, saved):
+    (tmp_path / "config.yaml").write_text(saved.replace("HERE", str(tmp_path / "touched")) + "\neval_size: 0\nsteps: 1\n")
+    given = [f"--{name}" for name in ("train-prompts=4", "rollouts=2", "max-new-tokens=4", "hidden=4")]
+    shown = CliRunner().invoke(cli, ["train", "--resume", str(tmp_path), *given])
+    assert not (tmp_path / "touched").exists()
+    if "command" in saved:
+        assert shown.exit_code == 2 and "only started when you ask for it" in shown.output
+    else:
+        assert "trust_remote_code: false" in (tmp_path / "config.yaml").read_text()
+
+
+def test_resuming_without_any_settings_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    shown = CliRunner().invoke(cli, ["train", "--resume", str(tmp_path)])
+    assert shown.exit_code == 2 and "holds no settings" in shown.output
 
 
 @pytest.fixture
