@@ -52,9 +52,11 @@ def targets_of(logits_NV: Tensor) -> Tensor:
     return torch.cat([part.softmax(-1).multinomial(1).squeeze(-1) for part in logits_NV.split(32)])
 
 
-def compare(name: str, space: KnobSpace, N: int, V: int, goal: float | None, compiled: bool, rounds: int) -> Row:
+def compare(
+    name: str, space: KnobSpace, N: int, V: int, goal: float | None, compiled: bool, rounds: int, device: str = "cpu"
+) -> Row:
     """One row of the table."""
-    logits_NV = synthetic_logits(N, V)
+    logits_NV = synthetic_logits(N, V).to(device)
     targets_N = targets_of(logits_NV)
     options, rows, scale = space.options, N, 1.0
     if space.K > 6:
@@ -68,7 +70,8 @@ def compare(name: str, space: KnobSpace, N: int, V: int, goal: float | None, com
     }
     seconds = interleaved(run, rounds)
     ours, naive = seconds["ours"] / N * 1e6, seconds["loop"] * scale / rows * 1e6
-    extra = peak_extra(run["ours"])
+    extra = peak_extra(run["ours"]) if device == "cpu" else None
+    goal = goal if device == "cpu" else None  # targets were set for one thread
     return {
         "what": name, "V": V, "N": N, "loop us/token": naive, "ours us/token": ours, "ratio": naive / ours, "target": goal,
         "x one read": seconds["ours"] / seconds["read"],
@@ -103,9 +106,15 @@ def main() -> None:
     parser.add_argument("--json", help="folder for the figures")
     parser.add_argument("--vocabularies", type=int, nargs="*", default=[512, 32_000, 128_256])
     parser.add_argument("--no-compile", action="store_true", help="leave out what needs a C++ compiler")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (eager tables only)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if args.device != "cpu":
+        each = [("384 options", JOINT), ("384 options, T up to 1.5", HOT), ("6 temperatures", SIX)]
+        rows = [compare(name, space, 256, V, None, False, 5, args.device) for V in args.vocabularies for name, space in each]
+        report("Likelihood tables on a GPU", rows, args.json and f"{args.json}/likelihood_gpu.json")
+        return
     rows = []
     for V in args.vocabularies:
         goals: dict[str, float] = GOALS.get(V, {})

@@ -2,9 +2,12 @@
 
 One thread. Each of our rows has knob values of its own, temperature 0 included; transformers gives all rows the same ones.
 Without top-k, transformers runs its other three warpers. Rows with top-k have 20 to 200, top-p 0.9, min-p 0.05.
+With `--device cuda`: larger batches; a sampler that sorts whole rows (sort, softmax, cumulative mass, multinomial: top-p alone,
+for all rows the same) as another contestant; and ours also replayed as a graph, as `Attached(..., graphs=True)` does it.
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +15,9 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from benchmarks.timing import Row, interleaved, report, synthetic_logits
 from latentknobs import KnobSpace
-from latentknobs.decoding.sampler import sample_values
+from latentknobs.decoding.replay import Replay
+from latentknobs.decoding.sampler import finish_draw, first_draw, sample_values
+from latentknobs.decoding.uniforms import TOKENS, uniforms
 
 SPACE = KnobSpace.of("temperature", "top_k", "top_p", "min_p")
 GOALS = {
@@ -41,33 +46,64 @@ def transformers_step(logits_BV: Tensor, kind: str) -> Tensor:
     return torch.multinomial(logits_BV.softmax(-1), 1)
 
 
-def compare(V: int, B: int, kind: str) -> Row:
-    """One row of the table."""
-    logits_BV = synthetic_logits(B, V)
-    values = torch.tensor([KINDS[kind][b % 4] for b in range(B)])
-    row_B = torch.arange(B)
+def sorting_step(logits_BV: Tensor) -> Tensor:
+    """(B, 1) tokens by top-p, from sorted rows."""
+    sorted_BV, token_BV = logits_BV.sort(-1, descending=True)
+    prob_BV = sorted_BV.softmax(-1)
+    prob_BV = prob_BV.masked_fill(prob_BV.cumsum(-1) - prob_BV >= 0.9, 0.0)
+    return token_BV.gather(-1, torch.multinomial(prob_BV, 1))
+
+
+def sampler_of(logits_BV: Tensor, values_BJ: Tensor, graphs: bool = False) -> Callable[[], Tensor]:
+    """Our step; with a graph as inside `generate`, from uniforms made some steps ahead."""
+    row_B = torch.arange(len(logits_BV), device=logits_BV.device)
     step = iter(range(10**9))
+    if not graphs:
+        return lambda: sample_values(logits_BV, SPACE, values_BJ, 0, row_B, torch.full_like(row_B, next(step)))
+    ahead_P = torch.arange(64, device=row_B.device)
+    u_PB = uniforms(0, TOKENS, row_B.repeat(64), ahead_P.repeat_interleave(len(row_B))).view(64, -1)
+    replay = Replay(lambda logits_BV, u_B: first_draw(logits_BV, SPACE, values_BJ, u_B, kernels=True))
 
     def ours() -> Tensor:
-        return sample_values(logits_BV, SPACE, values, 0, row_B, torch.full_like(row_B, next(step)))
+        u_B = u_PB[next(step) % 64]
+        token_B, cut = replay(logits_BV, u_B)
+        return finish_draw(token_B, cut, logits_BV, SPACE, values_BJ, u_B, lambda rows: u_B[rows])
 
-    rounds = {1: 60, 8: 20}.get(B, 5)
-    seconds = interleaved({"theirs": lambda: transformers_step(logits_BV, kind), "ours": ours}, rounds)
+    for _ in range(5):
+        ours()
+    return ours
+
+
+def compare(V: int, B: int, kind: str, device: str) -> Row:
+    """One row of the table."""
+    logits_BV = synthetic_logits(B, V).to(device)
+    values_BJ = torch.tensor([KINDS[kind][b % 4] for b in range(B)], device=device)
+    ways: dict[str, Callable[[], Tensor]] = {"theirs": lambda: transformers_step(logits_BV, kind)}
+    ways["ours"] = sampler_of(logits_BV, values_BJ)
+    if device != "cpu":
+        ways |= {"sorting": lambda: sorting_step(logits_BV), "replayed": sampler_of(logits_BV, values_BJ, graphs=True)}
+    seconds = interleaved(ways, {1: 60, 8: 20}.get(B, 5) if device == "cpu" else 40)
     ratio, goal = seconds["theirs"] / seconds["ours"], GOALS.get((V, kind), {}).get(B)
-    return {
-        "V": V, "B": B, "rows": kind, "transformers ms": seconds["theirs"] * 1e3, "ours ms": seconds["ours"] * 1e3,
-        "ratio": ratio, "target": goal, "met": None if goal is None else ratio >= goal,
-    }  # fmt: skip
+    row: Row = {"V": V, "B": B, "rows": kind, "transformers ms": seconds["theirs"] * 1e3, "ours ms": seconds["ours"] * 1e3}
+    if device == "cpu":
+        return row | {"ratio": ratio, "target": goal, "met": None if goal is None else ratio >= goal}
+    by_sort, goal = seconds["sorting"] / seconds["replayed"], 10 if B == 128 and kind != "temperature only" else None
+    row |= {"replayed ms": seconds["replayed"] * 1e3, "sort ms": seconds["sorting"] * 1e3}
+    row |= {"sort / ours": seconds["sorting"] / seconds["ours"], "sort / replayed": by_sort, "target": goal}
+    return row | {"met": None if goal is None else by_sort >= goal}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="folder for the figures")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rows = [compare(V, B, kind) for V in (32_000, 128_256) for kind in KINDS for B in (1, 8, 64)]
-    report("Per-row sampling against transformers' warpers + multinomial", rows, args.json and f"{args.json}/sampling.json")
+    widths, batches = ((32_000, 128_256), (1, 8, 64)) if args.device == "cpu" else ((128_256,), (1, 8, 32, 128, 512))
+    rows = [compare(V, B, kind, args.device) for V in widths for kind in KINDS for B in batches]
+    name = "sampling" if args.device == "cpu" else "sampling_gpu"
+    report("Per-row sampling against transformers' warpers + multinomial", rows, args.json and f"{args.json}/{name}.json")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Shared by the speed benchmarks: interleaved medians of one process with one thread, tables with targets, JSON.
 
-Ratios inside one run are what counts. Contestants take turns, so that whatever else the machine does hits all of them.
+Ratios inside one run are what counts. Contestants take turns, so that whatever else the machine does hits all of them. On a
+GPU a time is that of a call and of all the work it starts: both clocks are read with nothing left to do.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -25,17 +27,37 @@ def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int = 5, leas
     Args:
         least: keep taking turns until this many seconds have passed, within 20 times the rounds.
     """
+    return {name: median(values) for name, values in turns(contestants, rounds, least).items()}
+
+
+def turns(contestants: dict[str, Callable[[], Any]], rounds: int = 5, least: float = 0.0) -> dict[str, list[float]]:
+    """All the seconds behind `interleaved`: the n-th of one contestant and the n-th of another belong to the same turn."""
     for run in contestants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     begin, turn = time.perf_counter(), 0
     while turn < rounds or (time.perf_counter() - begin < least and turn < 20 * rounds):
         for name, run in contestants.items():
+            finish_gpu()
             start = time.perf_counter()
             run()
+            finish_gpu()
             seconds[name].append(time.perf_counter() - start)
         turn += 1
-    return {name: median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def finish_gpu() -> None:
+    """Waits for a GPU, where there is one in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_initialized() else "cpu"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {**versions, "threads": torch.get_num_threads(), "device": name}
 
 
 def synthetic_logits(N: int, V: int, seed: int = 0) -> Tensor:
@@ -86,8 +108,7 @@ def report(title: str, rows: list[Row], json_path: str | None, note: str = "") -
     if json_path:
         path = Path(json_path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": "cpu"}
-        path.write_text(json.dumps({"title": title, "machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"title": title, "machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def _shown(value: Any) -> str:

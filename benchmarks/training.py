@@ -1,8 +1,9 @@
 """Head training on cached tables, one thread: `python -m benchmarks.training [--json DIR]`.
 
-First, what a token costs forward and backward, by the width of its features and of the head, and how little of it is the loss.
-Second, tokens per second against the obvious loop, which runs the LM and one warper chain per option in every step. Third,
-rollouts with options drawn for every token against plain sampling by transformers, same batch.
+First, what a token costs forward and backward, by the width of its features and of the head, and how little of it is the loss;
+and a step on a feature cache beside one that computes padding and standardises every feature. Second, tokens per second against
+the obvious loop, which runs the LM and one warper chain per option in every step. Third, rollouts with options drawn for every
+token against plain sampling by transformers, same batch.
 """
 
 import argparse
@@ -17,6 +18,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.timing import Row, interleaved, report
 from latentknobs import KnobSpace
+from latentknobs.config import make_config
+from latentknobs.data.features import FeatureCache
+from latentknobs.data.pairs import Pair
 from latentknobs.decoding import Attached
 from latentknobs.decoding.frozen import read_responses
 from latentknobs.heads import OptionHead
@@ -24,6 +28,7 @@ from latentknobs.likelihood import reference
 from latentknobs.objectives import Responses, lpo_loss
 from latentknobs.policies import UniformPolicy
 from latentknobs.segments import Every
+from latentknobs.training.pairbatch import PairBatch
 
 SIX = KnobSpace.of("temperature")
 PAIRS, T = 16, 64  # a batch of pairs: 2 * 16 * 64 tokens
@@ -38,7 +43,7 @@ def responses(K: int, B: int = PAIRS) -> Responses:
 
 def step(head: OptionHead, feature_BTF: Tensor, chosen: Responses, rejected: Responses) -> None:
     """One step of the head: loss of all pairs, forward and backward."""
-    log_pi_BTK = head(feature_BTF)
+    log_pi_BTK = head(feature_BTF, fold=True)
     lpo_loss("latent", chosen, rejected, log_pi_BTK[: len(log_pi_BTK) // 2], log_pi_BTK[len(log_pi_BTK) // 2 :]).mean().backward()
     head.zero_grad()
 
@@ -60,6 +65,35 @@ def per_token(D: int, hidden: int, goal: float | None) -> Row:
         "D": D, "head width": hidden, "K": SIX.K, "us/token": us,
         "of it the loss": seconds["loss"] / tokens * 1e6, "target": goal,
         "met": None if goal is None else us <= goal,
+    }  # fmt: skip
+
+
+def against_padding(D: int, hidden: int) -> Row:
+    """A step on a feature cache, as `fit_head` does it and in the plain way. Responses have a quarter of T to T segments."""
+    rows, config = 8 * PAIRS, make_config({})
+    length_R = torch.randint(T // 4, T + 1, (rows,), generator=torch.Generator().manual_seed(0))
+    start_R1 = torch.cat([torch.zeros(1, dtype=torch.long), length_R.cumsum(0)])
+    N = int(start_R1[-1])
+    zero_N = torch.zeros(N)
+    cache = FeatureCache(torch.randn(N, D), -torch.rand(N, SIX.K) * 3, zero_N.long(), zero_N, start_R1)
+    head, pairs = OptionHead(SIX, D, hidden=hidden), [Pair(n, 2 * n, 2 * n + 1) for n in range(PAIRS)]
+
+    def ours() -> None:
+        PairBatch.read(head, cache, pairs, None).losses(config).mean().backward()
+        head.zero_grad()
+
+    def plain() -> None:
+        batch = cache.batch(torch.arange(2 * PAIRS))
+        log_pi_BSK = head(batch.feature_BSF)
+        chosen, rejected = (batch.responses.rows(slice(n, None, 2)) for n in range(2))
+        lpo_loss("latent", chosen, rejected, log_pi_BSK[::2], log_pi_BSK[1::2]).mean().backward()
+        head.zero_grad()
+
+    seconds = interleaved({"ours": ours, "plain": plain}, rounds=9)
+    tokens = int(start_R1[2 * PAIRS])
+    return {
+        "D": D, "head width": hidden, "filled": tokens / (2 * PAIRS * T), "plain us/token": seconds["plain"] / tokens * 1e6,
+        "ours us/token": seconds["ours"] / tokens * 1e6, "ratio": seconds["plain"] / seconds["ours"],
     }  # fmt: skip
 
 
@@ -128,6 +162,8 @@ def main() -> None:
     shapes = [(1024, 256), (4096, 256), (4096, 64), (4096, 16)]
     rows = [per_token(D, width, 15.0 if D == 4096 else None) for D, width in shapes]
     report("A token of head training, forward and backward", rows, folder and f"{folder}/training.json")
+    rows = [against_padding(D, width) for D, width in shapes]
+    report("A step on a feature cache, per real token", rows, folder and f"{folder}/training_padding.json")
     found = models()
     loops = [against_loop(name, model, 100.0) for name, model in found.items()]
     report("Cached training against running the LM in every step", loops, folder and f"{folder}/training_loop.json")

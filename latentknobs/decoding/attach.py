@@ -22,8 +22,7 @@ from latentknobs.decoding.ledger import Ledger
 from latentknobs.decoding.modes import NEUTRAL as NEUTRAL
 from latentknobs.decoding.modes import (
     Sampler,
-    is_stateless,
-    may_begin,
+    begins_at,
     needs_of,
     neutral,
     refuse_batching,
@@ -34,8 +33,8 @@ from latentknobs.decoding.modes import (
     setting,
 )
 from latentknobs.decoding.record import Record, policy_logits, read_record
-from latentknobs.decoding.sampler import draw, sample_values
-from latentknobs.decoding.uniforms import uniforms
+from latentknobs.decoding.step import Stepper
+from latentknobs.decoding.uniforms import REDRAWS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.policies import Policy
 
@@ -55,6 +54,8 @@ class Attached:
         seed: decides which options are drawn when the policy samples them, and which tokens with the own sampler.
         sampler: "own" draws tokens in the hook where `generate` would only draw one token per row from the logits;
             "transformers" always leaves that to `generate` and its global random state.
+        graphs: on an NVIDIA GPU, replay what the own sampler does at each token as one CUDA graph, with Triton kernels. The same
+            tokens, except where a uniform falls on rounding. To be asked for, until it has been measured (docs/speed.md).
 
     Attributes:
         rows: (B,) ids that stand for the rows in the uniforms, one per response (per prompt in a beam search); None counts
@@ -66,11 +67,12 @@ class Attached:
 
     rows: Tensor | None = None
 
-    def __init__(self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own") -> None:
+    def __init__(self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own", *, graphs: bool = False) -> None:
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         embeddings = output_embeddings(model)
         self.model, self.policy, self.seed, self.sampler = model, policy, seed, sampler
+        self._stepper = Stepper(policy, graphs)
         self._hidden: Tensor | None = None
         self._in_generate = False
         self._paused = False
@@ -150,6 +152,7 @@ class Attached:
         self._copies = int(setting("num_return_sequences", kwargs, own, 1)) if beams > 1 else 1
         drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
         self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
+        self._stepper.begin()
         try:
             return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
         finally:
@@ -233,33 +236,21 @@ class Attached:
         position = column + 1 - ledger.prompt_length
         if position < 0:
             return logits_BV
-        key_B = ledger.keys(len(logits_BV), logits_BV.device)
-        position_B = torch.full_like(key_B, position)
-        option_B = ledger.option_at(column, len(key_B), key_B.device)
-        fresh_B = self.policy.segmenter.begins(position_B.unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
-        if is_stateless(self.policy) or may_begin(self.policy.segmenter, position, fresh_B):
-            log_pi_BK = self.policy.log_pi(hidden_BD, logits_BV)
-            is_drawn = self.policy.pick == "sample"
-            uniform_B = uniforms(self.seed, 0, key_B, position_B) if is_drawn else torch.zeros_like(key_B, dtype=torch.float64)
-            drawn_B = self.policy.choose(log_pi_BK, uniform_B)
-            option_B = torch.where(fresh_B, drawn_B, option_B)
+        rows, device, step = len(logits_BV), logits_BV.device, self._stepper
+        uniform_2B = ledger.uniforms(self.seed, position, rows, device)
+        option_B, fresh = ledger.option_at(column, rows, device), begins_at(self.policy, position, previous_B)
+        if not ledger.sampling:
+            option_B = step.choose(hidden_BD, logits_BV, uniform_2B, option_B, fresh)
+            ledger.remember(column + 1, option_B)
+            return _lowered(policy_logits(self.policy, logits_BV, option_B, context), logits_BV)
+
+        def again(rows_R: Tensor) -> Tensor:
+            key_R = ledger.keys(rows, device)[rows_R]
+            return uniforms(self.seed, REDRAWS, key_R, torch.full_like(key_R, position))
+
+        option_B, token_B = step.sample(hidden_BD, logits_BV, uniform_2B, option_B, fresh, context, again)
         ledger.remember(column + 1, option_B)
-        if ledger.sampling:
-            token_B = self._sample(logits_BV, option_B, key_B, position_B, context)
-            return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)
-        return _lowered(policy_logits(self.policy, logits_BV, option_B, context), logits_BV)
-
-    def _sample(self, logits_BV: Tensor, option_B: Tensor, key_B: Tensor, position_B: Tensor, context: Context | None) -> Tensor:
-        if type(self.policy).warp is not Policy.warp:  # a policy of its own kind
-            return draw(self.policy.warp(logits_BV, option_B), uniforms(self.seed, 1, key_B, position_B))
-        value_BJ = self._values_KJ(logits_BV.device)[option_B]
-        return sample_values(logits_BV, self.policy.space, value_BJ, self.seed, key_B, position_B, context)
-
-    def _values_KJ(self, device: torch.device) -> Tensor:
-        values_KJ: Tensor | None = self.__dict__.get("_values")
-        if values_KJ is None or values_KJ.device != device:
-            values_KJ = self._values = self.policy.space.values_KJ(device=device)
-        return values_KJ
+        return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)
 
 
 def _lowered(warped_BV: Tensor, logits_BV: Tensor) -> Tensor:

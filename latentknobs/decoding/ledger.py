@@ -12,6 +12,9 @@ from transformers import Cache
 
 from latentknobs.context import Context
 from latentknobs.decoding.second import SECOND, SecondReader
+from latentknobs.decoding.uniforms import OPTIONS, TOKENS, uniforms
+
+AHEAD = 64  # positions whose uniforms are made at once
 
 
 class Ledger:
@@ -32,6 +35,8 @@ class Ledger:
         self.mask_BP = mask_BP
         self.keys_B = keys_B
         self._row_keys_B: Tensor | None = None
+        self._uniform_P2B: Tensor | None = None
+        self._uniforms_of: Any = None
         self.sampling = False  # whether tokens are chosen here rather than by `generate`
         self.is_plain = True  # False for modes in which a row is no request: beams
         self.option_BL: Tensor | None = None
@@ -62,6 +67,16 @@ class Ledger:
             request_B = torch.arange(rows, device=device) // self.rows_per_key
             self._row_keys_B = request_B if self.keys_B is None else self.keys_B.to(device)[request_B]
         return self._row_keys_B
+
+    def uniforms(self, seed: int, position: int, rows: int, device: torch.device) -> Tensor:
+        """(2, B) those of the options and those of the tokens at one position of the response."""
+        block, place = divmod(position, AHEAD)
+        key_B = self.keys(rows, device)
+        if self._uniform_P2B is None or self._uniforms_of != (seed, block, rows, device):
+            position_N = torch.arange(block * AHEAD, (block + 1) * AHEAD, device=device).repeat_interleave(rows)
+            made = [uniforms(seed, stream, key_B.repeat(AHEAD), position_N).view(AHEAD, rows) for stream in (OPTIONS, TOKENS)]
+            self._uniform_P2B, self._uniforms_of = torch.stack(made, 1), (seed, block, rows, device)
+        return self._uniform_P2B[place]
 
     def option_at(self, column: int, rows: int, device: torch.device) -> Tensor:
         """(B,) options of the tokens of one column; 0 where none was chosen yet."""

@@ -3,13 +3,14 @@
 from copy import deepcopy
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from latentknobs.decoding.second import SECOND
 from latentknobs.errors import DecodingError
 from latentknobs.likelihood.rows import perhaps
 from latentknobs.policies import ConstantPolicy, Policy
-from latentknobs.segments import Every, Segmenter, Sequence
+from latentknobs.segments import Every, Sequence
 
 Sampler = Literal["own", "transformers"]
 NEUTRAL: dict[str, Any] = {
@@ -76,15 +77,21 @@ def is_stateless(policy: Policy) -> bool:
     return policy.segmenter == Every(1) or isinstance(policy, ConstantPolicy)
 
 
-def may_begin(segmenter: Segmenter, position: int, fresh_B: Tensor) -> bool:
-    """Whether some row may begin a segment here, told without waiting for a GPU.
+def begins_at(policy: Policy, position: int, previous_B: Tensor) -> bool | Tensor:
+    """Which rows begin a segment at a position: all, none, or those of a (B,) mask. Told without waiting for a GPU.
 
     Args:
-        fresh_B: (B,) whether each row does.
+        previous_B: (B,) the token before.
     """
+    segmenter = policy.segmenter
+    if position == 0 or is_stateless(policy):
+        return True
     if isinstance(segmenter, Every):
         return position % segmenter.n == 0
-    return position == 0 if isinstance(segmenter, Sequence) else perhaps(fresh_B)
+    if isinstance(segmenter, Sequence):
+        return False
+    fresh_B = segmenter.begins(torch.full_like(previous_B, position).unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
+    return fresh_B if perhaps(fresh_B) else False
 
 
 def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:

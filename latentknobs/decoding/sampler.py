@@ -10,21 +10,21 @@ redraw is exact too).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentknobs.context import Context
-from latentknobs.decoding.uniforms import uniforms
+from latentknobs.decoding.uniforms import REDRAWS, TOKENS, uniforms
 from latentknobs.knob import ScalingKnob, TruncationKnob
-from latentknobs.likelihood import sorting
 from latentknobs.likelihood.apply import apply_values, ordered_tail
 from latentknobs.likelihood.cut import Cut, cut_rows
 from latentknobs.likelihood.masses import WORK, row_log_masses
-from latentknobs.likelihood.sorting import first_argmax
+from latentknobs.likelihood.rows import host_sees
+from latentknobs.likelihood.sorting import first_argmax, kernels_for
 from latentknobs.space import KnobSpace
 
-TOKENS, REDRAWS = 1, 2  # streams of uniforms
 ROWS = 8  # rows that a CPU looks at as a whole at once
 BLOCK = 256  # tokens per step of the CDF over a whole row
 SHORT = 4 * BLOCK  # tokens of a row whose CDF is written down as a whole
@@ -61,17 +61,20 @@ def sample_values(
     return finish_draw(token_N, cut, logits_NV, space, value_NJ, u_N, again)
 
 
-def first_draw(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> tuple[Tensor, Cut | None]:
+def first_draw(
+    logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor, kernels: bool = False
+) -> tuple[Tensor, Cut | None]:
     """(N,) tokens, right in all rows that are not open, and what the knobs cut. On a GPU, nothing here asks the host.
 
     Args:
         space: order-preserving knobs only; others as in `sample_values`.
         u_N: (N,) in [0, 1).
+        kernels: read the rows with Triton kernels, where they can be.
     """
     value_NJ = value_NJ.to(torch.float64 if logits_NV.dtype == torch.float64 else torch.float32)
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
-        return _sample_scaled(logits_NV, space, value_NJ, u_N), None
-    cut = cut_rows(logits_NV, space, value_NJ)
+        return _sample_scaled(logits_NV, space, value_NJ, u_N, kernels), None
+    cut = cut_rows(logits_NV, space, value_NJ, kernels)
     mass_NM = cut.scaled.mass_RM
     target_N1 = u_N.unsqueeze(-1) * mass_NM.gather(-1, (cut.count_N - 1).unsqueeze(-1))
     place_N1 = torch.searchsorted(mass_NM, target_N1, right=True)  # u < 1: never beyond the last one kept
@@ -87,15 +90,16 @@ def finish_draw(
     Args:
         again: uniforms for the redraws of some rows.
     """
-    if cut is None or cut.is_open_N is None or not bool(cut.is_any_open):
+    if cut is None or not bool(cut.is_any_open):
         return token_N
+    assert cut.is_open_N is not None
     rows = cut.is_open_N.nonzero().squeeze(-1)
     value_RJ = value_NJ[rows].to(cut.top_NM.dtype)
     token_R = _sample_open(logits_NV[rows], space, value_RJ, cut.rows(rows), u_N[rows], again(rows))
     return token_N.index_copy(0, rows, token_R)
 
 
-def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> Tensor:
+def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor, kernels: bool) -> Tensor:
     """Tokens where nothing truncates: the CDF is in index order."""
     temperature_N: Tensor | None = None
     for j, knob in enumerate(space.knobs):
@@ -104,12 +108,12 @@ def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: T
         own_N = torch.where(value_N == knob.neutral, 1.0, knob.temperature(value_N))
         temperature_N = own_N if temperature_N is None else temperature_N * own_N
     if temperature_N is None:
-        return draw(logits_NV, u_N)
-    if temperature_N.device.type == "cpu" and 0.0 not in temperature_N.tolist():
-        return draw(logits_NV, u_N, temperature_N)
+        return draw(logits_NV, u_N, None, kernels)
+    if host_sees(temperature_N) and 0.0 not in temperature_N.tolist():
+        return draw(logits_NV, u_N, temperature_N, kernels)
     is_greedy_N = temperature_N == 0
-    token_N = draw(logits_NV, u_N, temperature_N.masked_fill(is_greedy_N, 1.0))
-    return torch.where(is_greedy_N, sorting.first_argmax(logits_NV), token_N)
+    token_N = draw(logits_NV, u_N, temperature_N.masked_fill(is_greedy_N, 1.0), kernels)
+    return torch.where(is_greedy_N, first_argmax(logits_NV), token_N)
 
 
 def _sample_open(logits_RV: Tensor, space: KnobSpace, value_RJ: Tensor, cut: Cut, u_R: Tensor, again_R: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ def _sample_open(logits_RV: Tensor, space: KnobSpace, value_RJ: Tensor, cut: Cut
     return token_R
 
 
-def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) -> Tensor:
+def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None, kernels: bool = False) -> Tensor:
     """(N,) tokens by inverse CDF over whole rows in index order: first the block of tokens, then the token in it.
 
     Never returns a token of weight 0, unless a whole row has none.
@@ -146,8 +150,8 @@ def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) ->
     u_N = u_N.clamp(max=1 - 2.0**-53)
     if V <= SHORT:
         return _draw_short(logits_NV, u_N, temperature_N)
-    if sorting.has_kernels(logits_NV):
-        return _draw_by_parts(logits_NV, u_N, temperature_N)
+    if kernels and (triton := kernels_for(logits_NV)) is not None:
+        return _draw_by_parts(triton, logits_NV, u_N, temperature_N)
     rows = max(1, WORK // V) if logits_NV.device.type == "cpu" else max(1, N)
     parts = []
     for first in range(0, N, rows):
@@ -157,35 +161,33 @@ def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) ->
 
 
 def _draw_short(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    weight_NV = (logits_NV if temperature_N is None else logits_NV / temperature_N.unsqueeze(-1)).softmax(-1)
-    cdf_NV = weight_NV.cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(cdf_NV, u_N.unsqueeze(-1) * cdf_NV[:, -1:], right=True).squeeze(-1)
+    cdf_NV = _probs(logits_NV, temperature_N).cumsum(-1, dtype=torch.float64)
+    place_N1 = torch.searchsorted(cdf_NV, u_N.unsqueeze(-1) * cdf_NV[:, -1:], right=True)
+    return place_N1.squeeze(-1).clamp_(max=logits_NV.shape[1] - 1)
 
 
 def _draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
     N, V = logits_NV.shape
-    blocks = -(-V // BLOCK)
-    dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-    weight_NUB = torch.empty(N, blocks * BLOCK, dtype=dtype, device=logits_NV.device)
-    weight_NUB[:, V:] = 0
-    best_N1 = logits_NV.amax(-1, keepdim=True).clamp(min=torch.finfo(logits_NV.dtype).min)
-    weight_NV = weight_NUB[:, :V]
-    weight_NV.copy_(logits_NV).sub_(best_N1)  # widened first: differences of bfloat16 would be bfloat16
-    if temperature_N is not None:
-        weight_NV.div_(temperature_N.unsqueeze(-1))
-    weight_NV.exp_()
-    weight_NUB = weight_NUB.view(N, blocks, BLOCK)
-    block_N, target_N1 = _block(weight_NUB.sum(-1).double(), u_N)
-    inside_NB = weight_NUB[torch.arange(N, device=logits_NV.device), block_N]
+    prob_NV = _probs(logits_NV, temperature_N)
+    if V % BLOCK:
+        prob_NV = torch.nn.functional.pad(prob_NV, (0, BLOCK - V % BLOCK))
+    prob_NUB = prob_NV.view(N, -1, BLOCK)
+    block_N, target_N1 = _block(prob_NUB.sum(-1).double(), u_N)
+    inside_NB = prob_NUB[torch.arange(N, device=logits_NV.device), block_N]
     return block_N * BLOCK + _place(inside_NB, target_N1)
 
 
-def _draw_by_parts(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
-    """`_draw` for a GPU: one read of the rows, and then only the block in question."""
+def _probs(logits_NV: Tensor, temperature_N: Tensor | None) -> Tensor:
+    """Widened first: quotients of bfloat16 would be bfloat16."""
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    return (logits_NV if temperature_N is None else logits_NV / temperature_N.unsqueeze(-1)).softmax(-1)
+
+
+def _draw_by_parts(triton: Any, logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
+    """`_draw` with kernels: one read of the rows, and then only the block in question."""
     V = logits_NV.shape[1]
     temperature_N = torch.ones_like(u_N, dtype=torch.float32) if temperature_N is None else temperature_N
-    best_NU, mass_NU = sorting.part_masses(logits_NV, temperature_N)
+    best_NU, mass_NU = triton.part_masses(logits_NV, temperature_N)
     best_N1 = best_NU.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
     block_N, target_N1 = _block((best_NU - best_N1).exp().double() * mass_NU, u_N)
     token_NB = (block_N * BLOCK).unsqueeze(-1) + torch.arange(BLOCK, device=logits_NV.device)
@@ -207,4 +209,5 @@ def _place(weight_NB: Tensor, target_N1: Tensor) -> Tensor:
     """(N,) the place inside a block; its sum may round to less than the CDF said, so the last weight is the last place."""
     inside_NB = weight_NB.double().cumsum(-1)
     place_N1 = torch.searchsorted(inside_NB, target_N1, right=True)
-    return torch.minimum(place_N1, torch.searchsorted(inside_NB, inside_NB[:, -1:].contiguous())).squeeze(-1)
+    last_N1 = torch.searchsorted(inside_NB, inside_NB[:, -1:].contiguous()).clamp_(max=BLOCK - 1)
+    return torch.minimum(place_N1, last_N1).squeeze(-1)

@@ -6,6 +6,7 @@ The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014),
 import torch
 from torch import Tensor
 
+OPTIONS, TOKENS, REDRAWS = 0, 1, 2  # streams: what a number is for
 FEW = 16  # keys that Python's integers mix faster than that many tensor operations take to start
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -33,7 +34,7 @@ def uniforms(seed: int, stream: int, row_N: Tensor, position_N: Tensor) -> Tenso
 
     Args:
         seed: the run's seed.
-        stream: what the number is for, so that two uses never share one (0 options, 1 tokens).
+        stream: what the number is for (OPTIONS, TOKENS, REDRAWS), so that two uses never share one.
         row_N: (N,) id of the request.
         position_N: (N,) position in its response.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentknobs.likelihood.sorting import has_kernels, part_masses
+from latentknobs.likelihood.sorting import kernels_for
 
 WORK = 1 << 17  # elements in work at once: half a MiB of float32, about the size of a level-2 cache
 
@@ -47,11 +47,12 @@ def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool 
     return best_N, out_NQ
 
 
-def row_log_masses(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
+def row_log_masses(logits_NV: Tensor, temperature_N: Tensor, kernels: bool = False) -> Tensor:
     """(N,) log sum exp((z - max) / T) of whole rows, each at its own temperature above 0."""
-    if has_kernels(logits_NV):
-        best_NU, mass_NU = part_masses(logits_NV, temperature_N)
-        return (mass_NU.double() * (best_NU - best_NU.amax(-1, keepdim=True)).exp()).sum(-1).log().float()
+    if kernels and (triton := kernels_for(logits_NV)) is not None:
+        best_NU, mass_NU = triton.part_masses(logits_NV, temperature_N)
+        weight_NU: Tensor = (best_NU - best_NU.amax(-1, keepdim=True)).exp().double() * mass_NU
+        return weight_NU.sum(-1).log().float()
     V = logits_NV.shape[1]
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     rows = max(1, WORK // V) if logits_NV.device.type == "cpu" else len(logits_NV)

@@ -78,7 +78,7 @@ class Scaled:
         M = self.top_RM.shape[1]
         last_RG = self._rising_RM.gather(-1, count_RG.clamp(1, M) - 1)
         end_RG = torch.searchsorted(self._rising_RM, last_RG, right=True)
-        return end_RG if self.whole else torch.where(last_RG < self._rising_RM[:, -1:], end_RG, M + 1)
+        return end_RG if self.whole else end_RG + (end_RG == M)
 
     def shown(self) -> Tensor:
         """The whole row as a knob that sees "mass" is shown it: the top, and all other tokens as one last column."""

@@ -70,7 +70,7 @@ def candidates(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor | None]:
     return value_NMB.flatten(1), block_NM * BLOCK
 
 
-def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
+def top_tokens(logits_NV: Tensor, M: int, kernels: bool = False) -> tuple[Tensor, Tensor]:
     """The M largest logits of each row, in an order that nothing but the row decides: descending, equal ones by index.
 
     Which of several equal tokens make the top, and in which order, must not depend on device or batch: samplers count on it.
@@ -81,8 +81,8 @@ def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
     if logits_NV.dtype == torch.float64:
         value_NV, token_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
         return value_NV[:, :M], token_NV[:, :M]
-    if has_kernels(logits_NV) and kernels().fits(logits_NV, M):
-        found: tuple[Tensor, Tensor] = kernels().top_tokens(logits_NV, M)
+    if kernels and (triton := kernels_for(logits_NV)) is not None and triton.fits(logits_NV, M):
+        found: tuple[Tensor, Tensor] = triton.top_tokens(logits_NV, M)
         return found
     logits_NV = logits_NV.float()
     token_NM = _top_by_bound(logits_NV, M) if logits_NV.device.type == "cpu" else _top_by_key(logits_NV, M)
@@ -90,13 +90,13 @@ def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
 
 
 def _top_by_bound(logits_NV: Tensor, M: int) -> Tensor:
-    """(N, M) ids of the largest float32 logits, equal ones by index. Whatever reaches the M-th best block winner may be among them.
+    """(N, M) ids of the largest float32 logits, equal ones by index: they reach the M-th best block winner, as few others do.
 
     numpy, a row at a time: those few hundred tokens are found and sorted several times faster than torch takes the top of a row.
     """
     N, V = logits_NV.shape
     value_NV = logits_NV.detach().numpy()
-    width = next((width for width in (2 * BLOCK, BLOCK) if 2 * V > 3 * M * width), 1)
+    width = next((width for width in (2 * BLOCK, BLOCK) if 3 * M * width < 2 * V), 1)
     blocks, M = V // width, min(M, V)
     winner_NU = value_NV if width == 1 else logits_NV[:, : blocks * width].unflatten(-1, (blocks, width)).amax(-1).numpy()
     bound_N = np.partition(winner_NU, blocks - M, -1)[:, blocks - M]
@@ -131,27 +131,18 @@ def _keys(value: Tensor, index: Tensor) -> Tensor:
     return (rank.long() << 32) | (0xFFFFFFFF - index)
 
 
+def kernels_for(logits_NV: Tensor) -> Any:
+    """The module of Triton kernels where it can read these rows: on an NVIDIA GPU, no wider than float32; else None."""
+    is_fit = logits_NV.device.type == "cuda" and torch.version.hip is None and logits_NV.dtype != torch.float64
+    return _triton() if is_fit and logits_NV.stride(-1) == 1 and len(logits_NV) else None
+
+
 @cache
-def kernels() -> Any:
-    """The module of Triton kernels; None where there is no Triton."""
+def _triton() -> Any:
     try:
         return importlib.import_module("latentknobs.likelihood.kernels")
-    except ImportError:
+    except ImportError:  # Triton comes with torch for NVIDIA GPUs; torch itself does the same in more steps
         return None
-
-
-def has_kernels(logits_NV: Tensor) -> bool:
-    """Whether Triton kernels can read these rows: on an NVIDIA GPU, no wider than float32, each row in one piece."""
-    return (
-        logits_NV.device.type == "cuda" and logits_NV.dtype != torch.float64 and logits_NV.stride(-1) == 1
-        and torch.version.hip is None and kernels() is not None and len(logits_NV) > 0
-    )  # fmt: skip
-
-
-def part_masses(logits_NV: Tensor, temperature_N: Tensor) -> tuple[Tensor, Tensor]:
-    """See `kernels.part_masses`."""
-    masses: tuple[Tensor, Tensor] = kernels().part_masses(logits_NV, temperature_N)
-    return masses
 
 
 def _largest(value_NC: Tensor, M: int) -> Tensor:

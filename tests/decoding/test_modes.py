@@ -12,7 +12,7 @@ from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConf
 
 from latentknobs import KnobSpace, apply_options
 from latentknobs.decoding import Attached
-from latentknobs.decoding.sampler import sample_values
+from latentknobs.decoding.sampler import first_draw, sample_values
 from latentknobs.errors import DecodingError
 from latentknobs.policies import ConstantPolicy, Policy, UniformPolicy
 from latentknobs.segments import Every
@@ -260,7 +260,7 @@ def test_continuous_batching_refuses_what_needs_to_know_the_request(lm: nn.Modul
 
 def test_only_plain_sampling_is_done_in_the_hook(lm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr("latentknobs.decoding.attach.sample_values", lambda *a: calls.append(1) or sample_values(*a))
+    monkeypatch.setattr("latentknobs.decoding.step.first_draw", lambda *a: calls.append(1) or first_draw(*a))
     with Attached(lm, UniformPolicy(KnobSpace.of("temperature"), Every(1))):
         lm.generate(**left_padded(), max_new_tokens=2)
         assert len(calls) == 2

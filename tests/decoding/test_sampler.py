@@ -10,6 +10,8 @@ from torch import Tensor
 from latentknobs import KnobSpace, apply_options
 from latentknobs.decoding import sampler
 from latentknobs.decoding.sampler import cut_rows, draw, sample_values
+from latentknobs.likelihood import cut as cut_module
+from latentknobs.likelihood import rows as rows_module
 from latentknobs.likelihood.reference import apply_values
 
 ALL = KnobSpace.of({"temperature": [1.0]}, {"top_k": [0]}, {"top_p": [1.0]}, {"min_p": [0.0]})
@@ -137,6 +139,27 @@ def test_a_seed_gives_each_row_its_token_whatever_the_batch(dtype: torch.dtype) 
     assert torch.equal(together_N, back_N) and torch.equal(together_N, torch.cat(alone))
     assert torch.equal(together_N, sample_values(strided_NV, ALL, value_NJ, 1, row_N, position_N))
     assert not torch.equal(together_N, sample_values(logits_NV, ALL, value_NJ, 2, row_N, position_N))
+
+
+@pytest.mark.parametrize("order", ["transformers", "vllm", "llama.cpp"])
+def test_a_host_that_may_not_ask_does_more_and_gets_the_same(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU every row is worked on, whatever its values are: those steps, here, against the ones that look."""
+    space = KnobSpace.of(
+        {"temperature": [0, 0.6, 1, 2.5]}, {"top_k": [0, 9, 400]}, {"top_p": [0.8, 1]}, {"min_p": [0, 0.05]}, order=order
+    )
+    scaling = KnobSpace.of({"temperature": [0, 0.6, 1]})
+    logits_NV = torch.cat([logits_of(2_000, seed, torch.float64) for seed in range(space.K)])
+    key_N = torch.arange(space.K)
+
+    def tokens(of: KnobSpace) -> Tensor:
+        return sample_values(logits_NV, of, of.values_KJ()[key_N % of.K], 4, key_N, key_N)
+
+    asked = [tokens(space), tokens(scaling)]
+    warped_NV = apply_options(logits_NV, space, key_N)
+    for module in (cut_module, rows_module, sampler):
+        monkeypatch.setattr(module, "host_sees", lambda tensor: False)
+    assert all(torch.equal(one, other) for one, other in zip(asked, [tokens(space), tokens(scaling)], strict=True))
+    assert torch.equal(warped_NV, apply_options(logits_NV, space, key_N))
 
 
 def test_equal_logits_go_by_index() -> None:
