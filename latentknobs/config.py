@@ -77,6 +77,8 @@ class TrainConfig(BaseModel):
     """Prompts to roll out in each round."""
     rollouts: int = Field(default=8, ge=2)
     """Responses sampled per prompt (paper: 8 to 16)."""
+    first_round: Literal["uniform", "balanced"] = "uniform"
+    """What samples first: all options alike, or half of the segments untruncated, for several knobs that truncate."""
     rounds: int = Field(default=1, ge=1)
     """A later round samples with, starts from, and refers to the head of the round before."""
     preferences: str | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from latentknobs.errors import ConfigError
 from latentknobs.features import HIDDEN, check_features, read_features
 from latentknobs.heads import OptionHead
+from latentknobs.knob import Stage
 from latentknobs.likelihood import apply_options
 from latentknobs.segments import Every, Segmenter
 from latentknobs.segments import Sequence as WholeSequence
@@ -100,6 +101,23 @@ class UniformPolicy(Policy):
         """(N, K) all -log K."""
         flat_NK = torch.zeros(len(logits_NV), self.space.K, device=logits_NV.device)
         return flat_NK.log_softmax(-1)
+
+
+class BalancedPolicy(UniformPolicy):
+    """Draws half of its segments from the options that cut nothing off, and half from all.
+
+    Where several knobs truncate, hardly any option of their product leaves the tail alone, so that rollouts of the uniform
+    mixture hardly show what a tail is worth (docs/log.md). In a space without such options, or of nothing else, it is the
+    uniform mixture.
+    """
+
+    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
+        """(N, K) log of the mean of two uniform distributions."""
+        cutting = [knob for knob in self.space.knobs if knob.stage not in (Stage.CONTEXT, Stage.SCALE)]
+        free_K = torch.tensor([all(option[knob.name] == knob.neutral for knob in cutting) for option in self.space.options])
+        flat_K = torch.full((self.space.K,), 1 / self.space.K)
+        pi_K = 0.5 * flat_K + 0.5 * free_K / free_K.sum() if free_K.any() else flat_K
+        return pi_K.log().to(logits_NV.device).expand(len(logits_NV), -1)
 
 
 class GreedyPolicy(ConstantPolicy):

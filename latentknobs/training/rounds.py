@@ -18,7 +18,7 @@ from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
 from latentknobs.decoding.frozen import input_device
 from latentknobs.evaluation.evaluate import task_of
-from latentknobs.policies import HeadPolicy, UniformPolicy
+from latentknobs.policies import BalancedPolicy, HeadPolicy, UniformPolicy
 from latentknobs.progress import Advance
 from latentknobs.segments import Segmenter
 from latentknobs.sources import Sources
@@ -100,7 +100,8 @@ class Round:
         """Rollouts of this round's policy, their scores, and the pairs that these make."""
         run, config, sources = self.run, self.config, self.sources
         if self.previous is None:
-            asked = Asked("", UniformPolicy(self.space, self.segmenter), "uniform")
+            first = {"uniform": UniformPolicy, "balanced": BalancedPolicy}[config.first_round]
+            asked = Asked("", first(self.space, self.segmenter), config.first_round)
         else:
             policy = HeadPolicy(self.previous.main, self.space, self.segmenter, config.features, "sample")
             asked = Asked("", policy, f"{self.previous.key} {config.features}")

@@ -11,7 +11,7 @@ from latentknobs import KnobSpace, apply_options
 from latentknobs.errors import ConfigError
 from latentknobs.features import read_features
 from latentknobs.heads import OptionHead
-from latentknobs.policies import ConstantPolicy, GreedyPolicy, HeadPolicy, Policy, UniformPolicy
+from latentknobs.policies import BalancedPolicy, ConstantPolicy, GreedyPolicy, HeadPolicy, Policy, UniformPolicy
 from latentknobs.segments import Every, Sequence
 
 SPACE = KnobSpace.of({"temperature": [0.0, 0.7, 2.0], "top_p": [0.6, 1.0]})
@@ -108,3 +108,20 @@ def test_the_greedy_policy_keeps_the_first_argmax_of_the_lm_whatever_the_option(
     for option in (0, 5):
         warped_NV = policy.warp(tied_NV, torch.full((2,), option))
         assert warped_NV.softmax(-1).tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("space", "free"),
+    [
+        (KnobSpace.of("temperature:0,1", "top_p:0.5,1", "min_p:0,0.1"), 2),
+        (KnobSpace.of("temperature:0,1", "top_p:0.5,0.9"), 0),  # every option cuts
+        (KnobSpace.of("temperature:0,0.5,1"), 3),  # none does
+    ],
+)
+def test_the_balanced_mixture_gives_half_to_what_cuts_nothing_off(space: KnobSpace, free: int) -> None:
+    pi_K = BalancedPolicy(space, Every(1)).log_pi(hidden_ND, logits_NV[:, :1]).exp()[0].double()
+    is_free = [option.get("top_p", 1.0) == 1.0 and option.get("min_p", 0.0) == 0.0 for option in space.options]
+    assert sum(is_free) == free
+    wanted = [1 / space.K if not free else 0.5 / space.K + (0.5 / free if one else 0.0) for one in is_free]
+    assert torch.allclose(pi_K, torch.tensor(wanted, dtype=torch.float64), atol=1e-7)
+    assert pi_K.sum().item() == pytest.approx(1.0)

@@ -90,6 +90,7 @@ def test_a_finished_run_is_reused_whole(finished):
         ({"beta": 0.7}, {"prompts", "rollouts", "pairs", "features"}),
         ({"pairs_per_prompt": 2}, {"prompts", "rollouts"}),
         ({"seed": 5}, set()),
+        ({"first_round": "balanced"}, {"prompts", "pairs", "features", "heads"}),  # one knob: the same rollouts again
         ({}, {"prompts", "rollouts", "pairs", "features", "heads"}),
     ],
 )
