@@ -9,7 +9,7 @@ from latentknobs.rewards import Lexicon
 from latentknobs.testbed.build.make_lexicon import recipe_lexicon
 from latentknobs.testbed.build.recipe import Document
 from latentknobs.testbed.build.tokenizer import train_tokenizer
-from latentknobs.testbed.build.train_lm import CONTEXT, Schedule, new_model, next_token_loss, pack, train
+from latentknobs.testbed.build.train_lm import CONTEXT, SHAPES, Schedule, new_model, next_token_loss, pack, train
 
 TEXT = "Story: Once upon a time, there was a frog. The frog had 12 friends."
 
@@ -44,6 +44,13 @@ def test_the_pace_warms_up_and_decays_to_nothing():
     assert schedule.pace(0) == pytest.approx(0.1)
     assert schedule.pace(10) == pytest.approx(0.99)
     assert schedule.pace(999) == pytest.approx(0.001)
+
+
+def test_shapes_grow_and_span_a_factor_of_ten(tokenizer):
+    sizes = {size: new_model(tokenizer, size).num_parameters() for size in SHAPES}
+    assert list(sizes.values()) == sorted(sizes.values())
+    assert sizes["packaged"] == 1_377_600
+    assert sizes["packaged"] >= 10 * sizes["mini"]
 
 
 def test_a_few_steps_lower_the_loss_and_save_small_float16_weights(tokenizer, tmp_path):

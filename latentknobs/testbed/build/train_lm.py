@@ -50,11 +50,31 @@ class Schedule:
         return min(1.0, (step + 1) / self.warmup_steps) * (1 - step / self.steps)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A freshly initialised model of the testbed's shape: 1.4 million parameters."""
+@dataclass(frozen=True)
+class Shape:
+    """Width and depth of a model; vocabulary and context are those of the testbed."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+
+
+SHAPES = {
+    "mini": Shape(64, 120, layers=2, heads=2, kv_heads=1),  # 0.14 million parameters
+    "small": Shape(96, 256, layers=2, heads=3, kv_heads=1),  # 0.29 million parameters
+    "packaged": Shape(192, 512, layers=3, heads=6, kv_heads=2),  # 1.4 million
+}
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, size: str = "packaged") -> LlamaForCausalLM:
+    """A freshly initialised model of one of the `SHAPES`."""
+    shape = SHAPES[size]
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
+        vocab_size=VOCAB_SIZE, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=CONTEXT, tie_word_embeddings=True, rms_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return LlamaForCausalLM(config)
@@ -90,9 +110,9 @@ def optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.
     ]
 
 
-def train(rows: Tensor, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, out: Path) -> float:
+def train(rows: Tensor, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, out: Path, size: str = "packaged") -> float:
     """Train on packed `rows`, epochs reshuffled, snapshots into `out`; the mean loss of the last 200 steps in nats."""
-    model = new_model(tokenizer)
+    model = new_model(tokenizer, size)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.average_decay))
     optims = optimizers(model, schedule)
     scheduled = [torch.optim.lr_scheduler.LambdaLR(optim, schedule.pace) for optim in optims]
@@ -134,6 +154,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=Schedule.tokens)
     parser.add_argument("--problems", type=int, default=160_000)
     parser.add_argument("--real-copies", type=int, default=4)
+    parser.add_argument("--size", choices=SHAPES, default="packaged", help="shape of the model")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -141,7 +162,7 @@ def main() -> None:
     tokenizer = train_tokenizer((document.text for document in documents[:25_000]), VOCAB_SIZE, CONTEXT)
     rows = pack(documents, tokenizer)
     print(f"{len(documents)} documents, {rows.numel()} tokens", flush=True)
-    loss = train(rows, tokenizer, Schedule(tokens=args.tokens), args.out)
+    loss = train(rows, tokenizer, Schedule(tokens=args.tokens), args.out, args.size)
     (args.out / "training.json").write_text(
         json.dumps({"seed": args.seed, "tokens": args.tokens, "corpus_tokens": rows.numel(), "loss_nats": round(loss, 4)})
     )
