@@ -20,9 +20,10 @@ version of everything and prints which of the conclusions below hold.
 How to read the tables. The learned head and every rival answer the same held-out prompts. **Gain** is the mean of the head
 minus the rival's, paired by prompt, with a 95 % bootstrap interval over prompts; **wins** is the head's win rate in %, ties
 one half; **p** is of a sign-flip test on the differences of the gain, after Holm's correction for all rivals of the table.
-One training seed each, unless said. Prompts are split by a hash of their text: a fifth is held out; of the rest, a fifth
-(dev) is where constants, rules and settings are chosen; heads are trained on what remains. Where nothing else is said, heads
-are trained with Eq. 11 (`latent`); the paper trained with Eq. 10.
+One training seed each, unless said. Each part says its size and
+commit; a + marks a tree with changes (here: these recipes themselves, before they were committed). Prompts are split by a hash
+of their text: a fifth is held out; of the rest, a fifth (dev) is where constants, rules and settings are chosen; heads are
+trained on what remains. Where nothing else is said, heads are trained with Eq. 11 (`latent`); the paper trained with Eq. 10.
 """
 
 SMALL = {"full": "", "reduced": " **Reduced size.**", "smoke": " **Smoke size: the figures mean nothing.**"}

@@ -1,6 +1,7 @@
 """A fit that is stopped after any step goes on bit by bit the same; a damaged or foreign checkpoint is never used."""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -95,29 +96,35 @@ def half_written(file: Any, data: bytes) -> None:
     die()
 
 
+def dies_around_its_second_save(folder: Path, moment: str) -> None:
+    """Runs in a process of its own."""
+    torch.set_num_threads(1)
+    real, saves = Checkpoint.save, []
+
+    def save(self: Checkpoint, step: int, tensors: Any, facts: Any) -> None:
+        saves.append(step)
+        if len(saves) == 2 and moment == "nothing on the disk yet":
+            die()
+        if len(saves) == 2 and moment == "half of it written":
+            half_written(self.path.with_name(self.path.name + ".partial"), self.path.read_bytes())
+        if len(saves) == 2 and moment == "not yet in its place":
+            Path.replace = die  # type: ignore[assignment, method-assign]
+        real(self, step, tensors, facts)
+        if len(saves) == 2:
+            die()
+
+    Checkpoint.save = save  # type: ignore[method-assign]
+    fit(folder, [])
+
+
 @pytest.mark.parametrize("moment", ["nothing on the disk yet", "half of it written", "not yet in its place", "in its place"])
 def test_sigkill_around_a_save_loses_steps_but_never_bits(tmp_path: Path, whole: Any, moment: str) -> None:
     """A real process, killed around its second save; then another one, which finds whatever was left."""
-    process = os.fork()
-    if process == 0:
-        real, saves = Checkpoint.save, []
-
-        def save(self: Checkpoint, step: int, tensors: Any, facts: Any) -> None:
-            saves.append(step)
-            if len(saves) == 2 and moment == "nothing on the disk yet":
-                die()
-            if len(saves) == 2 and moment == "half of it written":
-                half_written(self.path.with_name(self.path.name + ".partial"), self.path.read_bytes())
-            if len(saves) == 2 and moment == "not yet in its place":
-                Path.replace = die  # type: ignore[assignment, method-assign]
-            real(self, step, tensors, facts)
-            if len(saves) == 2:
-                die()
-
-        Checkpoint.save = save  # type: ignore[method-assign]
-        fit(tmp_path, [])
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    # not a fork of this process: torch's threads do not survive one
+    process = multiprocessing.get_context("forkserver").Process(target=dies_around_its_second_save, args=(tmp_path, moment))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     done = 2 * EVERY if moment == "in its place" else EVERY
     assert Checkpoint(tmp_path / "checkpoint.safetensors", "key").step() == done
     rows = [row for row in whole[1] if row["step"] <= done]
