@@ -21,8 +21,7 @@ RESULTS = ("adapter", "report.html", "diagnostics.json", "evaluation", "tuning",
 @pytest.fixture(scope="module")
 def launch():
     """Starts a run in a process that has imported everything already, and returns its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "latentknobs.training.train", "killed"])
+    context = multiprocessing.get_context("forkserver")  # see conftest.py
 
     def start(folder: Path, moment: str, log: Path) -> int:
         process = context.Process(target=main, args=(folder, moment, log))
