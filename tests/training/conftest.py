@@ -2,6 +2,5 @@
 
 import multiprocessing
 
-multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["torch", "transformers", "latentknobs.training.train", "killed"]
-)
+NEEDED = ["torch", "transformers", "latentknobs.training.train", "killed"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(NEEDED)
