@@ -20,6 +20,7 @@ from typing import Any, get_args
 import click
 import torch
 
+from benchmarks.paper.archive import unpacked
 from benchmarks.paper.claims import VERDICTS
 from benchmarks.paper.document import write_page
 from benchmarks.paper.experiment import run_part
@@ -118,18 +119,18 @@ def run_recipe(
     path = out / f"{name}-{size}" / "summary.json"
     parts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["parts"] if chosen and path.exists() else {}
     about = {"size": size, "commit": commit(), "date": str(datetime.date.today())}
-    for label, part in recipe.parts.items():
-        if size not in part.sizes or (chosen and label not in chosen):
-            continue
-        own_model, _, own_source = part.world.rpartition(":")
-        world = f"{model or own_model}:{prompts or own_source}"
-        told(f"{name}, {label}, {size}")
-        try:
-            made = run_part(part.model_copy(update={"world": world}), part.sizes[size], path.parent, told)
-            command = f"python -m benchmarks.paper run {name} --size {size} --part '{label}'"
-            parts[label] = about | {"command": command} | made
-        except MissingData as reason:
-            told(f"{name}, {label} is skipped: {reason}")
+    wanted = {label: part for label, part in recipe.parts.items() if size in part.sizes and (not chosen or label in chosen)}
+    with unpacked(path.parent):
+        for label, part in wanted.items():
+            own_model, _, own_source = part.world.rpartition(":")
+            world = f"{model or own_model}:{prompts or own_source}"
+            told(f"{name}, {label}, {size}")
+            try:
+                made = run_part(part.model_copy(update={"world": world}), part.sizes[size], path.parent, told)
+                command = f"python -m benchmarks.paper run {name} --size {size} --part '{label}'"
+                parts[label] = about | {"command": command} | made
+            except MissingData as reason:
+                told(f"{name}, {label} is skipped: {reason}")
     summary = {"recipe": name, "size": size, "title": recipe.title, "parts": parts}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

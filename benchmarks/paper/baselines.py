@@ -19,7 +19,8 @@ from latentknobs.space import KnobSpace
 TURN = tuple(round(0.1 * i, 1) for i in range(1, 16))
 JOINT = {"temperature": [0.4, 0.8, 1.0, 1.4], "top_p": [0.8, 0.9, 0.95, 1.0], "min_p": [0.0, 0.05, 0.15]}
 WARM = [0.8, 1.0, 1.2, 1.5]
-FEWEST = 16  # prompts in the first heat of a race
+FEWEST = 32  # prompts in the first heat of a race
+ALL = 40  # members of a family that are all asked all dev prompts; only larger families race
 
 SOURCES = {
     "edt": "EDT: T = T0 N^(θ/H), N = 0.8 (arXiv 2403.14541); T0 in 0.6, 1, 1.4, 1.8, θ in 0.3, 1, 3",
@@ -30,6 +31,7 @@ SOURCES = {
     "turn": "TURN: the entropy turning point over T = 0.1 to 1.5 (arXiv 2502.05234), without labels",
     "joint": "the best constant of temperature x top-p x min-p, 48 settings",
     "hand": "a hand rule of the recipe, cold in 0, 0.2, 0.4, hot in 0.8, 1, 1.2, 1.4",
+    "hand_min_p": "the same with min-p after it: cold in 0, 0.2, 0.4, hot in 1, 1.2, 1.4, 1.6, p in 0.05, 0.1, 0.15",
 }
 
 
@@ -60,17 +62,18 @@ def family(name: str, arena: Arena, hand: str | None = None) -> list[Player]:
         return members(lambda pair, exponent: dynatemp(pair[0], pair[1], exponent), ranges, [0.3, 0.6, 1.0])
     if name == "mirostat":
         return members(Mirostat, [0.5, 1.0, 2.0, 3.0, 5.0], [0.1, 0.3])
-    if name == "hand":
+    if name in ("hand", "hand_min_p"):
         rule = RULES[str(hand)]
-        make = lambda cold, hot: TwoTemperatures(cold, hot, rule(arena.world.tokenizer))  # noqa: E731
-        players = members(make, [0.0, 0.2, 0.4], [0.8, 1.0, 1.2, 1.4])
+        make = lambda cold, hot, *min_p: TwoTemperatures(cold, hot, rule(arena.world.tokenizer), *min_p)  # noqa: E731
+        grids = [[0.8, 1.0, 1.2, 1.4]] if name == "hand" else [[1.0, 1.2, 1.4, 1.6], [0.05, 0.1, 0.15]]
+        players = members(make, [0.0, 0.2, 0.4], *grids)
         return [Player(p.name, p.policy, f"{p.key} {hand}") for p in players]
-    grids = {
+    spaces = {
         "min_p": {"temperature": WARM, "min_p": [0.02, 0.05, 0.1, 0.2]},
         "top_n_sigma": {"temperature": WARM, "top_n_sigma": [0.5, 0.7, 1.0, 1.5]},
         "joint": JOINT,
     }
-    return constants(KnobSpace.of(grids[name]))
+    return constants(KnobSpace.of(spaces[name]))
 
 
 def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = None) -> Player:
@@ -80,18 +83,18 @@ def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = 
         return dev_mean(player, arena, target, copies, limit)
 
     best = turn(arena) if name == "turn" else race(family(name, arena, hand), len(arena.prompts("dev")), value)
-    label = {"hand": "hand rule", "joint": "best joint constant"}.get(name, name)
+    label = {"hand": "hand rule", "hand_min_p": "hand rule with min-p", "joint": "best joint constant"}.get(name, name)
     return Player(f"{label}: {best.name.removeprefix(name)}", best.policy, best.key)
 
 
 def race(players: list[Player], size: int, value: Callable[[Player, int], float]) -> Player:
-    """The best player by heats: the better half goes on to twice the prompts, the last four to all (successive halving).
+    """The best player; of many by heats: the better half goes on to twice the prompts, the last four to all (successive halving).
 
     Args:
         size: how many prompts there are.
         value: what a player earns on the first so many prompts.
     """
-    limit = min(size, max(FEWEST, size // 8))
+    limit = size if len(players) <= ALL else min(size, max(FEWEST, size // 8))
     while len(players) > 1:
         limit = size if len(players) <= 4 else limit
         earned = [value(player, limit) for player in players]

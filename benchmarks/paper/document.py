@@ -20,10 +20,10 @@ version of everything and prints which of the conclusions below hold.
 How to read the tables. The learned head and every rival answer the same held-out prompts. **Gain** is the mean of the head
 minus the rival's, paired by prompt, with a 95 % bootstrap interval over prompts; **wins** is the head's win rate in %, ties
 one half; **p** is of a sign-flip test on the differences of the gain, after Holm's correction for all rivals of the table.
-One training seed each, unless said. Each part says its size and
-commit; a + marks a tree with changes (here: these recipes themselves, before they were committed). Prompts are split by a hash
-of their text: a fifth is held out; of the rest, a fifth (dev) is where constants, rules and settings are chosen; heads are
-trained on what remains. Where nothing else is said, heads are trained with Eq. 11 (`latent`); the paper trained with Eq. 10.
+One training seed each, unless said. Each part says its size and commit; a + would mark a tree with changes. Prompts are
+split by a hash of their text: a fifth is held out; of the rest, a fifth (dev) is where constants, rules and settings are
+chosen; heads are trained on what remains. Where nothing else is said, heads are trained with Eq. 11 (`latent`); the paper
+trained with Eq. 10.
 """
 
 SMALL = {"full": "", "reduced": " **Reduced size.**", "smoke": " **Smoke size: the figures mean nothing.**"}
@@ -86,7 +86,8 @@ def _part(name: str, label: str, part: dict[str, Any], folder: Path) -> list[str
     if "front" in part:
         gain, low, high = part["front"]["hypervolume gain"]
         axes = " and ".join(part["front"]["axes"])
-        lines += [f"Area between the fronts (learned minus static; {axes}): {gain:.4f} [{low:.4f}, {high:.4f}].", ""]
+        told = f"learned minus static; {axes}; {len(part['front']['static'])} static settings"
+        lines += [f"Area between the fronts ({told}): {gain:.4f} [{low:.4f}, {high:.4f}].", ""]
     if others:
         lines += ["<details><summary>All other tables</summary>", ""]
         lines += [line for table in others for line in [*_table(table), ""]]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.arena import Arena, Player
-from benchmarks.paper.baselines import constants, dev_mean, standard, tuned
+from benchmarks.paper.baselines import constants, dev_mean, family, standard, tuned
 from benchmarks.paper.claims import judge
 from benchmarks.paper.measures import measure
 from benchmarks.paper.recipe import Numbers, Part
@@ -28,6 +28,7 @@ class Field:
     Attributes:
         groups: names of players by kind: heads, constants, rules, standard.
         best: for a measure, the constant that is best on dev prompts.
+        static: joint settings that stand in the front only, in no table.
     """
 
     arena: Arena
@@ -35,6 +36,7 @@ class Field:
     groups: dict[str, list[str]]
     best: dict[str, str]
     copies: int
+    static: dict[str, Player]
 
     def __post_init__(self) -> None:
         self.tasks = np.array([str(prompt.columns.get("task", "all")) for prompt in self.arena.prompts("held_out")])
@@ -43,7 +45,7 @@ class Field:
     def values(self, name: str, player: str) -> Floats:
         """(S, P) a measure of a player on the held-out prompts."""
         if (name, player) not in self._values:
-            who = self.players[player]
+            who = (self.players | self.static)[player]
             rollouts = self.arena.play(who, "held_out", self.copies)
             self._values[name, player] = measure(name, self.arena, who, "held_out", rollouts, self.copies)
         return self._values[name, player]
@@ -152,10 +154,12 @@ def gather(part: Part, numbers: Numbers, arena: Arena, say: Say) -> Field:
     basic = standard(space, level, arena.world.tokenizer)
     groups = {"heads": heads, "constants": fixed, "standard": basic, "rules": list(rules.values())}
     players = {player.name: player for group in groups.values() for player in group}
-    for player in players.values():
+    static = {player.name: player for player in family("joint", arena)} if part.front and numbers.static else {}
+    for player in (players | static).values():
         say(f"  plays: {player.name}")
         arena.play(player, "held_out", numbers.copies)
-    return Field(arena, players, {name: [p.name for p in group] for name, group in groups.items()}, best, numbers.copies)
+    names = {name: [p.name for p in group] for name, group in groups.items()}
+    return Field(arena, players, names, best, numbers.copies, static)
 
 
 def chosen_heads(part: Part, numbers: Numbers) -> list[str]:
@@ -169,7 +173,8 @@ def front(axes: tuple[str, str], field: Field) -> dict[str, Any]:
     def points(group: list[str]) -> Floats:
         return np.stack([np.stack([nan_mean(field.values(axis, player)) for axis in axes], -1) for player in group])
 
-    static = [*field.groups["constants"], *(name for name in field.groups["rules"] if name.startswith("best joint"))]
+    tuned_joint = [name for name in field.groups["rules"] if name.startswith("best joint")]
+    static = [*field.groups["constants"], *tuned_joint, *field.static]
     gain, low, high = hypervolume_gain(points(field.groups["heads"]), points(static))
-    means = {player: points([player])[0].mean(0).round(5).tolist() for player in field.players}
+    means = {player: points([player])[0].mean(0).round(5).tolist() for player in field.players | field.static}
     return {"axes": list(axes), "means": means, "static": static, "hypervolume gain": [gain, low, high]}

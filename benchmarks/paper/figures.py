@@ -51,13 +51,23 @@ def _curve(axes: Axes, part: dict[str, Any]) -> None:
 def _front(axes: Axes, part: dict[str, Any]) -> None:
     means, static = part["front"]["means"], part["front"]["static"]
     heads = part["groups"]["heads"]
+    in_tables = {player for group in part["groups"].values() for player in group}
     for player, (x, y) in means.items():
         colour = HEAD if player in heads else STATIC if player in static else REST
         axes.plot(x, y, "D" if player in heads else "o", color=colour, ms=7 if player in heads else 4)
-        axes.annotate(
-            player.split(":")[0].removeprefix("temperature "), (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points"
-        )
-    if len(heads) > 1:
-        axes.plot(*zip(*(means[head] for head in heads), strict=True), color=HEAD, lw=1)
+        if player in in_tables:
+            label = player.split(":")[0].removeprefix("temperature ")
+            axes.annotate(label, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    for players, colour in ((static, STATIC), (heads, HEAD)):
+        axes.plot(*zip(*best_points([means[player] for player in players]), strict=True), color=colour, lw=1)
     axes.set_xlabel(part["front"]["axes"][0])
     axes.set_ylabel(part["front"]["axes"][1])
+
+
+def best_points(points: list[list[float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats on both axes, from left to right."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(((x, y) for x, y in points), reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front[::-1]

@@ -12,7 +12,10 @@ Expectation = Literal["better", "not_worse", "wins", "never_loses", "above", "be
 
 
 class Numbers(BaseModel):
-    """How large a part is: prompts, samples of each held-out and each dev prompt, changed settings, fewer baselines or heads."""
+    """How large a part is: prompts, samples of each held-out and each dev prompt, changed settings, fewer baselines or heads.
+
+    `static`: all settings of the joint grid answer the held-out prompts, for the front.
+    """
 
     model_config = ConfigDict(extra="forbid")
     train: int
@@ -23,6 +26,7 @@ class Numbers(BaseModel):
     settings: dict[str, Any] = {}
     baselines: list[str] | None = None
     heads: list[str] | None = None
+    static: bool = False
 
 
 class Claim(BaseModel):

@@ -138,11 +138,13 @@ class TwoTemperatures(Policy):
 
     Args:
         is_cold: of the token before (None at the first of a response) and the logits.
+        min_p: tokens below this share of the best one's probability are cut, everywhere.
     """
 
-    def __init__(self, cold: float, hot: float, is_cold: Callable[[Tensor | None, Tensor], Tensor]) -> None:
+    def __init__(self, cold: float, hot: float, is_cold: Callable[[Tensor | None, Tensor], Tensor], min_p: float = 0.0) -> None:
         self.watch = Watch()
-        super().__init__(KnobSpace.of({"temperature": [cold, hot]}), self.watch, "greedy")
+        cut = {"min_p": [min_p]} if min_p else {}
+        super().__init__(KnobSpace.of({"temperature": [cold, hot]} | cut), self.watch, "greedy")
         self.is_cold = is_cold
 
     def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from benchmarks.paper.baselines import family, turning_point
-from benchmarks.paper.rules import FINE, FreshDraws, Mirostat, Watch, dynatemp, edt
+from benchmarks.paper.baselines import ALL, family, race, turning_point
+from benchmarks.paper.rules import FINE, FreshDraws, Mirostat, TwoTemperatures, Watch, dynatemp, edt
 from latentknobs import testbed
 from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import roll_out
@@ -97,3 +97,25 @@ def test_every_family_has_members_with_keys_of_their_own(name: str) -> None:
     players = family(name, None)  # type: ignore[arg-type]
     assert len(players) >= 10
     assert len({player.key for player in players}) == len({player.name for player in players}) == len(players)
+
+
+def test_a_hand_rule_with_min_p_cuts_wherever_it_is_hot_or_cold() -> None:
+    rule = TwoTemperatures(0.5, 2.0, lambda previous_N, logits_NV: torch.tensor([True, False]), min_p=0.1)
+    logits_NV = torch.tensor([[3.0, 2.5, 0.0], [3.0, 2.5, -9.0]])
+    warped_NV = rule.warp(logits_NV, rule.log_pi(torch.zeros(2, 3), logits_NV).argmax(-1))
+    cut = float(torch.finfo().min) / 2
+    assert (warped_NV > cut).tolist() == [[True, True, False], [True, True, False]]
+    torch.testing.assert_close(warped_NV[:, 0] - warped_NV[:, 1], torch.tensor([0.5 / 0.5, 0.5 / 2.0]))
+
+
+@pytest.mark.parametrize(("members", "asked"), [(ALL, {100}), (ALL + 1, {32, 64, 100})])
+def test_only_large_families_race(members: int, asked: set[int]) -> None:
+    """In small ones the best is found however it did on the first prompts."""
+    limits: set[int] = set()
+
+    def value(player: int, limit: int) -> float:
+        limits.add(limit)
+        return float(player == 3) * limit
+
+    assert race(list(range(members)), 100, value) == 3  # type: ignore[arg-type, comparison-overlap]
+    assert limits == asked

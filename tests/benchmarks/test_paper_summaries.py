@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from benchmarks.paper.__main__ import commit, main
+from benchmarks.paper.archive import unpacked
 
 
 def write(folder: Path, name: str, size: str, parts: dict[str, int]) -> None:
@@ -45,3 +47,19 @@ def test_an_unknown_recipe_or_part_is_refused_with_the_known_ones(tmp_path: Path
     told = runner.invoke(main, ["run", "ultra", "--part", "tokens", "--out", str(tmp_path)])
     assert told.exit_code and "no part 'tokens'" in told.output and "token level" in told.output
     assert not list(tmp_path.iterdir())
+
+
+def test_training_rollouts_are_compressed_while_nobody_trains(tmp_path: Path) -> None:
+    plain = tmp_path / "fit" / "a" / "round-1" / "rollouts" / "00000.jsonl"
+    plain.parent.mkdir(parents=True)
+    plain.write_text("x\n" * 1000)
+    other = tmp_path / "fit" / "a" / "round-1" / "pairs.jsonl"
+    other.write_text("y\n")
+    for _ in range(2):
+        with unpacked(tmp_path):
+            assert plain.read_text() == "x\n" * 1000 and [p.name for p in plain.parent.iterdir()] == ["00000.jsonl"]
+        assert [p.name for p in plain.parent.iterdir()] == ["00000.jsonl.gz"]
+        assert (plain.parent / "00000.jsonl.gz").stat().st_size < 200 and other.exists()
+    with pytest.raises(KeyboardInterrupt), unpacked(tmp_path):
+        raise KeyboardInterrupt  # an interrupted recipe goes on with plain files
+    assert [p.name for p in plain.parent.iterdir()] == ["00000.jsonl"]
