@@ -21,16 +21,21 @@ from torch import Tensor
 Row = dict[str, Any]
 
 
-def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int = 5, least: float = 0.0) -> dict[str, float]:
+def interleaved(
+    contestants: dict[str, Callable[[], Any]], rounds: int = 5, least: float = 0.0, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each contestant; one warm-up each, then turns.
 
     Args:
         least: keep taking turns until this many seconds have passed, within 20 times the rounds.
+        clock: `time.process_time` on a machine that does other work: it counts this process alone.
     """
-    return {name: median(values) for name, values in turns(contestants, rounds, least).items()}
+    return {name: median(values) for name, values in turns(contestants, rounds, least, clock).items()}
 
 
-def turns(contestants: dict[str, Callable[[], Any]], rounds: int = 5, least: float = 0.0) -> dict[str, list[float]]:
+def turns(
+    contestants: dict[str, Callable[[], Any]], rounds: int = 5, least: float = 0.0, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """All the seconds behind `interleaved`: the n-th of one contestant and the n-th of another belong to the same turn."""
     for run in contestants.values():
         run()
@@ -39,10 +44,10 @@ def turns(contestants: dict[str, Callable[[], Any]], rounds: int = 5, least: flo
     while turn < rounds or (time.perf_counter() - begin < least and turn < 20 * rounds):
         for name, run in contestants.items():
             finish_gpu()
-            start = time.perf_counter()
+            start = clock()
             run()
             finish_gpu()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
         turn += 1
     return seconds
 

@@ -2,7 +2,7 @@
 
 Continuous rules choose the nearest temperature of a fine grid. min-p, top-n-sigma and joint settings need no class: they are
 constant policies of their own spaces. Rules that carry state from token to token serve plain rollouts only (no beams, no
-`record`), where all rows of a batch stand at the same position.
+`record`), where all rows of a batch stand at the same position and, because they say `keeps_rows`, stay together.
 """
 
 import math
@@ -84,6 +84,8 @@ class Mirostat(Policy):
     mu starts at 2 tau and follows the tokens drawn: mu <- mu - eta (S - tau), S the surprise of the token among those kept.
     """
 
+    keeps_rows = True
+
     def __init__(self, tau: float, eta: float) -> None:
         self.watch = Watch()
         super().__init__(KnobSpace.of({"temperature": [1.0]}), self.watch, "greedy")
@@ -120,6 +122,8 @@ class FreshDraws(Policy):
     and this policy is the mixture token by token, which is another distribution.
     """
 
+    keeps_rows = True
+
     def __init__(self, head: HeadPolicy) -> None:
         self.watch = Watch()
         super().__init__(head.space, self.watch, "sample")
@@ -140,6 +144,8 @@ class TwoTemperatures(Policy):
         is_cold: of the token before (None at the first of a response) and the logits.
         min_p: tokens below this share of the best one's probability are cut, everywhere.
     """
+
+    keeps_rows = True
 
     def __init__(self, cold: float, hot: float, is_cold: Callable[[Tensor | None, Tensor], Tensor], min_p: float = 0.0) -> None:
         self.watch = Watch()

@@ -12,6 +12,7 @@ from latentknobs.data.disk import replacing
 from latentknobs.data.prompts import Prompt
 from latentknobs.decoding import Attached
 from latentknobs.decoding.frozen import input_device
+from latentknobs.decoding.leaving import sample_leaving
 from latentknobs.decoding.record import split_sequences
 from latentknobs.errors import RunError
 from latentknobs.policies import Policy
@@ -43,7 +44,10 @@ def plan_batches(prompts: Sequence[Prompt], copies: int, batch_size: int) -> lis
 def roll_out_batch(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], rows: Sequence[int], policy: Policy, *, max_new_tokens: int, seed: int
 ) -> list[Rollout]:
-    """One response to each of the prompts `rows` (indices), all generated together. `seed` fixes all options and tokens."""
+    """One response to each of the prompts `rows` (indices), generated together; `seed` fixes all options and tokens.
+
+    Rows that have finished leave the batch, where they can (`decoding.leaving`).
+    """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     device = input_device(model)
     longest = max(len(prompts[p].ids) for p in rows)
@@ -51,14 +55,9 @@ def roll_out_batch(
     mask = [[0] * (longest - len(prompts[p].ids)) + [1] * len(prompts[p].ids) for p in rows]
     with torch.random.fork_rng(devices=[]), Attached(model, policy, seed=seed) as attached:
         torch.manual_seed(seed)
-        sequences = model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-        )
-        option_BT = attached.option_BT
-    _, responses = split_sequences(model, sequences, longest)
+        ids_BP, mask_BP = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        token_BT, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=max_new_tokens, pad=pad)
+    _, responses = split_sequences(model, token_BT, 0)
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
     return [
         Rollout(p, tuple(responses[b]), tuple(option_BT[b, : len(responses[b])].tolist()), texts[b]) for b, p in enumerate(rows)

@@ -77,6 +77,7 @@ class Attached:
         self._in_generate = False
         self._paused = False
         self._ledger: Ledger | None = None
+        self._kept: Ledger | None = None  # what the next call of `generate` goes on with
         self._copies = 1  # sequences returned per request, where they share its uniforms
         self._config = model.generation_config
         self._originals: dict[str, Callable[..., Any]] = {n: getattr(model, n) for n in WRAPPED if hasattr(model, n)}
@@ -117,6 +118,25 @@ class Attached:
             raise DecodingError("The rows of a beam search are not the sequences it returns. Read them back with record(...).")
         return ledger.option_BL[:, ledger.prompt_length : ledger.columns]
 
+    @property
+    def is_sampling(self) -> bool:
+        """Whether the hook draws the tokens of the `generate` that is running."""
+        return self._ledger is not None and self._ledger.sampling
+
+    @property
+    def cache(self) -> Any:
+        """The key-value cache of the `generate` that is running; None where there is none or it is of another kind."""
+        return None if self._ledger is None else self._ledger.cache
+
+    def go_on(self, row_R: Tensor) -> None:
+        """The next `generate` goes on with rows (R) of the newest one: their prompts, options and uniforms.
+
+        It is to be given their ids so far, the mask of all columns, and their part of the cache. `decoding.leaving` does.
+        """
+        if self._ledger is None:
+            raise DecodingError("Nothing was generated yet: call model.generate(...) before going on with some of its rows.")
+        self._kept = self._ledger.of_rows(row_R)
+
     def record(self, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Record:
         """What was chosen for each token of finished sequences, recomputed from the ids alone (see `Record`).
 
@@ -146,9 +166,12 @@ class Attached:
             refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, own, True)))
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
         prompt = next((p for p in given if p is not None), None)
-        self._ledger = ledger = Ledger(1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
-        ledger.is_plain, ledger.is_one_call = beams == 1, True
-        ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
+        ledger, self._kept = self._kept, None
+        if ledger is None:
+            ledger = Ledger(1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
+            ledger.is_plain, ledger.is_one_call = beams == 1, True
+            ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
+        self._ledger = ledger
         self._copies = int(setting("num_return_sequences", kwargs, own, 1)) if beams > 1 else 1
         drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
         self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
@@ -157,7 +180,7 @@ class Attached:
             return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
         finally:
             ledger.sampling = self._in_generate = False
-            ledger.second = None  # and its cache
+            ledger.second = ledger.cache = None  # their memory
             ledger.release()
 
     def _processors(self, *args: Any, **kwargs: Any) -> Any:
@@ -198,6 +221,7 @@ class Attached:
         if not self._in_generate and first == 0:
             ledger = Ledger(width)
         self._ledger = ledger
+        ledger.cache = cache if self._in_generate else None
         if cache is not None and not ledger.is_plain:
             ledger.follow(cache)
         columns = range(first + width - kept, first + width)

@@ -43,9 +43,25 @@ class Ledger:
         self.ids_BL: Tensor | None = None
         self.prompt_BP: Tensor | None = None  # its ids, where they are known: a cache may hide them from the forward calls
         self.second: SecondReader | None = None
+        self.cache: Any = None
         self.is_one_call = False  # whether all forward calls are those of one `generate`
         self._seen = 0  # columns behind the cache, for caches that cannot tell
         self._reordering: Any = None
+
+    def of_rows(self, row_R: Tensor) -> "Ledger":
+        """What is known of some rows of sequences that are one row per request, for a batch of their own.
+
+        Second logits begin anew: their reader reads the response so far once more.
+        """
+        mask_BP, keys_B = self.mask_BP, self._row_keys_B
+        made = Ledger(
+            self.prompt_length, 1, None if mask_BP is None else mask_BP[row_R], row_R if keys_B is None else keys_B[row_R]
+        )
+        for name in ("option_BL", "ids_BL", "prompt_BP"):
+            table_BL = getattr(self, name)
+            setattr(made, name, None if table_BL is None else table_BL[row_R])
+        made.columns, made.is_one_call, made._seen = self.columns, self.is_one_call, self._seen
+        return made
 
     def before(self, kwargs: dict[str, Any], width: int) -> int:
         """How many columns came before those of a forward call that has just run."""

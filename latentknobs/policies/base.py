@@ -29,7 +29,11 @@ class Policy(ABC):
         space: the options.
         segmenter: where a new choice is made.
         pick: `greedy` takes the most probable option (Eq. 4 of arXiv 2411.09661), `sample` draws it (Eq. 5).
+        keeps_rows: True where a policy or its segmenter remembers anything about a row from one token to the next. Finished rows
+            then stay in their batch (`decoding.leaving`), and a row keeps its number until all have finished.
     """
+
+    keeps_rows = False
 
     def __init__(self, space: KnobSpace, segmenter: Segmenter, pick: Pick) -> None:
         self.space = space
