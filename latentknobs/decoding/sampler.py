@@ -12,6 +12,7 @@ redraw is exact too).
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ from latentknobs.context import Context
 from latentknobs.decoding.uniforms import REDRAWS, TOKENS, uniforms
 from latentknobs.knob import ScalingKnob, TruncationKnob
 from latentknobs.likelihood.apply import apply_values, ordered_tail
-from latentknobs.likelihood.cut import Cut, cut_rows
+from latentknobs.likelihood.cut import TOP, Cut, cut_rows, told
+from latentknobs.likelihood.host import HostCut
 from latentknobs.likelihood.masses import WORK, row_log_masses
 from latentknobs.likelihood.rows import host_sees
 from latentknobs.likelihood.sorting import first_argmax, kernels_for
@@ -30,7 +32,6 @@ BLOCK = 256  # tokens per step of the CDF over a whole row
 SHORT = 4 * BLOCK  # tokens of a row whose CDF is written down as a whole
 
 
-@torch.no_grad()
 def sample_values(
     logits_NV: Tensor,
     space: KnobSpace,
@@ -51,8 +52,8 @@ def sample_values(
     Returns:
         (N,) token ids.
     """
+    logits_NV, space, value_NJ = ordered_tail(logits_NV.detach(), space, value_NJ, context)
     u_N = uniforms(seed, TOKENS, row_N, position_N)
-    logits_NV, space, value_NJ = ordered_tail(logits_NV, space, value_NJ, context)
     token_N, cut = first_draw(logits_NV, space, value_NJ, u_N)
 
     def again(rows: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def sample_values(
 
 def first_draw(
     logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor, kernels: bool = False
-) -> tuple[Tensor, Cut | None]:
+) -> tuple[Tensor, Cut | HostCut | None]:
     """(N,) tokens, right in all rows that are not open, and what the knobs cut. On a GPU, nothing here asks the host.
 
     Args:
@@ -74,6 +75,9 @@ def first_draw(
     value_NJ = value_NJ.to(torch.float64 if logits_NV.dtype == torch.float64 else torch.float32)
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
         return _sample_scaled(logits_NV, space, value_NJ, u_N, kernels), None
+    if host_sees(logits_NV):
+        host = HostCut(logits_NV, TOP).run(space, value_NJ)
+        return torch.from_numpy(np.array(host.draw(u_N.tolist()), np.int64)), host
     cut = cut_rows(logits_NV, space, value_NJ, kernels)
     mass_NM = cut.scaled.mass_RM
     target_N1 = u_N.unsqueeze(-1) * mass_NM.gather(-1, (cut.count_N - 1).unsqueeze(-1))
@@ -82,7 +86,7 @@ def first_draw(
 
 
 def finish_draw(
-    token_N: Tensor, cut: Cut | None, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor,
+    token_N: Tensor, cut: Cut | HostCut | None, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor,
     again: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
     """The tokens of a first draw, with those of open rows. On a GPU, the one place of a step in which the host waits.
@@ -92,6 +96,7 @@ def finish_draw(
     """
     if cut is None or not bool(cut.is_any_open):
         return token_N
+    cut = told(cut) if isinstance(cut, HostCut) else cut
     assert cut.is_open_N is not None
     rows = cut.is_open_N.nonzero().squeeze(-1)
     value_RJ = value_NJ[rows].to(cut.top_NM.dtype)

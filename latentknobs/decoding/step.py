@@ -15,6 +15,7 @@ from latentknobs.decoding.replay import Replay
 from latentknobs.decoding.sampler import draw, finish_draw, first_draw
 from latentknobs.likelihood.apply import ordered_tail
 from latentknobs.likelihood.cut import Cut
+from latentknobs.likelihood.host import HostCut
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
 from latentknobs.space import KnobSpace
 
@@ -24,7 +25,7 @@ REPLAYED = (HeadPolicy, UniformPolicy, ConstantPolicy)
 class _Drawn(NamedTuple):
     option_B: Tensor
     token_B: Tensor
-    cut: Cut | None
+    cut: Cut | HostCut | None
     logits_BV: Tensor  # after the knobs that do not keep the order
     space: KnobSpace  # the others
     value_BJ: Tensor

@@ -3,6 +3,7 @@
 The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014), applied once per key.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def uniforms(seed: int, stream: int, row_N: Tensor, position_N: Tensor) -> Tenso
     """
     if len(row_N) <= FEW and row_N.device.type == "cpu":
         keys = zip(row_N.tolist(), position_N.tolist(), strict=True)
-        return torch.tensor([uniform(seed, stream, row, position) for row, position in keys], dtype=torch.float64)
+        return torch.from_numpy(np.array([uniform(seed, stream, row, position) for row, position in keys], np.float64))
     start = _signed(seed * _GOLDEN + stream * _STREAM + 1)
     x = _mix(_mix(row_N.long() + start) + _signed(_GOLDEN) * (position_N.long() + 1))
     return _shift(_mix(x), 11).double() * 2.0**-53

@@ -1,18 +1,18 @@
 """How far each row is cut by knob values of its own, read off its best tokens instead of a sorted row.
 
-A sampling step is little arithmetic and many operations, whose start-up is its cost. So a host that can see the values asks
-them which operations are needed; on a GPU, where asking would be waiting, all are done, to be replayed as one graph.
+On a GPU, where asking for values would be waiting, all operations are done, to be replayed as one graph. A host that sees the
+values leaves out most of them: see `host`.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentknobs.knob import ScalingKnob, TruncationKnob
+from latentknobs.likelihood.host import HostCut
 from latentknobs.likelihood.masses import row_log_masses
 from latentknobs.likelihood.prefix import UNCUT, Scaled, sees
 from latentknobs.likelihood.rows import host_sees
@@ -64,8 +64,6 @@ class Cut:
         """() whether some row is open."""
         if self.scaled.whole:
             return False
-        if host_sees(self.kept_N) and self.is_unknown_N is None:
-            return max(self.kept_N.tolist(), default=0) > self.token_NM.shape[1]
         assert self.is_open_N is not None
         is_any: Tensor = self.is_open_N.any()
         return is_any
@@ -89,17 +87,12 @@ def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, kernels: boo
     Args:
         kernels: read the rows with Triton kernels (see `sorting.kernels_for`).
     """
+    if host_sees(logits_NV):
+        return told(HostCut(logits_NV, TOP).run(space, value_NJ))
     top_NM, token_NM = top_tokens(logits_NV, TOP, kernels)
     cutting = _Cutting(logits_NV, Scaled(top_NM, top_NM.shape[1] == logits_NV.shape[1], None), kernels)
-    listed_JN = value_NJ.T.tolist() if cutting.is_seen else None
-    for j, (knob, value_N) in enumerate(zip(space.knobs, value_NJ.unbind(-1), strict=True)):
-        neutral, is_neutral_N = _rounded(knob.neutral, value_NJ.dtype), None
-        if listed_JN is None:
-            is_neutral_N = value_N == neutral
-        elif neutral in listed_JN[j]:
-            if all(value == neutral for value in listed_JN[j]):
-                continue
-            is_neutral_N = value_N.numpy() == neutral
+    for knob, value_N in zip(space.knobs, value_NJ.unbind(-1), strict=True):
+        is_neutral_N = value_N == knob.neutral
         if isinstance(knob, ScalingKnob):
             cutting.scale(knob, value_N, is_neutral_N)
         else:
@@ -108,113 +101,84 @@ def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, kernels: boo
     return cutting.result(token_NM)
 
 
+def told(host: HostCut) -> Cut:
+    """The same in tensors."""
+    kept_N = torch.tensor(host.kept, dtype=torch.long)
+    scaled, unknown_N, greedy_N = Scaled(torch.from_numpy(host.top_NM), host.is_whole, None), None, None
+    temperature_N = torch.ones_like(scaled.top_RM[:, 0]) if host.temperature_N is None else torch.from_numpy(host.temperature_N)
+    if host.unknown:
+        unknown_N = torch.tensor([n in host.unknown for n in range(host.N)])
+    if host.greedy:
+        greedy_N = torch.tensor([n in host.greedy for n in range(host.N)])
+    return Cut(scaled, torch.from_numpy(host.best.tokens(range(host.N))), kept_N, temperature_N, unknown_N, greedy_N)
+
+
 class _Cutting:
     """N rows on their way through a chain of knobs.
 
-    Counts and masks, (N,), are numpy's where the host sees them, since numpy starts several times faster, else torch's.
     Counts are closed (completed by the ties of the last kept token) only when somebody reads them: closing the smaller of two
     counts is taking the smaller of the two closed ones.
     """
 
     def __init__(self, logits_NV: Tensor, scaled: Scaled, kernels: bool) -> None:
         self.logits_NV, self.scaled, self.kernels = logits_NV, scaled, kernels
-        self.is_seen = host_sees(logits_NV)
-        self.np: Any = np if self.is_seen else torch
-        self.kept_N: Any = None  # nothing has cut any row yet
+        self.kept_N: Tensor | None = None  # nothing has cut any row yet
         self.is_closed = True
-        self.cuts_all = False  # whether something is known to have cut every row
         self.temperature_N: Tensor | None = None
-        self.is_greedy_N: Any = None
-        self.is_unknown_N: Any = None
+        self.is_greedy_N: Tensor | None = None
+        self.is_unknown_N: Tensor | None = None
 
-    def seen(self, part_N: Tensor) -> Any:
-        return part_N.numpy() if self.is_seen else part_N
-
-    def back(self, part_N: Any) -> Any:
-        return torch.from_numpy(part_N) if isinstance(part_N, np.ndarray) else part_N
-
-    def scale(self, knob: ScalingKnob, value_N: Tensor, is_neutral_N: Any) -> None:
-        divisor_N = knob.temperature(value_N)
-        if is_neutral_N is not None:
-            divisor_N = divisor_N.masked_fill(self.back(is_neutral_N), 1.0)
-        if not self.is_seen or 0.0 in divisor_N.tolist():
-            is_greedy_N = self.seen(divisor_N) == 0
-            divisor_N = divisor_N.masked_fill(self.back(is_greedy_N), 1.0)
-            self.is_greedy_N = _either(self.is_greedy_N, is_greedy_N)
+    def scale(self, knob: ScalingKnob, value_N: Tensor, is_neutral_N: Tensor) -> None:
+        divisor_N = knob.temperature(value_N).masked_fill(is_neutral_N, 1.0)
+        is_greedy_N = divisor_N == 0
+        divisor_N = divisor_N.masked_fill(is_greedy_N, 1.0)
+        self.is_greedy_N = _either(self.is_greedy_N, is_greedy_N)
         self.close()  # ties may come apart, or arise, in rounding
         self.scaled = Scaled(self.scaled.top_RM / divisor_N.unsqueeze(-1), self.scaled.whole, None)
         self.temperature_N = divisor_N if self.temperature_N is None else self.temperature_N * divisor_N
 
-    def truncate(self, knob: TruncationKnob, value_N: Tensor, is_neutral_N: Any) -> None:
+    def truncate(self, knob: TruncationKnob, value_N: Tensor, is_neutral_N: Tensor) -> None:
         kind = sees(knob)
         if kind == "row" and not self.scaled.whole:
-            acts_N = self.seen(torch.ones_like(value_N, dtype=torch.bool)) if is_neutral_N is None else ~is_neutral_N
-            self.is_unknown_N = _either(self.is_unknown_N, acts_N)
+            self.is_unknown_N = _either(self.is_unknown_N, ~is_neutral_N)
             return
         if kind != "prefix":
             self.close()
             self._doubt(is_neutral_N)
-        own_N = self.seen(knob.kept(self.scaled.top_RM if kind == "prefix" else self._shown(is_neutral_N), value_N).long())
-        if is_neutral_N is not None:
-            own_N = self.np.where(is_neutral_N, UNCUT, own_N)
-        self.kept_N = own_N if self.kept_N is None else self.np.minimum(self.kept_N, own_N)
-        self.is_closed, self.cuts_all = False, self.cuts_all or is_neutral_N is None
+        own_N = knob.kept(self.scaled.top_RM if kind == "prefix" else self._shown(is_neutral_N), value_N).long()
+        own_N = torch.where(is_neutral_N, UNCUT, own_N)
+        self.kept_N = own_N if self.kept_N is None else torch.minimum(self.kept_N, own_N)
+        self.is_closed = False
 
-    def _doubt(self, is_neutral_N: Any) -> None:
+    def _doubt(self, is_neutral_N: Tensor) -> None:
         """Where a row is cut beyond the top already, nobody can show what is left of it."""
         if self.kept_N is None or self.scaled.whole:
             return
-        M = self.scaled.top_RM.shape[1]
-        if self.is_seen and not any(M < kept < UNCUT for kept in self.kept_N.tolist()):
-            return
-        is_beyond_N = (self.kept_N > M) & (self.kept_N < UNCUT)
-        if is_neutral_N is not None:
-            is_beyond_N = is_beyond_N & ~is_neutral_N
+        is_beyond_N = (self.kept_N > self.scaled.top_RM.shape[1]) & (self.kept_N < UNCUT) & ~is_neutral_N
         self.is_unknown_N = _either(self.is_unknown_N, is_beyond_N)
 
-    def _shown(self, is_neutral_N: Any) -> Tensor:
+    def _shown(self, is_neutral_N: Tensor) -> Tensor:
         """What is left of each row, as far as it is in the top, and the mass of the rest of rows that nothing cuts yet."""
-        left_NM, kept_N, is_whole_N = self.scaled.top_RM, self.kept_N, None
-        if kept_N is not None:
-            is_gone_NM = self._places() >= kept_N[:, None]
-            left_NM = left_NM.masked_fill(self.back(is_gone_NM), -torch.inf)
-            is_whole_N = kept_N == UNCUT
-        if self.scaled.whole or self.cuts_all:
+        left_NM, is_whole_N = self.scaled.top_RM, ~is_neutral_N
+        if self.kept_N is not None:
+            place_M = torch.arange(left_NM.shape[1], device=left_NM.device)
+            left_NM = left_NM.masked_fill(place_M >= self.kept_N[:, None], -torch.inf)
+            is_whole_N = is_whole_N & (self.kept_N == UNCUT)
+        if self.scaled.whole:
             return left_NM
-        if is_neutral_N is not None:
-            is_whole_N = ~is_neutral_N if is_whole_N is None else is_whole_N & ~is_neutral_N
-        if is_whole_N is None or not self.is_seen:
-            rest_N = self._rest(slice(None))
-            rest_N = rest_N if is_whole_N is None else rest_N.masked_fill(~is_whole_N, -torch.inf)
-        elif is_whole_N.any():
-            rows = torch.from_numpy(is_whole_N.nonzero()[0])
-            rest_N = torch.full_like(left_NM[:, 0], -torch.inf).index_copy_(0, rows, self._rest(rows))
-        else:
-            return left_NM
-        return torch.cat([left_NM, rest_N.unsqueeze(-1)], -1)
+        return torch.cat([left_NM, self._rest().masked_fill(~is_whole_N, -torch.inf).unsqueeze(-1)], -1)
 
-    def _rest(self, rows: Tensor | slice) -> Tensor:
-        """(R,) log of the mass of the tokens beyond the top, as a logit."""
-        scaled = self.scaled if isinstance(rows, slice) else Scaled(self.scaled.top_RM[rows], False, None)
-        temperature_R = torch.ones_like(scaled.top_RM[:, 0]) if self.temperature_N is None else self.temperature_N[rows]
-        mass_R = row_log_masses(self.logits_NV[rows], temperature_R, self.kernels)
-        rest_R = (mass_R.double().exp() - scaled.mass_RM[:, -1]).clamp(min=0).log()
-        return rest_R.to(scaled.top_RM.dtype) + scaled.top_RM[:, 0]
-
-    def _places(self) -> Any:
-        top_NM = self.scaled.top_RM
-        return np.arange(top_NM.shape[1]) if self.is_seen else torch.arange(top_NM.shape[1], device=top_NM.device)
+    def _rest(self) -> Tensor:
+        """(N,) log of the mass of the tokens beyond the top, as a logit."""
+        scaled = self.scaled
+        temperature_N = torch.ones_like(scaled.top_RM[:, 0]) if self.temperature_N is None else self.temperature_N
+        mass_N = row_log_masses(self.logits_NV, temperature_N, self.kernels)
+        rest_N = (mass_N.double().exp() - scaled.mass_RM[:, -1]).clamp(min=0).log()
+        return rest_N.to(scaled.top_RM.dtype) + scaled.top_RM[:, 0]
 
     def close(self) -> None:
         """Adds the ties of the last kept token; M + 1 where they may reach beyond the top."""
-        if self.is_closed:
-            return
-        if self.is_seen:
-            top_NM, whole = self.scaled.top_RM.numpy(), self.scaled.whole
-            self.kept_N = np.array(
-                [_with_ties(*both, whole) for both in zip(top_NM, self.kept_N.tolist(), strict=True)], np.int64
-            )
-        else:
+        if self.kept_N is not None and not self.is_closed:
             self.kept_N = torch.where(self.kept_N < UNCUT, self.scaled.close(self.kept_N.unsqueeze(-1)).squeeze(-1), self.kept_N)
         self.is_closed = True
 
@@ -222,31 +186,14 @@ class _Cutting:
         self.close()
         kept_N, is_unknown_N, temperature_N = self.kept_N, self.is_unknown_N, self.temperature_N
         if kept_N is None:
-            kept_N = self.seen(torch.full_like(token_NM[:, 0], UNCUT))
+            kept_N = torch.full_like(token_NM[:, 0], UNCUT)
         if temperature_N is None:
             temperature_N = torch.ones_like(self.scaled.top_RM[:, 0])
         if self.is_greedy_N is not None:
-            kept_N = self.np.where(self.is_greedy_N, 1, kept_N)
+            kept_N = torch.where(self.is_greedy_N, 1, kept_N)
             is_unknown_N = None if is_unknown_N is None else is_unknown_N & ~self.is_greedy_N
-        parts = (self.back(part_N) for part_N in (kept_N, temperature_N, is_unknown_N, self.is_greedy_N))
-        return Cut(self.scaled, token_NM, *parts)
+        return Cut(self.scaled, token_NM, kept_N, temperature_N, is_unknown_N, self.is_greedy_N)
 
 
-def _with_ties(top_M: Any, kept: int, whole: bool) -> int:
-    """What `Scaled.close` does, for one row."""
-    if kept == UNCUT:
-        return kept
-    M = len(top_M)
-    end = kept = min(max(kept, 1), M)
-    while end < M and top_M[end] == top_M[kept - 1]:
-        end += 1
-    return end if whole or end < M else M + 1
-
-
-def _either(one_N: Any, other_N: Any) -> Any:
+def _either(one_N: Tensor | None, other_N: Tensor) -> Tensor:
     return other_N if one_N is None else one_N | other_N
-
-
-def _rounded(value: float, dtype: torch.dtype) -> float:
-    """A number as a tensor holds it."""
-    return float(np.float32(value)) if dtype == torch.float32 else float(value)

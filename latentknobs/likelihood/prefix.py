@@ -27,7 +27,11 @@ UNCUT = 1 << 62  # a count for rows that nothing cuts
 
 def is_ordered(knob: DecodingKnob) -> bool:
     """Whether a knob keeps the order of tokens: its `apply` is the one of `ScalingKnob` or `TruncationKnob`."""
-    kind = type(knob)
+    return _keeps_order(type(knob))
+
+
+@lru_cache(maxsize=256)
+def _keeps_order(kind: type[DecodingKnob]) -> bool:
     return kind.apply in (ScalingKnob.apply, TruncationKnob.apply) and kind.apply_in is DecodingKnob.apply_in
 
 

@@ -6,6 +6,8 @@ torch, which always carries indices along.
 """
 
 import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 BLOCK = 32  # tokens per block of the tournament: halves and doubles are slower at V = 32,000 and at V = 128,256
 ROWS = 32  # rows in work at once, so that the candidates stay in the cache
+WIDTHS = (4 * BLOCK, 2 * BLOCK, BLOCK)  # of the blocks of `best_by_bound`
 
 
 def sort_descending(value_NV: Tensor) -> Tensor:
@@ -78,6 +81,9 @@ def top_tokens(logits_NV: Tensor, M: int, kernels: bool = False) -> tuple[Tensor
     Returns:
         (N, min(M, V)) values, float32 or wider, and token ids.
     """
+    if logits_NV.device.type == "cpu":
+        best = best_by_bound(logits_NV, M)
+        return torch.from_numpy(best.value_NM), torch.from_numpy(best.tokens(range(len(logits_NV))))
     if logits_NV.dtype == torch.float64:
         value_NV, token_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
         return value_NV[:, :M], token_NV[:, :M]
@@ -85,26 +91,61 @@ def top_tokens(logits_NV: Tensor, M: int, kernels: bool = False) -> tuple[Tensor
         found: tuple[Tensor, Tensor] = triton.top_tokens(logits_NV, M)
         return found
     logits_NV = logits_NV.float()
-    token_NM = _top_by_bound(logits_NV, M) if logits_NV.device.type == "cpu" else _top_by_key(logits_NV, M)
+    token_NM = _top_by_key(logits_NV, M)
     return logits_NV.gather(-1, token_NM), token_NM
 
 
-def _top_by_bound(logits_NV: Tensor, M: int) -> Tensor:
-    """(N, M) ids of the largest float32 logits, equal ones by index: they reach the M-th best block winner, as few others do.
+@dataclass(frozen=True)
+class Best:
+    """The best tokens of rows on the host, as numpy arrays. Values are sorted; ids are looked up where somebody asks.
 
-    numpy, a row at a time: those few hundred tokens are found and sorted several times faster than torch takes the top of a row.
+    Attributes:
+        value_NM: the M largest logits, descending.
+        found: for each row the logits of the tokens among which they were found, and their ids, ascending.
+    """
+
+    value_NM: Any
+    found: list[tuple[Any, Any]]
+
+    def token(self, n: int, place: int) -> int:
+        """The id at one place of row n."""
+        value_M, (value_C, token_C) = self.value_NM[n], self.found[n]
+        value = value_M[place]
+        if value != value:  # NaN equals nothing
+            return int(self.tokens([n])[0, place])
+        before = 0  # equal ones go by index
+        while before < place and value_M[place - before - 1] == value:
+            before += 1
+        return int(token_C[(value_C == value).nonzero()[0][before]])
+
+    def tokens(self, rows: Iterable[int]) -> Any:
+        """(R, M) the ids of some rows."""
+        M = self.value_NM.shape[1]
+        ids = [token_C[(-value_C).argsort(kind="stable")[:M]] for value_C, token_C in (self.found[n] for n in rows)]
+        return np.stack(ids) if ids else np.empty((0, M), np.int64)
+
+
+def best_by_bound(logits_NV: Tensor, M: int) -> Best:
+    """`top_tokens` on the host: the best tokens of a row reach the M-th best of its block winners, as few others do.
+
+    A row at a time, while it is in the cache. Blocks are combs (tokens that are equal modulo their number), so that the
+    winners are the largest of whole stretches of the row. All of it is two sorts of a few hundred numbers.
     """
     N, V = logits_NV.shape
-    value_NV = logits_NV.detach().numpy()
-    width = next((width for width in (2 * BLOCK, BLOCK) if 3 * M * width < 2 * V), 1)
+    rows_NV = _wide(logits_NV).detach().numpy()
+    width = next((width for width in WIDTHS if 3 * M * width < 2 * V), 1)
     blocks, M = V // width, min(M, V)
-    winner_NU = value_NV if width == 1 else logits_NV[:, : blocks * width].unflatten(-1, (blocks, width)).amax(-1).numpy()
-    bound_N = np.partition(winner_NU, blocks - M, -1)[:, blocks - M]
-    token_NM = np.empty((N, M), dtype=np.int64)
-    for value_V, bound, out_M in zip(value_NV, bound_N, token_NM, strict=True):
-        token = np.flatnonzero(~(value_V < bound))  # so that NaN is kept
-        out_M[:] = token[np.argsort(-value_V[token], kind="stable")[:M]]
-    return torch.from_numpy(token_NM)
+    value_NM, found = np.empty((N, M), rows_NV.dtype), []
+    for row_V, value_M in zip(rows_NV, value_NM, strict=True):
+        winner_U = np.maximum.reduce(row_V[: blocks * width].reshape(width, blocks))
+        winner_U.sort()
+        token_C = (row_V >= winner_U[blocks - M]).nonzero()[0]
+        if len(token_C) < M:  # NaN was among the winners
+            token_C = np.arange(V)
+        value_C = row_V[token_C]
+        value_M[:] = -np.sort(-value_C)[:M]  # from the largest down, NaN last
+        found.append((value_C, token_C))
+    return Best(value_NM, found)
 
 
 def _top_by_key(logits_NV: Tensor, M: int) -> Tensor:
