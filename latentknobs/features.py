@@ -69,4 +69,4 @@ def read_features(names: Sequence[str], hidden_ND: Tensor, logits_NV: Tensor) ->
         else:
             assert logp_NV is not None
             parts.append(STATISTICS[name](logp_NV).unsqueeze(-1))
-    return torch.cat(parts, -1)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

@@ -65,6 +65,9 @@ class Ledger:
 
     def before(self, kwargs: dict[str, Any], width: int) -> int:
         """How many columns came before those of a forward call that has just run."""
+        if self.sampling and self._seen and kwargs.get("use_cache"):  # no drafts: nothing is ever taken back
+            first, self._seen = self._seen, self._seen + width
+            return first
         cache, state = kwargs.get("past_key_values"), kwargs.get("cache_params")
         if cache is None and state is None:
             return 0

@@ -76,7 +76,7 @@ def first_draw(
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
         return _sample_scaled(logits_NV, space, value_NJ, u_N, kernels), None
     if host_sees(logits_NV):
-        host = HostCut(logits_NV, TOP).run(space, value_NJ)
+        host = HostCut(logits_NV, space, value_NJ, TOP)
         return torch.from_numpy(np.array(host.draw(u_N.tolist()), np.int64)), host
     cut = cut_rows(logits_NV, space, value_NJ, kernels)
     mass_NM = cut.scaled.mass_RM
@@ -96,11 +96,14 @@ def finish_draw(
     """
     if cut is None or not bool(cut.is_any_open):
         return token_N
-    cut = told(cut) if isinstance(cut, HostCut) else cut
-    assert cut.is_open_N is not None
-    rows = cut.is_open_N.nonzero().squeeze(-1)
-    value_RJ = value_NJ[rows].to(cut.top_NM.dtype)
-    token_R = _sample_open(logits_NV[rows], space, value_RJ, cut.rows(rows), u_N[rows], again(rows))
+    if isinstance(cut, HostCut):
+        rows = torch.tensor(cut.open_rows)
+        part = told(cut, cut.open_rows)
+    else:
+        assert cut.is_open_N is not None
+        rows = cut.is_open_N.nonzero().squeeze(-1)
+        part = cut.rows(rows)
+    token_R = _sample_open(logits_NV[rows], space, value_NJ[rows].to(part.top_NM.dtype), part, u_N[rows], again(rows))
     return token_N.index_copy(0, rows, token_R)
 
 

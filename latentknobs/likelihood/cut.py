@@ -4,6 +4,7 @@ On a GPU, where asking for values would be waiting, all operations are done, to 
 values leaves out most of them: see `host`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -88,7 +89,8 @@ def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, kernels: boo
         kernels: read the rows with Triton kernels (see `sorting.kernels_for`).
     """
     if host_sees(logits_NV):
-        return told(HostCut(logits_NV, TOP).run(space, value_NJ))
+        host = HostCut(logits_NV, space, value_NJ, TOP, lists_greedy=True)
+        return told(host, range(host.N))
     top_NM, token_NM = top_tokens(logits_NV, TOP, kernels)
     cutting = _Cutting(logits_NV, Scaled(top_NM, top_NM.shape[1] == logits_NV.shape[1], None), kernels)
     for knob, value_N in zip(space.knobs, value_NJ.unbind(-1), strict=True):
@@ -101,16 +103,18 @@ def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, kernels: boo
     return cutting.result(token_NM)
 
 
-def told(host: HostCut) -> Cut:
-    """The same in tensors."""
-    kept_N = torch.tensor(host.kept, dtype=torch.long)
-    scaled, unknown_N, greedy_N = Scaled(torch.from_numpy(host.top_NM), host.is_whole, None), None, None
-    temperature_N = torch.ones_like(scaled.top_RM[:, 0]) if host.temperature_N is None else torch.from_numpy(host.temperature_N)
+def told(host: HostCut, rows: Sequence[int]) -> Cut:
+    """The same of some rows, in tensors."""
+    kept_R, unknown_R, greedy_R = torch.tensor([host.kept[n] for n in rows], dtype=torch.long), None, None
+    scaled = Scaled(torch.from_numpy(host.top_NM[rows]), host.is_whole, None)
+    temperature_R = torch.ones_like(scaled.top_RM[:, 0])
+    if host.temperature_N is not None:
+        temperature_R = torch.from_numpy(host.temperature_N[rows])
     if host.unknown:
-        unknown_N = torch.tensor([n in host.unknown for n in range(host.N)])
+        unknown_R = torch.tensor([n in host.unknown for n in rows])
     if host.greedy:
-        greedy_N = torch.tensor([n in host.greedy for n in range(host.N)])
-    return Cut(scaled, torch.from_numpy(host.best.tokens(range(host.N))), kept_N, temperature_N, unknown_N, greedy_N)
+        greedy_R = torch.tensor([n in host.greedy for n in rows])
+    return Cut(scaled, torch.from_numpy(host.best.tokens(rows)), kept_R, temperature_R, unknown_R, greedy_R)
 
 
 class _Cutting:

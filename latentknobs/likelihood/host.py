@@ -7,21 +7,25 @@ than torch. Only `kept` and `temperature` of the knobs, and the mass of whole ro
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentknobs.knob import ScalingKnob, TruncationKnob
-from latentknobs.likelihood.masses import row_log_masses
+from latentknobs.knob import DecodingKnob, ScalingKnob, TruncationKnob
 from latentknobs.likelihood.prefix import UNCUT, sees
 from latentknobs.likelihood.sorting import best_by_bound
 from latentknobs.space import KnobSpace
 
 
 class HostCut:
-    """N rows on their way through a chain of order-preserving knobs, and what became of them.
+    """N rows on their way through a chain of order-preserving knobs with values of their own, and what became of them.
+
+    Args:
+        best: how many tokens are the best of a row.
+        lists_greedy: whether they are wanted in greedy rows too, of which the first argmax says all.
 
     Attributes:
         best: the best M tokens of each row; top_NM: numpy; their logits over the temperature.
@@ -34,69 +38,76 @@ class HostCut:
     counts is taking the smaller of the two closed ones.
     """
 
-    def __init__(self, logits_NV: Tensor, best: int) -> None:
-        self.logits_NV = logits_NV
-        self.best = best_by_bound(logits_NV, best)
+    def __init__(self, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, best: int, lists_greedy: bool = False) -> None:
+        self.logits_NV, self.dtype = logits_NV, torch.promote_types(logits_NV.dtype, torch.float32)
+        column_JN = np.ascontiguousarray(value_NJ.numpy().T)
+        steps = list(zip(space.knobs, map(torch.from_numpy, column_JN), map(_acting, space.knobs, column_JN), strict=True))
+        self.greedy: set[int] = set()
+        divisors = [self._divisors(knob, value_N, rows) for knob, value_N, rows in steps]
+        self.best = best_by_bound(logits_NV, best, () if lists_greedy else self.greedy)
         self.top_NM = self.best.value_NM
         self.N, self.M = self.top_NM.shape
         self.is_whole = logits_NV.shape[1] == self.M
         self.kept: list[int] = [UNCUT] * self.N
         self.is_closed = True
         self.unknown: set[int] = set()
-        self.greedy: set[int] = set()
         self.temperature_N: Any = None
-
-    def run(self, space: KnobSpace, value_NJ: Tensor) -> "HostCut":
-        """Takes all knobs of a space, with the values of each row."""
-        column_JN = np.ascontiguousarray(value_NJ.numpy().T)
-        for knob, column_N in zip(space.knobs, column_JN, strict=True):
-            neutral = column_N.dtype.type(knob.neutral)  # as the values hold it
-            rows = [n for n, value in enumerate(column_N.tolist()) if value != neutral]
-            if not rows:
-                continue
-            if isinstance(knob, ScalingKnob):
-                self._scale(knob, torch.from_numpy(column_N), rows)
-            else:
-                assert isinstance(knob, TruncationKnob)
-                self._truncate(knob, torch.from_numpy(column_N), rows)
+        for (knob, value_N, rows), divisor_N in zip(steps, divisors, strict=True):
+            if divisor_N is not None:
+                self._scale(divisor_N)
+            elif isinstance(knob, TruncationKnob):
+                self._truncate(knob, value_N, [n for n in rows if n not in self.greedy])
         self._close()
         for n in self.greedy:
             self.kept[n] = 1
         self.unknown -= self.greedy
-        return self
 
     @property
     def is_any_open(self) -> bool:
-        """Whether some row is not cut, or not known to be cut, inside the top."""
+        """Whether some row is open."""
         return not self.is_whole and (bool(self.unknown) or max(self.kept, default=0) > self.M)
+
+    @property
+    def open_rows(self) -> list[int]:
+        """Rows that are not cut, or not known to be cut, inside the top."""
+        return [n for n, kept in enumerate(self.kept) if kept > self.M or n in self.unknown] if self.is_any_open else []
+
+    @cached_property
+    def mass_NM(self) -> Any:
+        """(N, M) float64 cumulative mass of the best tokens relative to the first."""
+        weight_NM = np.exp(self.top_NM - self.top_NM[:, :1])
+        return weight_NM.astype(np.float64).cumsum(-1)  # in one call it would take twice as long
 
     def draw(self, u_N: Sequence[float]) -> list[int]:
         """A token of each row by inverse CDF over the kept ones, or over the top in rows that are open."""
         tokens = []
         for n, (u, kept) in enumerate(zip(u_N, self.kept, strict=True)):
-            mass_M = self._mass(n, kept)
-            place = mass_M.searchsorted(u * mass_M[-1], "right")  # u < 1: never beyond the last one kept
+            mass_M = self.mass_NM[n]
+            place = mass_M.searchsorted(u * mass_M[min(kept, self.M) - 1], "right")  # u < 1: never beyond the last one kept
             tokens.append(self.best.token(n, int(place)))
         return tokens
 
-    def _mass(self, n: int, kept: int = UNCUT) -> Any:
-        """(M,) or fewer: float64 cumulative mass of the best tokens of a row relative to the first."""
-        top_M = self.top_NM[n, :kept]
-        return np.exp(top_M - top_M[0]).astype(np.float64).cumsum()  # at once, in float64, it would take twice as long
-
-    def _scale(self, knob: ScalingKnob, value_N: Tensor, rows: list[int]) -> None:
-        told, divisors = knob.temperature(value_N).tolist(), [1.0] * self.N
+    def _divisors(self, knob: DecodingKnob, value_N: Tensor, rows: list[int]) -> Any:
+        """(N,) what a scaling knob divides by, greedy rows noted and left alone; None where it does nothing."""
+        if not rows or not isinstance(knob, ScalingKnob):
+            return None
+        told, divisors = knob.temperature(value_N).tolist(), [1.0] * len(value_N)
         for n in rows:
             if told[n] == 0:
                 self.greedy.add(n)
             else:
                 divisors[n] = told[n]
+        return np.array(divisors, value_N.numpy().dtype)
+
+    def _scale(self, divisor_N: Any) -> None:
         self._close()  # ties may come apart, or arise, in rounding
-        divisor_N = np.array(divisors, self.top_NM.dtype)
         self.top_NM = self.top_NM / divisor_N[:, None]
         self.temperature_N = divisor_N if self.temperature_N is None else self.temperature_N * divisor_N
+        self.__dict__.pop("mass_NM", None)
 
     def _truncate(self, knob: TruncationKnob, value_N: Tensor, rows: list[int]) -> None:
+        if not rows:
+            return
         kind, shown_NW = sees(knob), self.top_NM
         if kind == "row" and not self.is_whole:
             self.unknown.update(rows)
@@ -122,16 +133,20 @@ class HostCut:
         if not uncut:
             return left_NM
         rest_N1 = np.full((self.N, 1), -np.inf, left_NM.dtype)
-        rest_N1[uncut, 0] = self._rest(uncut)
+        rest_N1[uncut, 0] = [self._rest(n) for n in uncut]
         return np.concatenate([left_NM, rest_N1], 1)
 
-    def _rest(self, rows: list[int]) -> list[float]:
-        """The log of the mass of the tokens beyond the top, as a logit."""
-        logits_RV = self.logits_NV if len(rows) == self.N else self.logits_NV[rows]
-        temperature_R = np.ones(self.N, self.top_NM.dtype) if self.temperature_N is None else self.temperature_N
-        log_masses = row_log_masses(logits_RV, torch.from_numpy(temperature_R[rows])).tolist()
-        rests = [math.exp(log_mass) - self._mass(n)[-1] for n, log_mass in zip(rows, log_masses, strict=True)]
-        return [math.log(rest) + self.top_NM[n, 0] if rest > 0 else -math.inf for n, rest in zip(rows, rests, strict=True)]
+    def _rest(self, n: int) -> float:
+        """The log of the mass of the tokens beyond the top of a row, as a logit."""
+        top_M, beyond = self.top_NM[n], self.logits_NV.shape[1] - self.M
+        most = beyond * math.exp(top_M[-1] - top_M[0])
+        if most < np.finfo(top_M.dtype).eps / 16:  # the rounding of the mass of the top is more
+            rest = most
+        else:
+            temperature = 1.0 if self.temperature_N is None else float(self.temperature_N[n])
+            total = 1 / torch.softmax(self.logits_NV[n].to(self.dtype) / temperature, -1).max().item()
+            rest = total - self.mass_NM[n, -1]
+        return math.log(rest) + top_M[0] if rest > 0 else -math.inf
 
     def _close(self) -> None:
         """Adds the ties of the last kept token; M + 1 where they may reach beyond the top."""
@@ -141,6 +156,12 @@ class HostCut:
             if kept != UNCUT:
                 self.kept[n] = _with_ties(self.top_NM[n], kept, self.is_whole)
         self.is_closed = True
+
+
+def _acting(knob: DecodingKnob, value_N: Any) -> list[int]:
+    """The rows in which a knob is not neutral."""
+    neutral = value_N.dtype.type(knob.neutral)  # as the values hold it
+    return [n for n, value in enumerate(value_N.tolist()) if value != neutral]
 
 
 def _with_ties(top_M: Any, kept: int, is_whole: bool) -> int:

@@ -6,7 +6,7 @@ torch, which always carries indices along.
 """
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -125,18 +125,26 @@ class Best:
         return np.stack(ids) if ids else np.empty((0, M), np.int64)
 
 
-def best_by_bound(logits_NV: Tensor, M: int) -> Best:
+def best_by_bound(logits_NV: Tensor, M: int, greedy: Collection[int] = ()) -> Best:
     """`top_tokens` on the host: the best tokens of a row reach the M-th best of its block winners, as few others do.
 
     A row at a time, while it is in the cache. Blocks are combs (tokens that are equal modulo their number), so that the
     winners are the largest of whole stretches of the row. All of it is two sorts of a few hundred numbers.
+
+    Args:
+        greedy: rows of which only the first argmax is wanted; their other places repeat it.
     """
     N, V = logits_NV.shape
     rows_NV = _wide(logits_NV).detach().numpy()
     width = next((width for width in WIDTHS if 3 * M * width < 2 * V), 1)
     blocks, M = V // width, min(M, V)
     value_NM, found = np.empty((N, M), rows_NV.dtype), []
-    for row_V, value_M in zip(rows_NV, value_NM, strict=True):
+    for n, (row_V, value_M) in enumerate(zip(rows_NV, value_NM, strict=True)):
+        if n in greedy:
+            token_C = row_V.argmax(keepdims=True)
+            value_M[:] = value_C = row_V[token_C]
+            found.append((value_C, token_C))
+            continue
         winner_U = np.maximum.reduce(row_V[: blocks * width].reshape(width, blocks))
         winner_U.sort()
         token_C = (row_V >= winner_U[blocks - M]).nonzero()[0]
