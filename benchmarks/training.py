@@ -1,13 +1,14 @@
 """Head training on cached tables, one thread: `python -m benchmarks.training [--json DIR]`.
 
-First, what a token costs forward and backward, by the width of its features and of the head, and how little of it is the loss;
-and a step on a feature cache beside one that computes padding and standardises every feature. Second, tokens per second against
+In processor time. First, what a token costs forward and backward, by the width of its features and of the head, how little of it
+is the loss, and how much the two matrix products of the first layer, of which no exact head can do without; and a step on a feature cache beside one that computes padding and standardises every feature. Second, tokens per second against
 the obvious loop, which runs the LM and one warper chain per option in every step. Third, rollouts with options drawn for every
 token against plain sampling by transformers, same batch.
 """
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.timing import Row, interleaved, report
+from benchmarks import timing
+from benchmarks.timing import Row, report
 from latentknobs import KnobSpace
 from latentknobs.config import make_config
 from latentknobs.data.features import FeatureCache
@@ -41,6 +43,11 @@ def responses(K: int, B: int = PAIRS) -> Responses:
     return Responses(logps_BTK, torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
 
 
+def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of processor time."""
+    return timing.interleaved(contestants, rounds=rounds, clock=time.process_time)
+
+
 def step(head: OptionHead, feature_BTF: Tensor, chosen: Responses, rejected: Responses) -> None:
     """One step of the head: loss of all pairs, forward and backward."""
     log_pi_BTK = head(feature_BTF, fold=True)
@@ -57,13 +64,16 @@ def per_token(D: int, hidden: int, goal: float | None) -> Row:
     def loss_only() -> None:
         lpo_loss("latent", chosen, rejected, log_pi_BTK[:PAIRS], log_pi_BTK[PAIRS:]).mean().backward()
 
-    whole: Callable[[], Any] = lambda: step(head, feature_BTF, chosen, rejected)  # noqa: E731
-    seconds = interleaved({"step": whole, "loss": loss_only}, rounds=9)
     tokens = 2 * PAIRS * T
+    feature_NF, weight_HF, gradient_NH = feature_BTF.view(tokens, D), torch.randn(hidden, D), torch.randn(tokens, hidden)
+    whole: Callable[[], Any] = lambda: step(head, feature_BTF, chosen, rejected)  # noqa: E731
+    products: Callable[[], Any] = lambda: (feature_NF @ weight_HF.T, gradient_NH.T @ feature_NF)  # noqa: E731
+    seconds = interleaved({"step": whole, "loss": loss_only, "products": products}, rounds=9)
     us = seconds["step"] / tokens * 1e6
     return {
         "D": D, "head width": hidden, "K": SIX.K, "us/token": us,
-        "of it the loss": seconds["loss"] / tokens * 1e6, "target": goal,
+        "of it the loss": seconds["loss"] / tokens * 1e6, "two products": seconds["products"] / tokens * 1e6,
+        "their GFLOP/s": 4 * tokens * D * hidden / seconds["products"] / 1e9, "target": goal,
         "met": None if goal is None else us <= goal,
     }  # fmt: skip
 
@@ -97,12 +107,12 @@ def against_padding(D: int, hidden: int) -> Row:
     }  # fmt: skip
 
 
-def against_loop(name: str, model: Any, goal: float) -> Row:
-    """Tokens per second of cached training and of a loop that runs everything in every step."""
-    V, B, rows = model.config.vocab_size, 4, 2 * PAIRS
+def against_loop(name: str, model: Any, goal: float, hidden: int = 256, pairs: int = PAIRS) -> Row:
+    """Tokens per second of cached training, `pairs` in a step, and of a loop that runs everything in every step."""
+    V, B, rows = model.config.vocab_size, 4, 2 * pairs
     prompts, replies = torch.randint(3, V, (B, 16)).tolist(), torch.randint(3, V, (B, T)).tolist()
-    head = OptionHead(SIX, model.config.hidden_size)
-    chosen, rejected = responses(SIX.K), responses(SIX.K)
+    head = OptionHead(SIX, model.config.hidden_size, hidden=hidden)
+    chosen, rejected = responses(SIX.K, pairs), responses(SIX.K, pairs)
     feature_BTF = torch.randn(rows, T, model.config.hidden_size)
 
     def obvious() -> None:
@@ -119,7 +129,7 @@ def against_loop(name: str, model: Any, goal: float) -> Row:
     seconds = interleaved({"cached": lambda: step(head, feature_BTF, chosen, rejected), "obvious": obvious}, rounds=5)
     cached, loop = rows * T / seconds["cached"], B * T / seconds["obvious"]
     return {
-        "model": name, "V": V, "D": model.config.hidden_size, "cached tokens/s": cached, "loop tokens/s": loop,
+        "model": name, "V": V, "D": model.config.hidden_size, "head width": hidden, "pairs": pairs, "cached tokens/s": cached, "loop tokens/s": loop,
         "ratio": cached / loop, "target": goal, "met": cached / loop >= goal,
     }  # fmt: skip
 
@@ -165,7 +175,8 @@ def main() -> None:
     rows = [against_padding(D, width) for D, width in shapes]
     report("A step on a feature cache, per real token", rows, folder and f"{folder}/training_padding.json")
     found = models()
-    loops = [against_loop(name, model, 100.0) for name, model in found.items()]
+    widths = {name: [(256, PAIRS)] for name in found} | {"stories260K": [(256, 16), (64, 16), (64, 256), (32, 256), (16, 256)]}
+    loops = [against_loop(name, model, 100.0, *one) for name, model in found.items() for one in widths[name]]
     report("Cached training against running the LM in every step", loops, folder and f"{folder}/training_loop.json")
     rolled = [rollouts(name, model) for name, model in found.items()]
     report("Rollouts against plain sampling", rolled, folder and f"{folder}/rollouts.json")

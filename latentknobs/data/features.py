@@ -15,7 +15,8 @@ from torch import Tensor
 from latentknobs.data.moments import Moments
 from latentknobs.objectives import Responses
 
-COLUMNS = ("feature_NF", "logps_NK", "option_N", "base_N")  # what every segment has
+PADDED = ("logps_NK", "option_N", "base_N")
+COLUMNS = ("feature_NF", *PADDED)  # what every segment has
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,21 @@ class Batch:
     """B responses, padded to the S segments of the longest. S is at least 1: a response without segments is all mask.
 
     Attributes:
-        feature_BSF: features at the first token of each segment, float32 or wider; anything finite where the mask is False.
-        responses: the same rows as the objectives want them, each segment standing as one token of its own.
+        feature_NF: features at the first token of each of the N real segments, response by response, float32 or wider. Not
+            padded: at F = 4096 a copy costs as much as a narrow head does.
+        responses: the B rows as the objectives want them, each segment standing as one token of its own.
     """
 
-    feature_BSF: Tensor
+    feature_NF: Tensor
     responses: Responses
+
+    @property
+    def feature_BSF(self) -> Tensor:
+        """(B, S, F) the features at their places, 0 where the mask is False."""
+        mask_BS = self.responses.mask_BT
+        out_BSF = self.feature_NF.new_zeros(*mask_BS.shape, self.feature_NF.shape[1])
+        out_BSF[mask_BS] = self.feature_NF
+        return out_BSF
 
 
 class Features(Protocol):
@@ -82,7 +92,8 @@ class FeatureCache:
     def batch(self, response_B: Tensor) -> Batch:
         """Some responses, by index."""
         row_BS, mask_BS = self._gather(response_B.to(self.start_R1.device))
-        return make_batch(mask_BS, *(_rows(getattr(self, name), row_BS) for name in COLUMNS))
+        feature_NF = self.feature_NF.index_select(0, row_BS[mask_BS])
+        return make_batch(mask_BS, feature_NF, *(_rows(getattr(self, name), row_BS) for name in PADDED))
 
     def sample(self, rows: int) -> Tensor:
         """(n, F) features of about `rows` segments, evenly spread over all."""
@@ -111,10 +122,10 @@ class FeatureCache:
         return cls(**rows, start_R1=torch.cat([length_R.new_zeros(1), length_R.cumsum(0)]))
 
 
-def make_batch(mask_BS: Tensor, feature_BSF: Tensor, logps_BSK: Tensor, option_BS: Tensor, base_BS: Tensor) -> Batch:
-    """Padded rows as the objectives want them, each segment standing as one token of its own."""
+def make_batch(mask_BS: Tensor, feature_NF: Tensor, logps_BSK: Tensor, option_BS: Tensor, base_BS: Tensor) -> Batch:
+    """Features of the real segments, and padded rows as the objectives want them."""
     segment_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device).expand_as(mask_BS)
-    return Batch(widen(feature_BSF), Responses(logps_BSK, segment_BS, mask_BS, option_BS, base_BS))
+    return Batch(widen(feature_NF), Responses(logps_BSK, segment_BS, mask_BS, option_BS, base_BS))
 
 
 def widen(feature: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentknobs.data.features import COLUMNS, Batch, FeatureCache, make_batch, stride, widen
+from latentknobs.data.features import COLUMNS, PADDED, Batch, FeatureCache, make_batch, stride, widen
 from latentknobs.data.moments import Moments
 from latentknobs.data.shard import Shard
 from latentknobs.errors import ConfigError, RunError, UnreachableTokenError
@@ -76,17 +76,19 @@ class FeatureStore:
         spans = [self._span(r) for r in response_B.tolist()]
         length_B = torch.tensor([length for _, _, length in spans])
         S = max(1, int(length_B.max()))
-        padded = [self._empty(name, len(spans), S).zero_() for name in COLUMNS]
+        start_B1 = [0, *accumulate(length_B.tolist())]  # features are not padded
+        feature_NF = self._empty("feature_NF", start_B1[-1])
+        padded = [self._empty(name, len(spans), S).zero_() for name in PADDED]
         order = sorted(range(len(spans)), key=lambda b: spans[b])
         for s, places in groupby(order, key=lambda b: spans[b][0]):
             with self.shards[s].reading() as read:
                 for b in places:
                     _, first, length = spans[b]
-                    for name, out_BS in zip(COLUMNS, padded, strict=True):
+                    read("feature_NF", first, feature_NF[start_B1[b] : start_B1[b + 1]])
+                    for name, out_BS in zip(PADDED, padded, strict=True):
                         read(name, first, out_BS[b, :length])
-        picked = [self._pick(name, out_BS) for name, out_BS in zip(COLUMNS, padded, strict=True)]
         mask_BS = torch.arange(S) < length_B.unsqueeze(1)
-        return make_batch(*(out_BS.to(self.device) for out_BS in (mask_BS, *picked)))
+        return make_batch(*(out.to(self.device) for out in (mask_BS, self._pick("feature_NF", feature_NF), *padded)))
 
     def sample(self, rows: int) -> Tensor:
         """(n, F) features of about `rows` segments, evenly spread over all."""

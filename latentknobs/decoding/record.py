@@ -106,12 +106,17 @@ def policy_logits(policy: Policy, logits_NV: Tensor, option_N: Tensor, context: 
     return policy.warp(logits_NV, option_N)
 
 
+def stop_ids(model: Any) -> list[int]:
+    """The tokens that end a response."""
+    ends = model.generation_config.eos_token_id
+    return list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
+
+
 def split_sequences(
     model: Any, sequences_BL: Tensor, prompt_length: int, attention_mask_BP: Tensor | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Prompt ids without padding, and response ids up to and with the end-of-sequence token."""
-    ends = model.generation_config.eos_token_id
-    stop = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    stop = set(stop_ids(model))
     prompts, responses = [], []
     for b, row in enumerate(sequences_BL.tolist()):
         keep = [True] * prompt_length if attention_mask_BP is None else attention_mask_BP[b].bool().tolist()

@@ -38,8 +38,8 @@ class Responses:
     option_BT: Tensor | None = None
     base_logps_BT: Tensor | None = None
 
-    def rows(self, kept: slice) -> "Responses":
-        """Some of the rows."""
+    def rows(self, kept: slice | Tensor) -> "Responses":
+        """Some of the rows, by a slice or by their indices."""
         return replace(self, **{name: value[kept] for name, value in vars(self).items() if value is not None})
 
     def to(self, device: torch.device) -> "Responses":

@@ -5,6 +5,7 @@ A policy is a distribution over the options of a space at the beginning of each 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -103,8 +104,13 @@ class UniformPolicy(Policy):
 
     def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
         """(N, K) all -log K."""
-        flat_NK = torch.zeros(len(logits_NV), self.space.K, device=logits_NV.device)
-        return flat_NK.log_softmax(-1)
+        return _flat(self.space.K, logits_NV.device).expand(len(logits_NV), -1)
+
+
+@lru_cache(maxsize=16)
+def _flat(K: int, device: torch.device) -> Tensor:
+    """(K,) log-probabilities, kept because they are asked for at every token."""
+    return torch.zeros(K, device=device).log_softmax(-1)
 
 
 class BalancedPolicy(UniformPolicy):

@@ -81,7 +81,7 @@ def option_usage(head: OptionHead, features: Features, tasks: dict[int, str], pi
         parts = []
         for start in range(0, len(rows), TOGETHER):
             batch = features.batch(torch.tensor(rows[start : start + TOGETHER]))
-            log_pi_NK = head(batch.feature_BSF[batch.responses.mask_BT].to(head.shift_F.device), fold=True)
+            log_pi_NK = head(batch.feature_NF.to(head.shift_F.device), fold=True)
             parts.append(one_hot(log_pi_NK.argmax(-1), log_pi_NK.shape[-1]).double() if pick == "greedy" else log_pi_NK.exp())
         share_NK = torch.cat(parts)
         if len(share_NK):

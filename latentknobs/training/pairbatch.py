@@ -30,14 +30,22 @@ class PairBatch:
 
     @classmethod
     def read(cls, head: OptionHead, features: Features, pairs: Sequence[Pair], reference: OptionHead | None) -> "PairBatch":
-        """Asks the head, and the reference (None is uniform), about some pairs: about real segments only, never padding."""
-        batch = features.batch(torch.tensor([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]))
-        device = head.shift_F.device
-        feature_NF = batch.feature_BSF[batch.responses.mask_BT].to(device)
-        log_pi_NK = head(feature_NF, fold=True)
+        """Asks the head, and the reference (None is uniform), about some pairs.
+
+        About each real segment once: never about padding, and only once about a response that is in the batch several times.
+        Pairs are drawn with replacement, so that 64 of 200 pairs are some 55 different ones.
+        """
+        asked_B = torch.tensor([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
+        response_U, place_B = asked_B.unique(return_inverse=True)
+        batch, device = features.batch(response_U), head.shift_F.device
+        responses, place_B = batch.responses.to(device), place_B.to(device)
+        feature_MF = batch.feature_NF.to(device)
+        log_pi_MK = head(feature_MF, fold=True)
         with torch.no_grad():
-            ref_NK = uniform_like(log_pi_NK) if reference is None else reference(feature_NF, fold=True)
-        return cls(batch.responses.to(device), log_pi_NK, ref_NK)
+            ref_MK = uniform_like(log_pi_MK) if reference is None else reference(feature_MF, fold=True)
+        number_US = (responses.mask_BT.flatten().cumsum(0) - 1).view_as(responses.mask_BT)  # which of the M a segment is
+        segment_N = number_US[place_B][responses.mask_BT[place_B]]
+        return cls(responses.rows(place_B), log_pi_MK.index_select(0, segment_N), ref_MK.index_select(0, segment_N))
 
     def losses(self, config: TrainConfig) -> Tensor:
         """(B,) the objective's loss of each pair."""

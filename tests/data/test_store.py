@@ -173,7 +173,7 @@ before, rng, total = peak(), torch.Generator().manual_seed(0), 0.0
 main, last = store.columns(slice(0, -1)), store.columns(slice(-1, None))
 for step in range(300):
     batch = main.batch(torch.randint(len(store), (16,), generator=rng))
-    total += float(batch.feature_BSF.amax())
+    total += float(batch.feature_NF.amax())
     if step % 20 == 0:
         main.sample(2000), store.moments(), last.batch(torch.arange(16))
 print(json.dumps([peak() - before, main.is_streamed, last.is_streamed, total]))

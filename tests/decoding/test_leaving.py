@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_oracle import LEVELS, PROMPTS, SEED, SPACE, left_padded, policy_for, responses_of
+from decoding_oracle import LEVELS, SEED, SPACE, left_padded, policy_for, responses_of
 from test_modes_families import model_of
 from tiny_models import STOPS, VOCAB, tiny_lm
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.decoding import Attached
-from latentknobs.decoding.leaving import Enough, sample_leaving, stop_tokens
+from latentknobs.decoding.leaving import Enough, sample_leaving
+from latentknobs.decoding.record import stop_ids
 from latentknobs.errors import DecodingError
 from latentknobs.policies import ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
 from latentknobs.segments import Every, parse_level
@@ -168,7 +169,7 @@ def test_going_on_needs_something_to_go_on_with() -> None:
 def test_a_call_ends_when_enough_rows_have_finished_but_not_when_all_have() -> None:
     lm = tiny_lm("llama")
     with Attached(lm, UniformPolicy(SPACE, Every(1))) as attached:
-        enough = Enough(attached, stop_tokens(lm), 0)
+        enough = Enough(attached, torch.tensor(stop_ids(lm)), 0)
         ended = [[*[STOPS[0]] * n, *[4] * (8 - n)] for n in range(9)]
         assert [enough._is_enough(torch.tensor(row).unsqueeze(-1)) for row in ended] == [False, False, *[True] * 6, False]
 

@@ -60,10 +60,11 @@ def test_a_batch_equals_the_plain_head_on_one_unpadded_pair_at_a_time(objective:
     cache, head = double(), decided()
     reference = decided(1) if with_reference else None
     config = make_config({"objective": objective, "beta": 0.7, "length_norm": norm})
-    batch = PairBatch.read(head, cache, PAIRS[:9], reference)
+    some = [*PAIRS[5:9], *PAIRS[:6], PAIRS[7]]  # drawn with replacement: some several times
+    batch = PairBatch.read(head, cache, some, reference)
     assert batch.log_pi_NK.requires_grad and not batch.ref_NK.requires_grad
     losses, margins = [], []
-    for pair in PAIRS[:9]:
+    for pair in some:
         sides, pis, refs = [], [], []
         for response in (pair.chosen, pair.rejected):
             rows = slice(int(cache.start_R1[response]), int(cache.start_R1[response + 1]))
@@ -86,6 +87,19 @@ def test_a_batch_equals_the_plain_head_on_one_unpadded_pair_at_a_time(objective:
                    for loss_B in (batch.losses(config), torch.cat(losses)))  # fmt: skip
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_a_head_is_asked_once_about_each_segment_however_often_a_batch_holds_it(with_reference: bool) -> None:
+    asked: list[int] = []
+    head, reference = decided(), decided(1) if with_reference else None
+    for one in [head, *([reference] if reference else [])]:
+        one.register_forward_pre_hook(lambda module, given: asked.append(len(given[0])))
+    batch = PairBatch.read(head, double(), [PAIRS[0]] * 5 + [PAIRS[1]], reference)
+    length_R = CACHE.start_R1.diff()
+    of_pair = [int(length_R[[pair.chosen, pair.rejected]].sum()) for pair in PAIRS[:2]]
+    assert asked == [sum(of_pair)] * (2 if with_reference else 1)
+    assert len(batch.log_pi_NK) == len(batch.ref_NK) == 5 * of_pair[0] + of_pair[1], "penalties are means over all of them"
 
 
 def last_bias_gradient(head: OptionHead, mean: Tensor) -> Tensor:
