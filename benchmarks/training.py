@@ -1,9 +1,10 @@
 """Head training on cached tables, one thread: `python -m benchmarks.training [--json DIR]`.
 
 In processor time. First, what a token costs forward and backward, by the width of its features and of the head, how little of it
-is the loss, and how much the two matrix products of the first layer, of which no exact head can do without; and a step on a feature cache beside one that computes padding and standardises every feature. Second, tokens per second against
-the obvious loop, which runs the LM and one warper chain per option in every step. Third, rollouts with options drawn for every
-token against plain sampling by transformers, same batch.
+is the loss, and how much the two matrix products of the first layer, which no exact head can do without; and a step on a feature
+cache beside one that computes padding and standardises every feature. Second, tokens per second against the obvious loop, which
+runs the LM and one warper chain per option in every step. Third, rollouts with options drawn for every token against plain
+sampling by transformers, same batch.
 """
 
 import argparse
@@ -129,8 +130,8 @@ def against_loop(name: str, model: Any, goal: float, hidden: int = 256, pairs: i
     seconds = interleaved({"cached": lambda: step(head, feature_BTF, chosen, rejected), "obvious": obvious}, rounds=5)
     cached, loop = rows * T / seconds["cached"], B * T / seconds["obvious"]
     return {
-        "model": name, "V": V, "D": model.config.hidden_size, "head width": hidden, "pairs": pairs, "cached tokens/s": cached, "loop tokens/s": loop,
-        "ratio": cached / loop, "target": goal, "met": cached / loop >= goal,
+        "model": name, "V": V, "D": model.config.hidden_size, "head width": hidden, "pairs": pairs,
+        "cached tokens/s": cached, "loop tokens/s": loop, "ratio": cached / loop, "target": goal, "met": cached / loop >= goal,
     }  # fmt: skip
 
 
@@ -169,13 +170,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.json
-    shapes = [(1024, 256), (4096, 256), (4096, 64), (4096, 16)]
+    shapes = [(1024, 256), (4096, 256), (4096, 128), (4096, 64), (4096, 16)]
     rows = [per_token(D, width, 15.0 if D == 4096 else None) for D, width in shapes]
     report("A token of head training, forward and backward", rows, folder and f"{folder}/training.json")
     rows = [against_padding(D, width) for D, width in shapes]
     report("A step on a feature cache, per real token", rows, folder and f"{folder}/training_padding.json")
     found = models()
-    widths = {name: [(256, PAIRS)] for name in found} | {"stories260K": [(256, 16), (64, 16), (64, 256), (32, 256), (16, 256)]}
+    widths = {name: [(256, PAIRS)] for name in found} | {
+        "stories260K": [(width, pairs) for width in (256, 64, 32, 16) for pairs in (16, 64, 256)]
+    }
     loops = [against_loop(name, model, 100.0, *one) for name, model in found.items() for one in widths[name]]
     report("Cached training against running the LM in every step", loops, folder and f"{folder}/training_loop.json")
     rolled = [rollouts(name, model) for name, model in found.items()]

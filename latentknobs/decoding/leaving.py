@@ -85,7 +85,7 @@ def sample_leaving(
         ids_RL, T = made.sequences, made.sequences.shape[1] - P
         token_BT[row_R, :T] = ids_RL[:, P:].cpu()
         option_BT[row_R, :T] = attached.option_BT[:, :T].cpu()
-        if not enough.is_met or T == max_new_tokens:
+        if not enough.is_met or max_new_tokens == T:
             return token_BT[:, :T], option_BT[:, :T]
         stay_Q = (~finished_rows(ids_RL[:, P:], stop_E)).nonzero().squeeze(-1).cpu()
         attached.go_on(stay_Q)
