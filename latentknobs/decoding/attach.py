@@ -154,6 +154,7 @@ class Attached:
             self._paused = False
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
+        ledger, self._kept = self._kept, None
         refuse_settings(kwargs, self.policy)
         refuse_second(kwargs, self.policy)
         if len(args) > 2:
@@ -166,7 +167,6 @@ class Attached:
             refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, own, True)))
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
         prompt = next((p for p in given if p is not None), None)
-        ledger, self._kept = self._kept, None
         if ledger is None:
             ledger = Ledger(1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
             ledger.is_plain, ledger.is_one_call = beams == 1, True
