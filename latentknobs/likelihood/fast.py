@@ -81,7 +81,7 @@ def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, compiled: b
     for first in range(0, len(logits_NV), size):
         rows = slice(first, first + size)
         logps_RK, open_RK = walk(space, top_values(logits_NV[rows], top), targets[rows], whole=top == V)
-        if top < V and open_RK.any():
+        if open_RK is not None:
             _finish(logits_NV[rows], targets[rows], space, logps_RK, open_RK)
         parts.append(logps_RK)
     return torch.cat(parts)
@@ -96,8 +96,6 @@ def _finish(logits_RV: Tensor, targets: Targets, space: KnobSpace, logps_RK: Ten
     """Fills in the cells that the top left open, from sorted rows."""
     ks = open_RK.any(0).nonzero().squeeze(-1)
     rest = space.select(ks.tolist())
-    where_q = torch.tensor([needs(space).keys.index(key) for key in needs(rest).keys], dtype=torch.long)
     for rows_r in open_RK.any(-1).nonzero().squeeze(-1).split(max(1, WORK // (2 * logits_RV.shape[1]))):
-        part = targets[rows_r].select(where_q.to(rows_r.device))
         sorted_RV = sort_descending(logits_RV[rows_r].to(logps_RK.dtype))
-        logps_RK[rows_r.unsqueeze(-1), ks] = walk(rest, sorted_RV, part, whole=True)[0]
+        logps_RK[rows_r.unsqueeze(-1), ks] = walk(rest, sorted_RV, targets[rows_r], whole=True)[0]

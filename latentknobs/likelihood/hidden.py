@@ -66,13 +66,12 @@ def option_logps_from_hidden(
     if not need.top:
         return scale_only(space, targets)
     logps_NK, open_NK = walk(space, top_NM, targets, whole=top == V)
-    if open_NK.any():
+    if open_NK is not None:
         ks = open_NK.any(0).nonzero().squeeze(-1)
         rest = space.select(ks.tolist())
-        where_q = torch.tensor([need.keys.index(key) for key in needs(rest).keys], dtype=torch.long, device=ks.device)
         for rows in open_NK.any(-1).nonzero().squeeze(-1).split(max(1, len(hidden_ND) // 16)):
             sorted_RV = sort_descending(projection.logits(hidden_ND[rows]).to(top_NM.dtype))
-            logps_NK[rows.unsqueeze(-1), ks] = walk(rest, sorted_RV, targets[rows].select(where_q), whole=True)[0]
+            logps_NK[rows.unsqueeze(-1), ks] = walk(rest, sorted_RV, targets[rows], whole=True)[0]
     return logps_NK
 
 

@@ -1,13 +1,15 @@
 """One walk through the tree of options, from the top of each row to the table of log-probabilities."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from latentknobs.knob import TruncationKnob
-from latentknobs.likelihood.prefix import UNCUT, UNKNOWN, Branch, Key, Scaled, State, product, sees, tree, truncate
+from latentknobs.likelihood.plan import Plan, Scale, Truncate, plan_of
+from latentknobs.likelihood.prefix import UNCUT, UNKNOWN, Branch, Key, product, sees, tree
+from latentknobs.likelihood.rows import perhaps
+from latentknobs.likelihood.tops import Tops
 from latentknobs.space import KnobSpace
 
 
@@ -46,10 +48,6 @@ class Targets:
 
     def __getitem__(self, rows: slice | Tensor) -> "Targets":
         return Targets(self.logit_R[rows], self.best_R[rows], self.is_first_R[rows], self.log_mass_RQ[rows])
-
-    def select(self, where_q: Tensor) -> "Targets":
-        """The same rows with only some masses."""
-        return replace(self, log_mass_RQ=self.log_mass_RQ[:, where_q])
 
 
 @lru_cache(maxsize=256)
@@ -96,114 +94,70 @@ def scale_only(space: KnobSpace, targets: Targets) -> Tensor:
     return torch.cat([logps_RQ, greedy_R1], -1)[:, need.key_of]
 
 
-def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tuple[Tensor, Tensor]:
+def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tuple[Tensor, Tensor | None]:
     """The table of R rows, from their tops.
 
     Args:
         space: order-preserving knobs only.
         top_RM: the M largest logits, descending.
+        targets: of these, the masses are not read if `whole`.
         whole: whether M = V.
 
     Returns:
-        (R, K) log-probabilities, and (R, K) True where the top does not tell.
+        (R, K) log-probabilities, and (R, K) True where the top does not tell; None: it tells everything.
     """
-    table = _Walk(space, top_RM, targets, whole)
-    uncut_R1 = torch.full((len(top_RM), 1), UNCUT, device=top_RM.device)
-    table.visit(0, _Front((), [_Node(tree(space), [], False)], uncut_R1), Scaled(top_RM, whole, table.mass_of.get(())))
-    return table.logps_RK, table.open_RK
+    plan = plan_of(space, top_RM.device)
+    mass_of = {} if whole else dict(zip(needs(space).keys, targets.log_mass_RQ.unbind(-1), strict=True))
+    tops = Tops(top_RM.unsqueeze(0).contiguous(), whole, ((),), mass_of)
+    cut_PR = torch.full((1, len(top_RM)), UNCUT, device=top_RM.device)
+    for step in plan.steps:
+        if isinstance(step, Scale):
+            tops, cut_PR = tops.divided(step), cut_PR[step.parent_P]
+        else:
+            cut_PR = _truncated(step, tops, cut_PR)
+    return _settled(plan, tops, top_RM, cut_PR, targets)
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A chain beginning: what may follow, the options it stands for, and whether it cuts at all."""
-
-    following: tuple[Branch, ...]
-    ks: list[int]
-    cuts: bool
-
-
-@dataclass(frozen=True)
-class _Front:
-    """All chain beginnings of one length at one temperature chain, and the tokens that each keeps of each row, (R, P)."""
-
-    key: Key
-    nodes: list[_Node]
-    cut_RP: Tensor
-
-
-class _Walk:
-    def __init__(self, space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> None:
-        self.space, self.targets, self.whole = space, targets, whole
-        self.mass_of = dict(zip(needs(space).keys, targets.log_mass_RQ.unbind(-1), strict=True))
-        self.logps_RK = top_RM.new_empty(len(top_RM), space.K)
-        self.open_RK = torch.zeros(len(top_RM), space.K, dtype=torch.bool, device=top_RM.device)
-        self.rank_R1 = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1))  # tokens above the target
-
-    def visit(self, j: int, front: _Front, scaled: Scaled) -> None:
-        """Lets knob j act on all chain beginnings of a front, and what follows on what that makes."""
-        if j == len(self.space.knobs):
-            self._settle(front, scaled)
-            return
-        knob = self.space.knobs[j]
-        if isinstance(knob, TruncationKnob):
-            act = self._prefix if sees(knob) == "prefix" else self._reading
-            self.visit(j + 1, act(knob, front, scaled), scaled)
-            return
-        for temperature in dict.fromkeys(branch.temperature for node in front.nodes for branch in node.following):
-            assert temperature is not None
-            parents, nodes = _children(front, temperature)
-            if temperature == 0:  # one token is left, and no knob removes the last one
-                self.logps_RK[:, [k for node in nodes for k in node.ks]] = self._greedy_R1()
-            elif temperature == 1:
-                self.visit(j + 1, _Front(front.key, nodes, front.cut_RP[:, parents]), scaled)
-            else:  # divided as often as the chain divides, so that rounding agrees with `apply`
-                key = (*front.key, temperature)
-                divided = Scaled(scaled.top_RM / temperature, self.whole, self.mass_of.get(key))
-                self.visit(j + 1, _Front(key, nodes, front.cut_RP[:, parents]), divided)
-
-    def _prefix(self, knob: TruncationKnob, front: _Front, scaled: Scaled) -> _Front:
-        """A knob that sees no further than a cut has its own count at each temperature, whatever came before."""
-        branches = [branch for node in front.nodes for branch in node.following]
-        values = tuple(dict.fromkeys(branch.value for branch in branches if not branch.is_neutral))
-        place = {value: g for g, value in enumerate(values)}
-        own_RG = truncate(knob, values, State(scaled, None)) if values else front.cut_RP[:, :0]
-        own_RG = torch.cat([own_RG, torch.full_like(front.cut_RP[:, :1], UNCUT)], -1)
-        columns = [-1 if branch.is_neutral else place[branch.value] for branch in branches]
-        parents, nodes = _children(front)
-        return _Front(front.key, nodes, torch.minimum(front.cut_RP[:, parents], own_RG[:, columns]))
-
-    def _reading(self, knob: TruncationKnob, front: _Front, scaled: Scaled) -> _Front:
-        """A knob that reads what is left of a row acts on each chain beginning by itself, at all its values at once."""
-        cuts: list[Tensor] = []
-        for p, node in enumerate(front.nodes):
-            before_R1 = front.cut_RP[:, p : p + 1]
-            acting = tuple(branch.value for branch in node.following if not branch.is_neutral)
-            if acting:
-                made_RG = truncate(knob, acting, State(scaled, before_R1.squeeze(-1) if node.cuts else None))
-            order = iter(range(len(acting)))
-            cuts += [before_R1 if b.is_neutral else made_RG[:, (g := next(order)) : g + 1] for b in node.following]
-        return _Front(front.key, _children(front)[1], torch.cat(cuts, -1))
-
-    def _settle(self, front: _Front, scaled: Scaled) -> None:
-        """Writes the table's columns of a front of whole chains."""
-        columns, cut_RP, mass_RM = [node.ks[0] for node in front.nodes], front.cut_RP, scaled.mass_RM
-        log_mass_RP = mass_RM.gather(-1, cut_RP.clamp(1, mass_RM.shape[1]) - 1).log_()
-        if scaled.log_mass_R is not None:
-            log_mass_RP = torch.where(cut_RP == UNCUT, scaled.log_mass_R.double().unsqueeze(-1), log_mass_RP)
-        gap_R1 = ((self.targets.logit_R.double() - self.targets.best_R.double()) / product(front.key)).unsqueeze(-1)
-        logps_RP = (gap_R1 - log_mass_RP).masked_fill_(self.rank_R1 >= cut_RP, -torch.inf)
-        self.logps_RK[:, columns] = logps_RP.to(self.logps_RK.dtype)
-        if not self.whole:
-            self.open_RK[:, columns] = (cut_RP == UNKNOWN) | ((cut_RP > mass_RM.shape[1]) & (cut_RP < UNCUT))
-
-    def _greedy_R1(self) -> Tensor:
-        is_first_R1 = self.targets.is_first_R.unsqueeze(-1)
-        return torch.zeros_like(self.logps_RK[:, :1]).masked_fill(~is_first_R1, -torch.inf)
+def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor) -> Tensor:
+    """(P, R) what is left of each row in every chain beginning once a truncation knob has acted on all of them."""
+    (_, R, M), A, kind = tops.top_QRM.shape, len(step.value_A), sees(step.knob)
+    row_C = (step.chain_A.unsqueeze(-1) * R + torch.arange(R, device=cut_PR.device)).view(-1)
+    value_C = step.value_A.to(tops.top_QRM).repeat_interleave(R)
+    if step.parent_A is None:
+        own_AR = tops.counts(step.knob, row_C, value_C, None).view(A, R)
+        own_AR = torch.cat([own_AR, torch.full_like(cut_PR[:1], UNCUT)])
+        return torch.minimum(cut_PR[step.parent_P], own_AR[step.place_P])
+    before_AR = cut_PR[step.parent_A]
+    if kind == "row" and not tops.whole:
+        made_AR = torch.full_like(before_AR, UNKNOWN)
+    else:
+        cut_C = before_AR.view(-1) if before_AR.numel() and perhaps(before_AR != UNCUT) else None
+        made_AR = torch.minimum(before_AR, tops.counts(step.knob, row_C, value_C, cut_C).view(A, R))
+        if cut_C is not None and not tops.whole:
+            made_AR.masked_fill_(_is_open(before_AR, M), UNKNOWN)
+    # Where the knob is neutral, what was left before it.
+    is_neutral_P1 = (step.place_P == A).unsqueeze(-1)
+    return torch.where(is_neutral_P1, cut_PR[step.parent_P], torch.cat([made_AR, cut_PR[:1]])[step.place_P])
 
 
-def _children(front: _Front, temperature: float | None = None) -> tuple[list[int], list[_Node]]:
-    """The chain beginnings one knob longer (at one temperature), and for each the column of the one it continues."""
-    found = [(p, b) for p, node in enumerate(front.nodes) for b in node.following if temperature in (None, b.temperature)]
-    cuts = [front.nodes[p].cuts or (branch.temperature is None and not branch.is_neutral) for p, branch in found]
-    nodes = [_Node(branch.following, branch.ks, cut) for (_, branch), cut in zip(found, cuts, strict=True)]
-    return [p for p, _ in found], nodes
+def _settled(plan: Plan, tops: Tops, top_RM: Tensor, cut_PR: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+    """The table of whole chains: log P = (z_y - best) / T - log(mass of what is kept)."""
+    (_, R, M), device = tops.top_QRM.shape, cut_PR.device
+    gap_R = targets.logit_R.double() - targets.best_R.double()
+    temperature_Q = torch.tensor([product(key) for key in tops.keys], dtype=torch.float64, device=device)
+    gap_QR1 = (gap_R / temperature_Q.unsqueeze(-1)).to(tops.top_QRM).unsqueeze(-1)
+    logps_X = (gap_QR1 - tops.mass_QRW.log()).view(-1)  # flat (Q, R, M + 1): under every cut that there could be
+    first_PR = plan.chain_P.unsqueeze(-1) * (R * (M + 1)) + torch.arange(-1, R * (M + 1) - 1, M + 1, device=device)
+    logps_PR = logps_X[cut_PR.clamp(1, M + 1).add_(first_PR)]
+    rank_R = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1)).squeeze(-1)  # tokens above the target
+    logps_PR.masked_fill_(cut_PR <= rank_R, -torch.inf)
+    greedy_1R = torch.zeros_like(targets.best_R).masked_fill_(~targets.is_first_R, -torch.inf).unsqueeze(0)
+    logps_RK = torch.cat([logps_PR, greedy_1R])[plan.place_K].T.contiguous()
+    if tops.whole or not (is_open_PR := _is_open(cut_PR, M)).any():
+        return logps_RK, None
+    return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])])[plan.place_K].T
+
+
+def _is_open(cut: Tensor, M: int) -> Tensor:
+    """Where a cut is not known: it lies beyond the top."""
+    return (cut == UNKNOWN) | ((cut > M) & (cut < UNCUT))

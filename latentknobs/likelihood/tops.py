@@ -1,0 +1,138 @@
+"""The best tokens of rows at several temperatures, and how many of them a truncation knob keeps.
+
+A knob is asked for many counts in one call, and shown few tokens at first: 16 columns, then four times as many for the counts
+that reached the end of those. That changes no count: see `TruncationKnob.sees`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from latentknobs.knob import TruncationKnob
+from latentknobs.likelihood.plan import Scale
+from latentknobs.likelihood.prefix import Key, sees
+from latentknobs.likelihood.rows import host_sees
+
+FIRST = 16  # columns that a knob is shown at first
+STACK = 1 << 17  # elements shown in one call: half a MiB of float32, whatever is asked
+
+
+@dataclass(frozen=True)
+class Tops:
+    """The M best tokens of R rows at Q temperature chains.
+
+    Attributes:
+        top_QRM: descending logits, divided by the temperatures.
+        whole: whether these are all tokens of the row.
+        keys: the Q temperature chains.
+        mass_of: (R,) log sum exp(z - max) of the whole row, for the chains where somebody needs it; not read if `whole`.
+    """
+
+    top_QRM: Tensor
+    whole: bool
+    keys: tuple[Key, ...]
+    mass_of: dict[Key, Tensor]
+
+    def divided(self, step: Scale) -> "Tops":
+        """The same rows after a scaling knob: divided as often as the chain divides, so that rounding agrees with `apply`."""
+        before_QRM = self.top_QRM if self.top_QRM.shape[0] == 1 else self.top_QRM[step.from_Q]
+        return Tops(before_QRM / step.divisor_Q.to(before_QRM).view(-1, 1, 1), self.whole, step.keys, self.mass_of)
+
+    @cached_property
+    def mass_QRW(self) -> Tensor:
+        """(Q, R, M + 1) mass of the 1, 2, ... best tokens relative to the best one; the last column is that of the whole row."""
+        Q, R, M = self.top_QRM.shape
+        mass_QRW = self.top_QRM.new_zeros(Q, R, M + 1)
+        mass_QRW[..., :M] = (self.top_QRM - self.top_QRM[..., :1]).exp_().cumsum(-1, dtype=torch.float64)
+        if self.whole:
+            mass_QRW[..., M] = mass_QRW[..., M - 1]
+        else:
+            for q, key in enumerate(self.keys):
+                if key in self.mass_of:
+                    mass_QRW[q, :, M] = self.mass_of[key].exp()
+        return mass_QRW
+
+    @cached_property
+    def _end_X(self) -> Tensor | None:
+        """Flat (Q, R, M): the count that ends the run of equal tokens that each place is in; None where all tokens differ."""
+        Q, R, M = self.top_QRM.shape
+        is_same_QRM = self.top_QRM[..., 1:] == self.top_QRM[..., :-1]
+        if M == 1 or not is_same_QRM.any():
+            return None
+        end_QRM = torch.arange(1, M + 1, device=is_same_QRM.device).repeat(Q, R, 1)
+        end_QRM[..., :-1].masked_fill_(is_same_QRM, M)
+        return end_QRM.flip(-1).cummin(-1).values.flip(-1).reshape(-1)
+
+    def counts(self, knob: TruncationKnob, row_C: Tensor, value_C: Tensor, cut_C: Tensor | None) -> Tensor:
+        """How many tokens a knob keeps of C rows, ties included.
+
+        Args:
+            row_C: which row of the flattened (Q, R).
+            value_C: the knob's value.
+            cut_C: the tokens that earlier knobs left; None: all of them, or a knob that sees "prefix" and need not know.
+
+        Returns:
+            (C,) counts; M + 1 for a cut somewhere beyond the top.
+        """
+        M = self.top_QRM.shape[-1]
+        count_C = torch.full_like(row_C, M + 1)
+        left: Tensor | None = None  # cells that are still open
+        for width in self._widths(sees(knob)):
+            row_c, value_c, cut_c = (part if left is None or part is None else part[left] for part in (row_C, value_C, cut_C))
+            made_c = self._asked(knob, width, row_c, value_c, cut_c)
+            if self.whole and width == M:
+                count_C = made_c if left is None else count_C.index_copy_(0, left, made_c)
+                break
+            is_open_c = made_c >= width if cut_c is None else (made_c >= width) & (cut_c >= width)
+            made_c.masked_fill_(is_open_c, M + 1)
+            count_C = made_c if left is None else count_C.index_copy_(0, left, made_c)
+            open_c = is_open_c.nonzero().squeeze(-1)
+            left = open_c if left is None else left[open_c]
+            if not len(left):
+                break
+        return self._closed(row_C, count_C)
+
+    def _widths(self, kind: str) -> list[int]:
+        """How many columns to show: all at once to a knob that sees the row, and on a GPU, where a second look would be waiting."""
+        M = self.top_QRM.shape[-1]
+        widths = [M]
+        if kind != "row" and host_sees(self.top_QRM):
+            width = FIRST
+            while width < M:
+                widths.insert(-1, width)
+                width *= 4
+        return widths
+
+    def _asked(self, knob: TruncationKnob, width: int, row_C: Tensor, value_C: Tensor, cut_C: Tensor | None) -> Tensor:
+        """(C,) the knob's own counts, at least `width` where it does not tell by the first `width` columns."""
+        parts = []
+        for cells in (slice(i, i + max(1, STACK // width)) for i in range(0, len(row_C), max(1, STACK // width))):
+            cut_c = None if cut_C is None else cut_C[cells]
+            parts.append(knob.kept(self._shown(sees(knob), width, row_C[cells], cut_c), value_C[cells]).long())
+        return torch.cat(parts) if parts else torch.empty_like(row_C)
+
+    def _shown(self, kind: str, width: int, row_C: Tensor, cut_C: Tensor | None) -> Tensor:
+        """(C, width) what a knob is shown of rows; whatever follows is one last column for a knob that sees "mass"."""
+        M = self.top_QRM.shape[-1]
+        shown_CW = self.top_QRM.view(-1, M)[:, :width].index_select(0, row_C)
+        if kind == "prefix":
+            return shown_CW
+        if cut_C is not None and len(short := (cut_C < width).nonzero().squeeze(-1)):
+            is_gone_cW = torch.arange(width, device=row_C.device) >= cut_C[short].clamp(min=1).unsqueeze(-1)
+            shown_CW.index_copy_(0, short, shown_CW[short].masked_fill_(is_gone_cW, -torch.inf))
+        if kind == "mass" and not (self.whole and width == M):
+            mass_X, first_C = self.mass_QRW.view(-1), row_C * (M + 1)
+            all_C = mass_X[first_C + (M if cut_C is None else cut_C.clamp(1, M + 1) - 1)]
+            rest_C = all_C - mass_X[first_C + (width - 2)] if width > 1 else all_C
+            shown_CW[:, -1] = rest_C.clamp_(min=0).log_() + self.top_QRM.view(-1, M)[:, 0][row_C]
+        return shown_CW
+
+    def _closed(self, row_C: Tensor, count_C: Tensor) -> Tensor:
+        """Counts with the ties of the last kept token; M + 1 where they may reach beyond the top."""
+        M = self.top_QRM.shape[-1]
+        count_C = count_C.clamp_(1, M)
+        if self._end_X is not None:
+            count_C = self._end_X[row_C * M + count_C - 1]
+        return count_C if self.whole else count_C + (count_C == M)
