@@ -1,7 +1,7 @@
 """The mass of a whole row at several temperatures: log sum exp(z / T), the only thing that needs every token.
 
-Rows are taken a few at a time so that all passes over a row find it in the cache. Temperatures that are half of another
-one cost no exponential: exp(2z) = exp(z) ** 2, so that their masses are sums of squares of probabilities at hand.
+Rows are taken a few at a time so that all passes over a row find it in the cache. One exponential per token serves all
+temperatures that have a common multiple of a kind: see `powers`.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentknobs.likelihood.powers import add_masses, families, masses, slots
 from latentknobs.likelihood.sorting import kernels_for
 
 WORK = 1 << 17  # elements in work at once: half a MiB of float32, about the size of a level-2 cache
@@ -35,16 +36,16 @@ def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool 
         for tensor in marked:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return best_N, _compiled(tuple(temperatures))(*marked)
-    out_NQ = torch.empty(N, len(temperatures), dtype=dtype, device=logits_NV.device)
-    rows = max(1, WORK // V) if logits_NV.device.type == "cpu" else N
-    work = [torch.empty(min(rows, N), V, dtype=dtype, device=logits_NV.device) for _ in range(2)]
-    for first in range(0, N, max(rows, 1)):
-        part_RV = logits_NV[first : first + rows]
-        scratch = [buffer[: len(part_RV)] for buffer in work]
-        for ladder in _ladders(tuple(temperatures)):
-            for q, mass_R in zip(ladder, _climb(part_RV, temperatures[ladder[0]], len(ladder), scratch), strict=True):
-                out_NQ[first : first + rows, q] = mass_R
-    return best_N, out_NQ
+    out_QN = torch.zeros(len(temperatures), N, dtype=dtype, device=logits_NV.device)
+    rows, columns = (max(1, WORK // V), min(V, WORK)) if logits_NV.device.type == "cpu" else (max(N, 1), V)
+    gaps, *work = torch.empty(slots(tuple(temperatures)) + 1, min(rows, N) * columns, dtype=dtype, device=logits_NV.device)
+    for first in range(0, N, rows):
+        here = slice(first, first + rows)
+        for part_RC in logits_NV[here].split(columns, -1):
+            gap_RC, *work_RC = (buffer[: part_RC.numel()].view(part_RC.shape) for buffer in (gaps, *work))
+            torch.sub(part_RC, best_N[here].unsqueeze(-1), out=gap_RC)
+            add_masses(gap_RC, tuple(temperatures), out_QN[:, here], work_RC)
+    return best_N, out_QN.log_().T
 
 
 def row_log_masses(logits_NV: Tensor, temperature_N: Tensor, kernels: bool = False) -> Tensor:
@@ -61,54 +62,12 @@ def row_log_masses(logits_NV: Tensor, temperature_N: Tensor, kernels: bool = Fal
     return torch.cat(masses) if masses else temperature_N.new_zeros(0, dtype=dtype)
 
 
-def _climb(logits_RV: Tensor, temperature: float, steps: int, scratch: list[Tensor]) -> list[Tensor]:
-    """`steps` masses (R,) at T, T/2, T/4, ... from the probabilities at T."""
-    scaled_RV, prob_RV = scratch
-    if logits_RV.dtype != scaled_RV.dtype:
-        logits_RV = scaled_RV.copy_(logits_RV)  # widened first: bfloat16 products would be bfloat16
-    if temperature != 1:
-        logits_RV = torch.mul(logits_RV, 1.0 / temperature, out=scaled_RV)
-    torch.softmax(logits_RV, -1, out=prob_RV)
-    log_mass_R = -prob_RV.amax(-1).log()
-    masses = [log_mass_R]
-    for step in range(1, steps):
-        # sum p^2 = Z(T/2) / Z(T)^2, with Z relative to the best token at both temperatures.
-        square_R = torch.linalg.vector_norm(prob_RV, dim=-1).square()
-        masses.append(square_R.log() + 2 * masses[-1])
-        if step + 1 < steps:
-            prob_RV.square_().div_(square_R.unsqueeze(-1))
-    return masses
-
-
-@lru_cache(maxsize=64)
-def _ladders(temperatures: tuple[float, ...]) -> tuple[tuple[int, ...], ...]:
-    """Indices of temperatures, grouped so that in each group every one is half of the one before."""
-    left = sorted(range(len(temperatures)), key=lambda q: -temperatures[q])
-    ladders = []
-    while left:
-        ladder = [left.pop(0)]
-        while half := [q for q in left if abs(2 * temperatures[q] / temperatures[ladder[-1]] - 1) < 1e-15]:
-            ladder.append(half[0])
-            left.remove(half[0])
-        ladders.append(tuple(ladder))
-    return tuple(ladders)
-
-
 @lru_cache(maxsize=16)
 def _compiled(temperatures: tuple[float, ...]) -> Any:
-    ladders = _ladders(temperatures)
+    families(temperatures)  # before anything is traced
 
     def fused(logits_NV: Tensor, best_N: Tensor) -> Tensor:
-        gap_NV = logits_NV.to(best_N.dtype) - best_N.unsqueeze(-1)
-        masses: dict[int, Tensor] = {}
-        for ladder in ladders:
-            for step, q in enumerate(ladder):
-                weight_NV = torch.exp(
-                    gap_NV * (1.0 / temperatures[ladder[0]])
-                )  # said again each time: shared, it would be stored
-                for _ in range(step):
-                    weight_NV = weight_NV * weight_NV
-                masses[q] = weight_NV.sum(-1).log()
-        return torch.stack([masses[q] for q in range(len(temperatures))], -1)
+        masses_Q = masses(logits_NV.to(best_N.dtype) - best_N.unsqueeze(-1), temperatures)
+        return torch.stack([mass_N.log() for mass_N in masses_Q], -1)
 
     return torch.compile(fused)

@@ -32,8 +32,8 @@ def sort_descending(value_NV: Tensor) -> Tensor:
 def top_values(logits_NV: Tensor, M: int) -> Tensor:
     """(N, min(M, V)) the largest logits of each row in descending order, float32 or wider."""
     N, V = logits_NV.shape
-    if M >= V:
-        return sort_descending(_wide(logits_NV))
+    if 4 * M >= V:  # one sort is faster than a partition and a sort
+        return sort_descending(_wide(logits_NV))[:, :M]
     out_NM = torch.empty(N, M, dtype=_wide(logits_NV[:0]).dtype, device=logits_NV.device)
     for first in range(0, N, ROWS):
         rows = slice(first, first + ROWS)
@@ -42,12 +42,14 @@ def top_values(logits_NV: Tensor, M: int) -> Tensor:
 
 
 def first_argmax(logits_NV: Tensor) -> Tensor:
-    """(N,) the first index of each row's largest logit: first the best block, then the place in it."""
+    """(N,) the first index of each row's largest logit."""
+    if logits_NV.device.type == "cpu" and logits_NV.dtype in (torch.float32, torch.float64) and logits_NV.is_contiguous():
+        return torch.from_numpy(logits_NV.detach().numpy().argmax(-1))  # several times faster than torch's
     N, V = logits_NV.shape
     blocks = V // BLOCK
     if blocks < 4 or V % BLOCK or not logits_NV.is_contiguous():
         return logits_NV.argmax(-1)
-    logits_NUB = logits_NV.view(N, blocks, BLOCK)
+    logits_NUB = logits_NV.view(N, blocks, BLOCK)  # first the best block, then the place in it
     block_N = logits_NUB.amax(-1).argmax(-1)
     rows_N = torch.arange(N, device=logits_NV.device)
     return block_N * BLOCK + logits_NUB[rows_N, block_N].argmax(-1)

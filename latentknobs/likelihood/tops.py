@@ -54,17 +54,6 @@ class Tops:
                     mass_QRW[q, :, M] = self.mass_of[key].exp()
         return mass_QRW
 
-    @cached_property
-    def _end_X(self) -> Tensor | None:
-        """Flat (Q, R, M): the count that ends the run of equal tokens that each place is in; None where all tokens differ."""
-        Q, R, M = self.top_QRM.shape
-        is_same_QRM = self.top_QRM[..., 1:] == self.top_QRM[..., :-1]
-        if M == 1 or not is_same_QRM.any():
-            return None
-        end_QRM = torch.arange(1, M + 1, device=is_same_QRM.device).repeat(Q, R, 1)
-        end_QRM[..., :-1].masked_fill_(is_same_QRM, M)
-        return end_QRM.flip(-1).cummin(-1).values.flip(-1).reshape(-1)
-
     def counts(self, knob: TruncationKnob, row_C: Tensor, value_C: Tensor, cut_C: Tensor | None) -> Tensor:
         """How many tokens a knob keeps of C rows, ties included.
 
@@ -121,7 +110,19 @@ class Tops:
             return shown_CW
         if cut_C is not None and len(short := (cut_C < width).nonzero().squeeze(-1)):
             is_gone_cW = torch.arange(width, device=row_C.device) >= cut_C[short].clamp(min=1).unsqueeze(-1)
-            shown_CW.index_copy_(0, short, shown_CW[short].masked_fill_(is_gone_cW, -torch.inf))
+            shown_CW.index_copy_(0, short, shown_CW.index_select(0, short).masked_fill_(is_gone_cW, -torch.inf))
+        if kind == "mass" and not (self.whole and width == M):
+            mass_X, first_C = self.mass_QRW.view(-1), row_C * (M + 1)
+            last_C = first_C + (M if cut_C is None else cut_C.clamp(1, M + 1).sub_(1))
+            rest_C = mass_X.index_select(0, last_C)
+            if width > 1:
+                rest_C.sub_(mass_X.index_select(0, first_C.add_(width - 2)))
+            best_C = self.top_QRM[..., 0].reshape(-1).index_select(0, row_C)
+            shown_CW[:, -1] = rest_C.clamp_(min=0).log_().add_(best_C)
+        return shown_CW
+        if cut_C is not None and len(short := (cut_C < width).nonzero().squeeze(-1)):
+            is_gone_cW = torch.arange(width, device=row_C.device) >= cut_C[short].clamp(min=1).unsqueeze(-1)
+            shown_CW.index_copy_(0, short, shown_CW.index_select(0, short).masked_fill_(is_gone_cW, -torch.inf))
         if kind == "mass" and not (self.whole and width == M):
             mass_X, first_C = self.mass_QRW.view(-1), row_C * (M + 1)
             all_C = mass_X[first_C + (M if cut_C is None else cut_C.clamp(1, M + 1) - 1)]
@@ -132,7 +133,20 @@ class Tops:
     def _closed(self, row_C: Tensor, count_C: Tensor) -> Tensor:
         """Counts with the ties of the last kept token; M + 1 where they may reach beyond the top."""
         M = self.top_QRM.shape[-1]
-        count_C = count_C.clamp_(1, M)
-        if self._end_X is not None:
-            count_C = self._end_X[row_C * M + count_C - 1]
-        return count_C if self.whole else count_C + (count_C == M)
+        top_X, count_C = self.top_QRM.view(-1), count_C.clamp_(1, M)
+        last_C = (row_C * M).add_(count_C).sub_(1)
+        next_C = (last_C + 1).clamp_(max=len(top_X) - 1)
+        is_tied_C = (top_X.index_select(0, last_C) == top_X.index_select(0, next_C)).logical_and_(count_C < M)
+        if len(tied := is_tied_C.nonzero().squeeze(-1)):
+            row_t, inverse_t = row_C.index_select(0, tied).unique(return_inverse=True)
+            end_X = ends(self.top_QRM.view(-1, M).index_select(0, row_t)).view(-1)
+            count_C.index_copy_(0, tied, end_X[inverse_t * M + count_C[tied] - 1])
+        return count_C if self.whole else count_C.add_(count_C == M)
+
+
+def ends(sorted_NM: Tensor) -> Tensor:
+    """(N, M) for each place in a descending row, the count of tokens up to the end of the run of equal ones that it is in."""
+    M = sorted_NM.shape[1]
+    end_NM = torch.arange(1, M + 1, device=sorted_NM.device).repeat(len(sorted_NM), 1)
+    end_NM[:, :-1].masked_fill_(sorted_NM[:, 1:] == sorted_NM[:, :-1], M)
+    return end_NM.flip(-1).cummin(-1).values.flip(-1)

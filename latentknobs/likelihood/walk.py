@@ -112,7 +112,7 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
     cut_PR = torch.full((1, len(top_RM)), UNCUT, device=top_RM.device)
     for step in plan.steps:
         if isinstance(step, Scale):
-            tops, cut_PR = tops.divided(step), cut_PR[step.parent_P]
+            tops, cut_PR = tops.divided(step), cut_PR.index_select(0, step.parent_P)
         else:
             cut_PR = _truncated(step, tops, cut_PR)
     return _settled(plan, tops, top_RM, cut_PR, targets)
@@ -126,8 +126,8 @@ def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor) -> Tensor:
     if step.parent_A is None:
         own_AR = tops.counts(step.knob, row_C, value_C, None).view(A, R)
         own_AR = torch.cat([own_AR, torch.full_like(cut_PR[:1], UNCUT)])
-        return torch.minimum(cut_PR[step.parent_P], own_AR[step.place_P])
-    before_AR = cut_PR[step.parent_A]
+        return torch.minimum(cut_PR.index_select(0, step.parent_P), own_AR.index_select(0, step.place_P))
+    before_AR = cut_PR.index_select(0, step.parent_A)
     if kind == "row" and not tops.whole:
         made_AR = torch.full_like(before_AR, UNKNOWN)
     else:
@@ -137,7 +137,7 @@ def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor) -> Tensor:
             made_AR.masked_fill_(_is_open(before_AR, M), UNKNOWN)
     # Where the knob is neutral, what was left before it.
     is_neutral_P1 = (step.place_P == A).unsqueeze(-1)
-    return torch.where(is_neutral_P1, cut_PR[step.parent_P], torch.cat([made_AR, cut_PR[:1]])[step.place_P])
+    return torch.where(is_neutral_P1, cut_PR.index_select(0, step.parent_P), torch.cat([made_AR, cut_PR[:1]]).index_select(0, step.place_P))
 
 
 def _settled(plan: Plan, tops: Tops, top_RM: Tensor, cut_PR: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
@@ -148,11 +148,11 @@ def _settled(plan: Plan, tops: Tops, top_RM: Tensor, cut_PR: Tensor, targets: Ta
     gap_QR1 = (gap_R / temperature_Q.unsqueeze(-1)).to(tops.top_QRM).unsqueeze(-1)
     logps_X = (gap_QR1 - tops.mass_QRW.log()).view(-1)  # flat (Q, R, M + 1): under every cut that there could be
     first_PR = plan.chain_P.unsqueeze(-1) * (R * (M + 1)) + torch.arange(-1, R * (M + 1) - 1, M + 1, device=device)
-    logps_PR = logps_X[cut_PR.clamp(1, M + 1).add_(first_PR)]
+    logps_PR = logps_X.index_select(0, cut_PR.clamp(1, M + 1).add_(first_PR).view(-1)).view_as(cut_PR)
     rank_R = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1)).squeeze(-1)  # tokens above the target
     logps_PR.masked_fill_(cut_PR <= rank_R, -torch.inf)
     greedy_1R = torch.zeros_like(targets.best_R).masked_fill_(~targets.is_first_R, -torch.inf).unsqueeze(0)
-    logps_RK = torch.cat([logps_PR, greedy_1R])[plan.place_K].T.contiguous()
+    logps_RK = torch.cat([logps_PR, greedy_1R]).index_select(0, plan.place_K).T.contiguous()
     if tops.whole or not (is_open_PR := _is_open(cut_PR, M)).any():
         return logps_RK, None
     return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])])[plan.place_K].T
