@@ -36,7 +36,7 @@ class Truncate:
 
     Attributes:
         parent_P: the beginning that each one continues.
-        place_P: which count is its own; A where the knob is neutral.
+        place_P: which count is its own; where the knob is neutral, A for a knob that sees "prefix", else A plus the parent.
         chain_A, value_A: the temperature chain and the knob's value of each count.
         parent_A: the beginning that the count is asked of; None for a knob that sees "prefix", which has the same count
             at one temperature whatever came before.
@@ -92,9 +92,7 @@ def plan_of(space: KnobSpace, device: torch.device) -> Plan:
     return Plan(tuple(steps), _index([node.chain for node in nodes], device), place_K.to(device))
 
 
-def _scale(
-    knob: DecodingKnob, nodes: list[_Node], keys: tuple[Key, ...], device: torch.device
-) -> tuple[Scale, list[_Node]]:
+def _scale(knob: DecodingKnob, nodes: list[_Node], keys: tuple[Key, ...], device: torch.device) -> tuple[Scale, list[_Node]]:
     """Beginnings at temperature 0 end here: one token is left, and no knob removes the last one."""
     chains: dict[tuple[int, float], int] = {}
     parents, after = [], []
@@ -120,7 +118,8 @@ def _truncate(knob: TruncationKnob, nodes: list[_Node], device: torch.device) ->
             places.append(-1 if branch.is_neutral else asked.setdefault(question, len(asked)))
             parents.append(p)
             after.append(_Node(node.chain, branch.following, branch.ks))
-    places = [len(asked) if place < 0 else place for place in places]
+    neutral = [len(asked) + (0 if alone else p) for p in parents]
+    places = [other if place < 0 else place for place, other in zip(places, neutral, strict=True)]
     value_A = torch.tensor([value for _, _, value in asked], dtype=torch.float64, device=device)
     parent_A = None if alone else _index([p for _, p, _ in asked], device)
     chain_A = _index([q for q, _, _ in asked], device)

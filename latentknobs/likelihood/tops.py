@@ -16,7 +16,7 @@ from latentknobs.likelihood.prefix import Key, sees
 from latentknobs.likelihood.rows import host_sees
 
 FIRST = 16  # columns that a knob is shown at first
-STACK = 1 << 17  # elements shown in one call: half a MiB of float32, whatever is asked
+STACK = 1 << 16  # elements shown in one call: a quarter of a MiB of float32, whatever is asked
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Tops:
     def mass_QRW(self) -> Tensor:
         """(Q, R, M + 1) mass of the 1, 2, ... best tokens relative to the best one; the last column is that of the whole row."""
         Q, R, M = self.top_QRM.shape
-        mass_QRW = self.top_QRM.new_zeros(Q, R, M + 1)
-        mass_QRW[..., :M] = (self.top_QRM - self.top_QRM[..., :1]).exp_().cumsum(-1, dtype=torch.float64)
+        gap_QRW = self.top_QRM.new_zeros(Q, R, M + 1)
+        torch.sub(self.top_QRM, self.top_QRM[..., :1], out=gap_QRW[..., :M])
+        mass_QRW = gap_QRW.exp_().cumsum(-1)  # summed in float64 on a CPU
         if self.whole:
             mass_QRW[..., M] = mass_QRW[..., M - 1]
         else:
@@ -66,19 +67,17 @@ class Tops:
             (C,) counts; M + 1 for a cut somewhere beyond the top.
         """
         M = self.top_QRM.shape[-1]
-        count_C = torch.full_like(row_C, M + 1)
-        left: Tensor | None = None  # cells that are still open
+        count_C = row_C
+        left: Tensor | None = None  # which counts are still open; None: all
         for width in self._widths(sees(knob)):
-            row_c, value_c, cut_c = (part if left is None or part is None else part[left] for part in (row_C, value_C, cut_C))
+            row_c, value_c, cut_c = (part if left is None or part is None else part.index_select(0, left) for part in (row_C, value_C, cut_C))
             made_c = self._asked(knob, width, row_c, value_c, cut_c)
-            if self.whole and width == M:
-                count_C = made_c if left is None else count_C.index_copy_(0, left, made_c)
+            count_C = made_c if left is None else count_C.index_copy_(0, left, made_c)
+            if width == M:
                 break
             is_open_c = made_c >= width if cut_c is None else (made_c >= width) & (cut_c >= width)
-            made_c.masked_fill_(is_open_c, M + 1)
-            count_C = made_c if left is None else count_C.index_copy_(0, left, made_c)
             open_c = is_open_c.nonzero().squeeze(-1)
-            left = open_c if left is None else left[open_c]
+            left = open_c if left is None else left.index_select(0, open_c)
             if not len(left):
                 break
         return self._closed(row_C, count_C)

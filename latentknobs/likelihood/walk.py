@@ -110,52 +110,60 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
     mass_of = {} if whole else dict(zip(needs(space).keys, targets.log_mass_RQ.unbind(-1), strict=True))
     tops = Tops(top_RM.unsqueeze(0).contiguous(), whole, ((),), mass_of)
     cut_PR = torch.full((1, len(top_RM)), UNCUT, device=top_RM.device)
+    is_any_open = False
     for step in plan.steps:
         if isinstance(step, Scale):
             tops, cut_PR = tops.divided(step), cut_PR.index_select(0, step.parent_P)
         else:
-            cut_PR = _truncated(step, tops, cut_PR)
-    return _settled(plan, tops, top_RM, cut_PR, targets)
+            cut_PR, is_any_open = _truncated(step, tops, cut_PR, is_any_open)
+    rank_R = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1)).squeeze(-1)  # tokens above the target
+    logps_RK = _settled(plan, tops, cut_PR, targets, rank_R)
+    if not is_any_open or not perhaps(is_open_PR := _is_open(cut_PR, top_RM.shape[1])):
+        return logps_RK, None
+    return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])]).index_select(0, plan.place_K).T
 
 
-def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor) -> Tensor:
-    """(P, R) what is left of each row in every chain beginning once a truncation knob has acted on all of them."""
-    (_, R, M), A, kind = tops.top_QRM.shape, len(step.value_A), sees(step.knob)
+def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) -> tuple[Tensor, bool]:
+    """(P, R) what is left of each row in every chain beginning once a truncation knob has acted on all of them.
+
+    Args:
+        is_any_open: whether any cut may lie beyond the top. The same of the result is returned.
+    """
+    (_, R, M), A = tops.top_QRM.shape, len(step.value_A)
     row_C = (step.chain_A.unsqueeze(-1) * R + torch.arange(R, device=cut_PR.device)).view(-1)
     value_C = step.value_A.to(tops.top_QRM).repeat_interleave(R)
     if step.parent_A is None:
         own_AR = tops.counts(step.knob, row_C, value_C, None).view(A, R)
+        is_any_open = is_any_open or not tops.whole and perhaps(own_AR > M)
         own_AR = torch.cat([own_AR, torch.full_like(cut_PR[:1], UNCUT)])
-        return torch.minimum(cut_PR.index_select(0, step.parent_P), own_AR.index_select(0, step.place_P))
+        own_PR = own_AR.index_select(0, step.place_P)
+        return torch.minimum(cut_PR.index_select(0, step.parent_P), own_PR), is_any_open
     before_AR = cut_PR.index_select(0, step.parent_A)
-    if kind == "row" and not tops.whole:
-        made_AR = torch.full_like(before_AR, UNKNOWN)
+    if sees(step.knob) == "row" and not tops.whole:
+        made_AR, is_any_open = torch.full_like(before_AR, UNKNOWN), True
     else:
-        cut_C = before_AR.view(-1) if before_AR.numel() and perhaps(before_AR != UNCUT) else None
-        made_AR = torch.minimum(before_AR, tops.counts(step.knob, row_C, value_C, cut_C).view(A, R))
-        if cut_C is not None and not tops.whole:
+        cut_C = before_AR.view(-1) if perhaps(before_AR != UNCUT) else None
+        own_AR = tops.counts(step.knob, row_C, value_C, cut_C).view(A, R)
+        made_AR = torch.minimum(before_AR, own_AR)
+        if is_any_open:
             made_AR.masked_fill_(_is_open(before_AR, M), UNKNOWN)
-    # Where the knob is neutral, what was left before it.
-    is_neutral_P1 = (step.place_P == A).unsqueeze(-1)
-    return torch.where(is_neutral_P1, cut_PR.index_select(0, step.parent_P), torch.cat([made_AR, cut_PR[:1]]).index_select(0, step.place_P))
+        is_any_open = is_any_open or not tops.whole and perhaps(own_AR > M)
+    return torch.cat([made_AR, cut_PR]).index_select(0, step.place_P), is_any_open
 
 
-def _settled(plan: Plan, tops: Tops, top_RM: Tensor, cut_PR: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
-    """The table of whole chains: log P = (z_y - best) / T - log(mass of what is kept)."""
+def _settled(plan: Plan, tops: Tops, cut_PR: Tensor, targets: Targets, rank_R: Tensor) -> Tensor:
+    """(R, K) the table of whole chains: log P = (z_y - best) / T - log(mass of what is kept)."""
     (_, R, M), device = tops.top_QRM.shape, cut_PR.device
     gap_R = targets.logit_R.double() - targets.best_R.double()
     temperature_Q = torch.tensor([product(key) for key in tops.keys], dtype=torch.float64, device=device)
-    gap_QR1 = (gap_R / temperature_Q.unsqueeze(-1)).to(tops.top_QRM).unsqueeze(-1)
-    logps_X = (gap_QR1 - tops.mass_QRW.log()).view(-1)  # flat (Q, R, M + 1): under every cut that there could be
+    gap_QR = (gap_R / temperature_Q.unsqueeze(-1)).to(tops.top_QRM)
     first_PR = plan.chain_P.unsqueeze(-1) * (R * (M + 1)) + torch.arange(-1, R * (M + 1) - 1, M + 1, device=device)
-    logps_PR = logps_X.index_select(0, cut_PR.clamp(1, M + 1).add_(first_PR).view(-1)).view_as(cut_PR)
-    rank_R = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1)).squeeze(-1)  # tokens above the target
+    place_PR = cut_PR.clamp(1, M + 1).add_(first_PR)  # in the flattened (Q, R, M + 1)
+    mass_PR = tops.mass_QRW.view(-1).index_select(0, place_PR.view(-1)).view_as(cut_PR)
+    logps_PR = gap_QR.index_select(0, plan.chain_P).sub_(mass_PR.log_())
     logps_PR.masked_fill_(cut_PR <= rank_R, -torch.inf)
     greedy_1R = torch.zeros_like(targets.best_R).masked_fill_(~targets.is_first_R, -torch.inf).unsqueeze(0)
-    logps_RK = torch.cat([logps_PR, greedy_1R]).index_select(0, plan.place_K).T.contiguous()
-    if tops.whole or not (is_open_PR := _is_open(cut_PR, M)).any():
-        return logps_RK, None
-    return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])])[plan.place_K].T
+    return torch.cat([logps_PR, greedy_1R]).index_select(0, plan.place_K).T.contiguous()
 
 
 def _is_open(cut: Tensor, M: int) -> Tensor:
