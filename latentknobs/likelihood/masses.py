@@ -64,10 +64,10 @@ def row_log_masses(logits_NV: Tensor, temperature_N: Tensor, kernels: bool = Fal
 
 @lru_cache(maxsize=16)
 def _compiled(temperatures: tuple[float, ...]) -> Any:
-    families(temperatures)  # before anything is traced
+    groups = families(temperatures)
 
     def fused(logits_NV: Tensor, best_N: Tensor) -> Tensor:
-        masses_Q = masses(logits_NV.to(best_N.dtype) - best_N.unsqueeze(-1), temperatures)
+        masses_Q = masses(logits_NV.to(best_N.dtype) - best_N.unsqueeze(-1), groups)
         return torch.stack([mass_N.log() for mass_N in masses_Q], -1)
 
     return torch.compile(fused)

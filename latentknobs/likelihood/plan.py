@@ -76,7 +76,8 @@ class _Node:
 @lru_cache(maxsize=256)
 def plan_of(space: KnobSpace, device: torch.device) -> Plan:
     """The plan of a space of order-preserving knobs, its tensors on a device."""
-    nodes, keys = [_Node(0, tree(space), [])], ((),)
+    nodes = [_Node(0, tree(space), [])]
+    keys: tuple[Key, ...] = ((),)
     steps: list[Scale | Truncate] = []
     for knob in space.knobs:
         step: Scale | Truncate

@@ -49,7 +49,8 @@ def families(temperatures: tuple[float, ...]) -> tuple[Family, ...]:
     left = sorted(range(len(temperatures)), key=lambda q: -temperatures[q])
     out = []
     while left:
-        largest, ratio_of = temperatures[left[0]], {}
+        largest = temperatures[left[0]]
+        ratio_of: dict[int, Fraction] = {}
         for q in left:
             ratio = Fraction(largest / temperatures[q]).limit_denominator(LARGEST)
             is_exact = abs(float(ratio) * temperatures[q] / largest - 1) < 1e-15
@@ -93,16 +94,16 @@ def slots(temperatures: tuple[float, ...]) -> int:
     return most
 
 
-def masses(gap_NV: Tensor, temperatures: tuple[float, ...]) -> list[Tensor]:
-    """The same of whole rows, (N,) for each temperature, as one expression for a compiler to fuse."""
+def masses(gap_NV: Tensor, groups: tuple[Family, ...]) -> list[Tensor]:
+    """The same of whole rows, (N,) for each temperature of some families, as one expression for a compiler to fuse."""
     out: dict[int, Tensor] = {}
-    for family in families(temperatures):
+    for family in groups:
         held = {1: torch.exp2(gap_NV * (math.log2(math.e) / family.unit))}
         for n, factors in family.products:
             power_NV = [_held_above(held[factor.power], factor, in_place=False) for factor in factors]
             held[n] = power_NV[0] * power_NV[-1]
         out |= {q: held[n].sum(-1) for n, indices in family.wanted.items() for q in indices}
-    return [out[q] for q in range(len(temperatures))]
+    return [out[q] for q in sorted(out)]
 
 
 def _add(power_RC: Tensor, indices: list[int], out_QR: Tensor) -> None:

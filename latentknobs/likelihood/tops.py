@@ -5,7 +5,7 @@ that reached the end of those. That changes no count: see `TruncationKnob.sees`.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -55,6 +55,11 @@ class Tops:
                     mass_QRW[q, :, M] = self.mass_of[key].exp()
         return mass_QRW
 
+    @cached_property
+    def _head(self) -> Tensor:
+        """(Q * R, FIRST) the best of the best."""
+        return self.top_QRM[..., :FIRST].reshape(-1, min(FIRST, self.top_QRM.shape[-1]))
+
     def counts(self, knob: TruncationKnob, row_C: Tensor, value_C: Tensor, cut_C: Tensor | None) -> Tensor:
         """How many tokens a knob keeps of C rows, ties included.
 
@@ -70,7 +75,10 @@ class Tops:
         count_C = row_C
         left: Tensor | None = None  # which counts are still open; None: all
         for width in self._widths(sees(knob)):
-            row_c, value_c, cut_c = (part if left is None or part is None else part.index_select(0, left) for part in (row_C, value_C, cut_C))
+            row_c, value_c, cut_c = row_C, value_C, cut_C
+            if left is not None:
+                row_c, value_c = row_C.index_select(0, left), value_C.index_select(0, left)
+                cut_c = None if cut_C is None else cut_C.index_select(0, left)
             made_c = self._asked(knob, width, row_c, value_c, cut_c)
             count_C = made_c if left is None else count_C.index_copy_(0, left, made_c)
             if width == M:
@@ -83,7 +91,7 @@ class Tops:
         return self._closed(row_C, count_C)
 
     def _widths(self, kind: str) -> list[int]:
-        """How many columns to show: all at once to a knob that sees the row, and on a GPU, where a second look would be waiting."""
+        """How many columns to show: all at once to a knob that sees the row, and on a GPU, where to look again is to wait."""
         M = self.top_QRM.shape[-1]
         widths = [M]
         if kind != "row" and host_sees(self.top_QRM):
@@ -104,12 +112,14 @@ class Tops:
     def _shown(self, kind: str, width: int, row_C: Tensor, cut_C: Tensor | None) -> Tensor:
         """(C, width) what a knob is shown of rows; whatever follows is one last column for a knob that sees "mass"."""
         M = self.top_QRM.shape[-1]
-        shown_CW = self.top_QRM.view(-1, M)[:, :width].index_select(0, row_C)
+        head_XW = self._head if width == FIRST else self.top_QRM.view(-1, M)[:, :width]
+        shown_CW = head_XW.index_select(0, row_C)
         if kind == "prefix":
             return shown_CW
-        if cut_C is not None and len(short := (cut_C < width).nonzero().squeeze(-1)):
-            is_gone_cW = torch.arange(width, device=row_C.device) >= cut_C[short].clamp(min=1).unsqueeze(-1)
-            shown_CW.index_copy_(0, short, shown_CW.index_select(0, short).masked_fill_(is_gone_cW, -torch.inf))
+        if cut_C is not None and width == FIRST:
+            shown_CW += _gone(width, shown_CW.dtype, shown_CW.device).index_select(0, cut_C.clamp(1, width))
+        elif cut_C is not None:
+            shown_CW.masked_fill_(torch.arange(width, device=row_C.device) >= cut_C.clamp(min=1).unsqueeze(-1), -torch.inf)
         if kind == "mass" and not (self.whole and width == M):
             mass_X, first_C = self.mass_QRW.view(-1), row_C * (M + 1)
             last_C = first_C + (M if cut_C is None else cut_C.clamp(1, M + 1).sub_(1))
@@ -141,6 +151,12 @@ class Tops:
             end_X = ends(self.top_QRM.view(-1, M).index_select(0, row_t)).view(-1)
             count_C.index_copy_(0, tied, end_X[inverse_t * M + count_C[tied] - 1])
         return count_C if self.whole else count_C.add_(count_C == M)
+
+
+@lru_cache(maxsize=8)
+def _gone(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(width + 1, width) what to add to the first logits of a row that has been cut to 0, 1, ... tokens."""
+    return torch.full((width + 1, width), -torch.inf, dtype=dtype, device=device).triu()
 
 
 def ends(sorted_NM: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) ->
     value_C = step.value_A.to(tops.top_QRM).repeat_interleave(R)
     if step.parent_A is None:
         own_AR = tops.counts(step.knob, row_C, value_C, None).view(A, R)
-        is_any_open = is_any_open or not tops.whole and perhaps(own_AR > M)
+        is_any_open = is_any_open or (not tops.whole and perhaps(own_AR > M))
         own_AR = torch.cat([own_AR, torch.full_like(cut_PR[:1], UNCUT)])
         own_PR = own_AR.index_select(0, step.place_P)
         return torch.minimum(cut_PR.index_select(0, step.parent_P), own_PR), is_any_open
@@ -147,7 +147,7 @@ def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) ->
         made_AR = torch.minimum(before_AR, own_AR)
         if is_any_open:
             made_AR.masked_fill_(_is_open(before_AR, M), UNKNOWN)
-        is_any_open = is_any_open or not tops.whole and perhaps(own_AR > M)
+        is_any_open = is_any_open or (not tops.whole and perhaps(own_AR > M))
     return torch.cat([made_AR, cut_PR]).index_select(0, step.place_P), is_any_open
 
 

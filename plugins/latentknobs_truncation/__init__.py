@@ -48,7 +48,7 @@ class TopP(TruncationKnob):
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) 1 + the number of prefixes whose mass is still below p."""
         mass_NV = torch.softmax(sorted_NV, -1).cumsum(-1)
-        return 1 + (mass_NV < value_N.unsqueeze(-1)).sum(-1)
+        return 1 + torch.searchsorted(mass_NV, value_N.contiguous().unsqueeze(-1)).squeeze(-1)  # masses ascend
 
 
 class MinP(TruncationKnob):
