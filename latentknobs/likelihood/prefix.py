@@ -60,7 +60,7 @@ class Scaled:
     Attributes:
         top_RM: descending logits, divided by the temperature.
         whole: whether these are all tokens of the row.
-        log_mass_R: log sum exp(z - max) of the whole row, where the walk needs it.
+        log_mass_R: log sum exp(z - max) of the whole row, or None.
     """
 
     top_RM: Tensor
