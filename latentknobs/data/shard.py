@@ -1,16 +1,20 @@
 """One file of features: the segments of some responses, and the sums that would otherwise need all of them again.
 
-A shard is a safetensors file. Exactly the rows that are wanted are read, with plain reads instead of a mapping: those take half
-the time of numpy's memmap and a quarter of safetensors' slices, mapped pages count as memory of the process, and a mapped file
-that is cut short kills it.
+A shard is a safetensors file, mapped into memory while rows are copied out of it and no longer. Mapped pages count as memory of
+the process, so they are given back as it goes. Touching a page that the file does not have any more ends a process (SIGBUS);
+so whether the file is still the one that was opened is asked before each mapping, and a file cut between two batches is an error
+like any other. What remains is the instant between that question and the last copy, the fetching of some rows: a file
+cut just then, or a disk that fails to read a page, ends the process, and the run must be started again.
 """
 
 import json
+import mmap
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +27,8 @@ from latentknobs.data.moments import Moments
 from latentknobs.errors import RunError
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+PIECE = 1 << 20  # about so many bytes of a file are in memory at once
+AROUND = 1 << 18  # counted for what a touched page brings along: the system maps 64 KiB, newer ones up to 2 MiB
 SMALL = ("start_R1", "mean_F", "square_F", "unreachable_U", "count_2")  # count_2: segments left out, and segments
 
 
@@ -81,6 +87,7 @@ class Shard:
         try:
             with safe_open(path, "pt"):  # refuses a damaged header, and a file of another length than that says
                 self.columns = _columns(path)
+                self._stamp = _stamp(path.stat())
             self.start_R1, mean_F, square_F, unreachable_U, count_2 = (self._whole(name) for name in SMALL)
             self.skipped, self.total = count_2.tolist()
             _check(self.columns, self.start_R1, mean_F)
@@ -91,32 +98,48 @@ class Shard:
 
     @contextmanager
     def reading(self) -> Iterator[Read]:
-        """The file, opened.
+        """The file, mapped until the context ends.
 
         Raises:
-            RunError: it is missing or was cut short since.
+            RunError: it is missing, or was cut short or replaced since.
         """
+        copied = 0
 
         def read(name: str, first: int, out: Tensor) -> None:
+            nonlocal copied
             column = self.columns[name]
-            file.seek(column.offset + first * column.row_bytes)
-            rest = out.flatten().view(torch.uint8).numpy().data
-            while rest:
-                if not (done := file.readinto(rest)):
-                    raise OSError("it ends early")
-                rest = rest[done:]
+            start = column.offset + first * column.row_bytes
+            rows = out.flatten().view(torch.uint8).numpy().data
+            rows[:] = data[start : start + len(rows)]
+            copied += len(rows) + AROUND
+            if copied > PIECE:
+                mapped.madvise(mmap.MADV_DONTNEED)
+                copied = 0
 
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with self.path.open("rb", buffering=0) as file, self._map(file) as mapped, memoryview(mapped) as data:
                 yield read
         except OSError as error:
             raise _damaged(self.path, error) from error
+
+    def _map(self, file: IO[bytes]) -> mmap.mmap:
+        size, time = _stamp(os.fstat(file.fileno()))
+        if size < self._stamp[0]:
+            raise OSError("it ends early")
+        if (size, time) != self._stamp:
+            raise OSError("it is another file than before")
+        return mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
 
     def _whole(self, name: str) -> Tensor:
         out = torch.empty(self.columns[name].shape, dtype=self.columns[name].dtype)
         with self.reading() as read:
             read(name, 0, out)
         return out
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    """Size of a file, and when it was last written."""
+    return found.st_size, found.st_mtime_ns
 
 
 def _columns(path: Path) -> dict[str, Column]:

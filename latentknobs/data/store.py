@@ -81,11 +81,13 @@ class FeatureStore:
         padded = [self._empty(name, len(spans), S).zero_() for name in PADDED]
         order = sorted(range(len(spans)), key=lambda b: spans[b])
         for s, places in groupby(order, key=lambda b: spans[b][0]):
+            here = list(places)
             with self.shards[s].reading() as read:
-                for b in places:
-                    _, first, length = spans[b]
-                    read("feature_NF", first, feature_NF[start_B1[b] : start_B1[b + 1]])
-                    for name, out_BS in zip(PADDED, padded, strict=True):
+                for b in here:
+                    read("feature_NF", spans[b][1], feature_NF[start_B1[b] : start_B1[b + 1]])
+                for name, out_BS in zip(PADDED, padded, strict=True):  # rising places in the file, so each page is mapped once
+                    for b in here:
+                        _, first, length = spans[b]
                         read(name, first, out_BS[b, :length])
         mask_BS = torch.arange(S) < length_B.unsqueeze(1)
         return make_batch(*(out.to(self.device) for out in (mask_BS, self._pick("feature_NF", feature_NF), *padded)))
