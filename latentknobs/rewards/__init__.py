@@ -6,8 +6,10 @@ Columns are the other columns of the prompts, one value per completion. More is 
 the reward receives the messages: `prompts` are then lists of messages, and each completion is a list of one assistant message.
 
 None means that the reward does not apply to a completion. An exception, or a value that is no finite number, leaves that one
-completion without a score; `Failed("why")` in place of a number says why. A callable with an attribute `version` (text or
-number, to be changed with the code and everything it depends on) has its scores kept and is not asked again.
+completion without a score; `Failed("why")` in place of a number says why.
+
+Scores are kept and not asked again until the reward changes. Of a callable that is told from its code and everything that can be
+reached from there (`fingerprint`), or from an attribute `version` (text or number, to be changed with all that it depends on).
 """
 
 from latentknobs.rewards.answer import ExactMatch

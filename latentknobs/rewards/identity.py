@@ -16,7 +16,8 @@ def identity_of(function: Callable[..., Any], origin: Mapping[str, Any] | None) 
     Args:
         origin: of a reward asked for by name: its entry point, distribution, and settings. They count together with the
             code of its module and the content of files and folders among the settings. A reward that is code has no
-            origin; it is known only by an attribute `version` (text or number), which its author must change with it.
+            origin; an attribute `version` (text or number), which its author must change with it, tells all of it; for one
+            without see `fingerprint`.
     """
     version = getattr(function, "version", None)
     version = version if isinstance(version, str | int | float) else None

@@ -10,7 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from latentknobs.errors import ConfigError
+from latentknobs.rewards.fingerprint import fingerprint
 from latentknobs.rewards.identity import identity_of
+from latentknobs.rewards.modules import UnreadableError
 from latentknobs.rewards.registry import RewardFunction, find_reward, reward_names
 
 
@@ -29,10 +31,25 @@ class Part:
     weight: float = 1.0
     origin: Mapping[str, Any] | None = None
 
-    @cached_property
+    @property
     def identity(self) -> str | None:
-        """See `identity_of`; found out once, because it may read a whole model."""
-        return identity_of(self.function, self.origin)
+        """See `identity_of` and `fingerprint`; None where the answers may depend on something that cannot be read."""
+        return self._identified[0]
+
+    @property
+    def unread(self) -> str | None:
+        """What that is, in words."""
+        return self._identified[1]
+
+    @cached_property
+    def _identified(self) -> tuple[str | None, str | None]:
+        """Found out once, because it may read a whole model, and before the reward is asked, because that may change it."""
+        if (told := identity_of(self.function, self.origin)) is not None:
+            return told, None
+        try:
+            return fingerprint(self.function), None
+        except UnreadableError as error:
+            return None, str(error)
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,8 @@ def reward_identity(reward: RewardSpec) -> str | None:
     """A hash that changes when scores may change, None where nothing tells: then every run has to ask again.
 
     A name is known by its entry point, the version of its distribution, the code of its module, its settings, and the files
-    and model folders that these name. A callable is known only by an attribute `version` (text or number). Of several
-    rewards all must be known; their weights count.
+    and model folders that these name. A callable is known by an attribute `version` (text or number) if it has one, otherwise by
+    its code and all that this reaches (`fingerprint`). Of several rewards all must be known; their weights count.
     """
     parts = resolve_rewards(reward).parts
     known = [(part.identity, part.weight) for part in parts]

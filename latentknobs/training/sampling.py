@@ -95,11 +95,12 @@ def rate(
     folder = run.path / "reward_cache"
     cache = ScoreCache(folder / f"{run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
     identity, asked = reward_identity(reward), asked_of_reward(prompts)
-    if identity is None:
-        run.say(
-            f"{stage}/{what}: nothing tells whether the code of {reward.name!r} has changed, so it is asked in every run. Give "
-            "it an attribute `version` and change that with it, and scores are kept."
-        )
+    for part in reward.parts if identity is None else ():
+        if part.unread is not None:
+            run.say(
+                f"{stage}/{what}: the answers of {part.name!r} may depend on something that cannot be read, {part.unread}, so it "
+                "is asked in every run. Give it an attribute `version`, change that with it, and scores are kept."
+            )
 
     def task(path: Path, content: str) -> Task:
         def make(out: Path, advance: Advance) -> None:

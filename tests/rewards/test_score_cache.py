@@ -66,7 +66,7 @@ def test_columns_that_json_cannot_hold_have_no_key_and_are_asked(tmp_path):
 
 def test_a_reward_without_identity_is_always_asked(tmp_path):
     judge, cache = Judge(), ScoreCache(tmp_path / "c")
-    judge.version = None
+    judge.version, judge.client = None, iter(())  # nothing can be told of an iterator
     ask(judge, ["a"], cache)
     ask(judge, ["a"], cache)
     assert judge.asked == ["a", "a"] and len(cache) == 0 and not (tmp_path / "c").exists()

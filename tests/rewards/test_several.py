@@ -63,10 +63,27 @@ class TestIdentity:
         names = ["repetition", "repetition:n=3", "repetition:n=4", "exact_match", "word_surprise"]
         assert len({reward_identity(name) for name in names}) == len(names)
 
-    def test_a_plain_callable_is_not_known_and_nor_is_a_list_with_one(self):
-        assert reward_identity(mine) is None
-        assert reward_identity(NgramRepetition()) is None
-        assert reward_identity(["repetition", mine]) is None
+    def test_a_plain_callable_is_known_by_what_it_is_made_of(self):
+        assert reward_identity(mine) == reward_identity(mine) is not None
+        assert (
+            reward_identity(NgramRepetition(n=3))
+            == reward_identity(NgramRepetition(n=3))
+            != reward_identity(NgramRepetition(n=4))
+        )
+        assert reward_identity(["repetition", mine]) is not None
+
+    def test_what_cannot_be_read_is_not_known_and_nor_is_a_list_with_it(self):
+        client = iter(())
+
+        def asks(prompts, completions, **columns):
+            return [next(client) for _ in completions]
+
+        assert reward_identity(asks) is None
+        assert reward_identity(["repetition", asks]) is None
+        assert [part.unread for part in resolve_rewards(["repetition", asks]).parts] == [
+            None,
+            "its variable `client`, a tuple_iterator",
+        ]
 
     def test_a_version_makes_a_callable_known(self):
         class Judge:
@@ -78,7 +95,7 @@ class TestIdentity:
 
         assert reward_identity(Judge("1")) == reward_identity(Judge("1"))
         assert len({reward_identity(Judge(version)) for version in ("1", "2", 1)}) == 3
-        assert reward_identity(Judge(None)) is None
+        assert reward_identity(Judge(None)) not in (None, reward_identity(Judge("1")))
 
         def other(prompts, completions, **columns):
             return [0.0] * len(completions)
