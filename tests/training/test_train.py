@@ -87,11 +87,11 @@ def test_a_finished_run_is_reused_whole(finished):
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ({"beta": 0.7}, {"prompts", "rollouts", "pairs", "features"}),
-        ({"pairs_per_prompt": 2}, {"prompts", "rollouts"}),
+        ({"beta": 0.7}, {"prompts", "rollouts", "scores", "pairs", "features"}),
+        ({"pairs_per_prompt": 2}, {"prompts", "rollouts", "scores"}),
         ({"seed": 5}, set()),
-        ({"first_round": "balanced"}, {"prompts", "pairs", "features", "heads"}),  # one knob: the same rollouts again
-        ({}, {"prompts", "rollouts", "pairs", "features", "heads"}),
+        ({"first_round": "balanced"}, {"prompts", "scores", "pairs", "features", "heads"}),  # one knob: the same rollouts again
+        ({}, {"prompts", "rollouts", "scores", "pairs", "features", "heads"}),
     ],
 )
 def test_a_changed_setting_redoes_only_what_depends_on_it(finished, tmp_path, change, kept):
