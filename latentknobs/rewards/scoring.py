@@ -60,7 +60,7 @@ def score_all(
         prompts: texts, or conversations; the reward then receives the messages, and the completion as one assistant message.
         columns: the other columns of the prompts, one value for each completion.
         batch: completions in one call of the reward.
-        cache: knows and keeps the scores of rewards that have an identity.
+        cache: knows and keeps the scores of rewards whose answers stand for themselves (see `Part.item_identity`).
         whole: False where these are some of many, so that it is not for this call to judge that the reward judges nothing.
         advance: called with the number of items just finished.
 
@@ -110,9 +110,9 @@ def _item(prompt: str | Messages, completion: str, columns: dict[str, Any]) -> I
 
 def _answers(part: Part, items: Sequence[Item], cache: ScoreCache | None) -> list[Answer]:
     """The answers of one reward. Of equal items that can be kept only one is asked."""
-    if cache is None or part.identity is None:
+    if cache is None or part.item_identity is None:
         return _ask(part, items)
-    keys: list[Any] = [score_key(part.identity, *item) or n for n, item in enumerate(items)]
+    keys: list[Any] = [score_key(part.item_identity, *item) or n for n, item in enumerate(items)]
     answers = {key: Answer(cache[key]) for key in keys if key in cache}
     fresh = {key: item for key, item in zip(keys, items, strict=True) if key not in answers}
     if fresh:

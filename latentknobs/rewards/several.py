@@ -36,6 +36,15 @@ class Part:
         """See `identity_of` and `fingerprint`; None where the answers may depend on something that cannot be read."""
         return self._identified[0]
 
+    @cached_property
+    def item_identity(self) -> str | None:
+        """The same where an answer stands for itself and may be kept alone.
+
+        A callable without `version` may compare the completions of a call with each other; its answers are kept by whole files
+        of scores, whose calls are always the same.
+        """
+        return identity_of(self.function, self.origin)
+
     @property
     def unread(self) -> str | None:
         """What that is, in words."""
@@ -44,8 +53,8 @@ class Part:
     @cached_property
     def _identified(self) -> tuple[str | None, str | None]:
         """Found out once, because it may read a whole model, and before the reward is asked, because that may change it."""
-        if (told := identity_of(self.function, self.origin)) is not None:
-            return told, None
+        if self.item_identity is not None:
+            return self.item_identity, None
         try:
             return fingerprint(self.function), None
         except UnreadableError as error:

@@ -166,3 +166,15 @@ def test_a_full_disk_is_explained(tmp_path):
     (tmp_path / "c").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"No space left on device. Make room"):
         cache.add({"k": 1.0})
+
+
+def test_a_callable_that_compares_the_completions_of_a_call_is_asked_about_all_of_them(tmp_path):
+    """It has an identity, but an answer of it does not stand for itself."""
+
+    def rank(prompts, completions, **columns):
+        return [float(sorted(completions).index(text)) for text in completions]
+
+    cache = ScoreCache(tmp_path / "c")
+    assert resolve_rewards(rank).parts[0].identity is not None
+    assert ask(rank, ["b", "c"], cache) == [0.0, 1.0]
+    assert ask(rank, ["a", "b"], cache) == [0.0, 1.0] and len(cache) == 0
