@@ -51,7 +51,9 @@ class Stepper:
         """Before each generation: graphs hold addresses, so they go where the policy was changed or its weights have moved."""
         policy = self.policy
         head = getattr(policy, "head", None)
-        weights = () if head is None else tuple(part.data_ptr() for part in (*head.parameters(), *head.buffers()))
+        is_module = isinstance(head, torch.nn.Module)  # a policy may call anything its head
+        tensors = (*head.parameters(), *head.buffers()) if is_module else ()
+        weights = tuple(part.data_ptr() for part in tensors)
         made_from = (policy.pick, policy.space, getattr(policy, "features", None), getattr(policy, "option", None), weights)
         if made_from != self._made_from:
             self._replays, self._made_from = {}, made_from

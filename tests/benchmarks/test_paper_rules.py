@@ -75,6 +75,18 @@ def test_fresh_draws_keep_what_the_head_said_before_the_first_token() -> None:
     assert not torch.equal(head(later_ND), first_NK)
 
 
+def test_fresh_draws_answer_prompts() -> None:
+    """A policy may call what it likes its `head`; here it is no module."""
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    space = KnobSpace.of("temperature")
+    policy = FreshDraws(
+        HeadPolicy(OptionHead(space, model.config.hidden_size, 8, False).eval(), space, Sequence(), pick="sample")
+    )
+    prompts = make_prompts(testbed.prompts("stories", "train", 3), tokenizer)
+    rollouts = roll_out(model, tokenizer, prompts, policy, max_new_tokens=12, batch_size=3, seed=0)
+    assert len({option for rollout in rollouts for option in rollout.options}) > 2  # drawn anew for each token
+
+
 def test_drawing_an_option_and_then_a_token_is_drawing_from_the_mixture() -> None:
     """Hence no policy for the exact mixture of Eq. 6 at token level: `pick="sample"` is it."""
     torch.manual_seed(0)
