@@ -51,8 +51,9 @@ class Stepper:
         """Before each generation: graphs hold addresses, so they go where the policy was changed or its weights have moved."""
         policy = self.policy
         head = getattr(policy, "head", None)
-        is_module = isinstance(head, torch.nn.Module)  # a policy may call anything its head
-        tensors = (*head.parameters(), *head.buffers()) if is_module else ()
+        tensors: tuple[Tensor, ...] = ()
+        if isinstance(head, torch.nn.Module):  # a policy may call anything its head
+            tensors = (*head.parameters(), *head.buffers())
         weights = tuple(part.data_ptr() for part in tensors)
         made_from = (policy.pick, policy.space, getattr(policy, "features", None), getattr(policy, "option", None), weights)
         if made_from != self._made_from:

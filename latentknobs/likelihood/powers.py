@@ -74,7 +74,7 @@ def add_masses(gap_RC: Tensor, temperatures: tuple[float, ...], out_QR: Tensor, 
     for family in families(temperatures):
         free = list(work)
         held = {1: free.pop()}
-        torch.mul(gap_RC, math.log2(math.e) / family.unit, out=held[1]).exp2_()
+        torch.mul(gap_RC, 1 / family.unit, out=held[1]).exp_()  # exp2 would round by the place of a number in the buffer
         _add(held[1], family.wanted.get(1, []), out_QR)
         for n, factors in family.products:
             power_RC = [_held_above(held[factor.power], factor, in_place=True) for factor in factors]

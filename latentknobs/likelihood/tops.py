@@ -129,15 +129,6 @@ class Tops:
             best_C = self.top_QRM[..., 0].reshape(-1).index_select(0, row_C)
             shown_CW[:, -1] = rest_C.clamp_(min=0).log_().add_(best_C)
         return shown_CW
-        if cut_C is not None and len(short := (cut_C < width).nonzero().squeeze(-1)):
-            is_gone_cW = torch.arange(width, device=row_C.device) >= cut_C[short].clamp(min=1).unsqueeze(-1)
-            shown_CW.index_copy_(0, short, shown_CW.index_select(0, short).masked_fill_(is_gone_cW, -torch.inf))
-        if kind == "mass" and not (self.whole and width == M):
-            mass_X, first_C = self.mass_QRW.view(-1), row_C * (M + 1)
-            all_C = mass_X[first_C + (M if cut_C is None else cut_C.clamp(1, M + 1) - 1)]
-            rest_C = all_C - mass_X[first_C + (width - 2)] if width > 1 else all_C
-            shown_CW[:, -1] = rest_C.clamp_(min=0).log_() + self.top_QRM.view(-1, M)[:, 0][row_C]
-        return shown_CW
 
     def _closed(self, row_C: Tensor, count_C: Tensor) -> Tensor:
         """Counts with the ties of the last kept token; M + 1 where they may reach beyond the top."""
