@@ -13,7 +13,7 @@ help:
 	@echo "make test    the tests (under 8 minutes, set-up included)"
 	@echo "make check   the tests that take longer"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (about 7 minutes)"
-	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (under 20 minutes on 2 cores)"
+	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (planned for under 20 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
 	@echo "make picture the demo, and the token heat map of the README from it"
 	@echo "make format  let ruff sort imports and format"
