@@ -4,6 +4,7 @@ Rows are taken a few at a time so that all passes over a row find it in the cach
 temperatures that have a common multiple of a kind: see `powers`.
 """
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ from latentknobs.likelihood.powers import add_masses, families, masses, slots
 from latentknobs.likelihood.sorting import kernels_for
 
 WORK = 1 << 17  # elements in work at once: half a MiB of float32, about the size of a level-2 cache
+PRODUCTS = 1 << 18  # the same where a few rows go through some twenty operations, each of which takes time to start
 
 
 def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool = False) -> tuple[Tensor, Tensor]:
@@ -37,8 +39,8 @@ def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool 
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return best_N, _compiled(tuple(temperatures))(*marked)
     out_QN = torch.zeros(len(temperatures), N, dtype=dtype, device=logits_NV.device)
-    rows, columns = (max(1, WORK // V), min(V, WORK)) if logits_NV.device.type == "cpu" else (max(N, 1), V)
-    gaps, *work = torch.empty(slots(tuple(temperatures)) + 1, min(rows, N) * columns, dtype=dtype, device=logits_NV.device)
+    rows, columns = (max(1, PRODUCTS // V), min(V, PRODUCTS)) if logits_NV.device.type == "cpu" else (max(N, 1), V)
+    gaps, *work = _scratch(slots(tuple(temperatures)) + 1, min(rows, N) * columns, dtype, logits_NV.device)
     for first in range(0, N, rows):
         here = slice(first, first + rows)
         for part_RC in logits_NV[here].split(columns, -1):
@@ -46,6 +48,25 @@ def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool 
             torch.sub(part_RC, best_N[here].unsqueeze(-1), out=gap_RC)
             add_masses(gap_RC, tuple(temperatures), out_QN[:, here], work_RC)
     return best_N, out_QN.log_().T
+
+
+class _Kept(threading.local):
+    """What one thread keeps from call to call: for small vocabularies, new pages would cost more than the work in them."""
+
+    buffer = torch.empty(0)
+
+
+_kept = _Kept()
+
+
+def _scratch(count: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(count, size) of anything; on a CPU it is overwritten by the next call."""
+    if device.type != "cpu":
+        return torch.empty(count, size, dtype=dtype, device=device)
+    if _kept.buffer.dtype != dtype or _kept.buffer.numel() < count * size:
+        with torch.inference_mode(False):  # or it could not be written to outside of it
+            _kept.buffer = torch.empty(count * size, dtype=dtype)
+    return _kept.buffer[: count * size].view(count, size)
 
 
 def row_log_masses(logits_NV: Tensor, temperature_N: Tensor, kernels: bool = False) -> Tensor:

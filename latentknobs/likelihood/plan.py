@@ -32,22 +32,24 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Truncate:
-    """A knob that cuts. P chain beginnings afterwards; A counts to ask it for, each of all rows.
+    """A knob that cuts. P chain beginnings afterwards; A counts to ask it for, each of all rows, of B different things.
 
     Attributes:
         parent_P: the beginning that each one continues.
         place_P: which count is its own; where the knob is neutral, A for a knob that sees "prefix", else A plus the parent.
-        chain_A, value_A: the temperature chain and the knob's value of each count.
-        parent_A: the beginning that the count is asked of; None for a knob that sees "prefix", which has the same count
-            at one temperature whatever came before.
+        chain_B: the temperature chain of each thing that counts are asked of.
+        parent_B: its beginning; None for a knob that sees "prefix", which has the same count at one temperature whatever
+            came before.
+        of_A, value_A: what each count is asked of, and the knob's value.
     """
 
     knob: TruncationKnob
     parent_P: Tensor
     place_P: Tensor
-    chain_A: Tensor
+    chain_B: Tensor
+    parent_B: Tensor | None
+    of_A: Tensor
     value_A: Tensor
-    parent_A: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def plan_of(space: KnobSpace, device: torch.device) -> Plan:
             step, nodes = _scale(knob, nodes, keys, device)
             keys = step.keys
         steps.append(step)
-    place_K = torch.full((space.K,), len(nodes))  # what no chain leads to was greedy
+    place_K = torch.full((space.K,), len(nodes), dtype=torch.int32)  # what no chain leads to was greedy
     for p, node in enumerate(nodes):
         place_K[node.ks] = p
     return Plan(tuple(steps), _index([node.chain for node in nodes], device), place_K.to(device))
@@ -110,22 +112,27 @@ def _scale(knob: DecodingKnob, nodes: list[_Node], keys: tuple[Key, ...], device
 
 
 def _truncate(knob: TruncationKnob, nodes: list[_Node], device: torch.device) -> tuple[Truncate, list[_Node]]:
-    asked: dict[tuple[int, int, float], int] = {}  # temperature chain, beginning (or 0), value
+    asked: dict[tuple[int, float], int] = {}  # of what, value
+    things: dict[tuple[int, int], int] = {}  # temperature chain, beginning (or 0)
     alone = sees(knob) == "prefix"
     parents, places, after = [], [], []
     for p, node in enumerate(nodes):
         for branch in node.following:
-            question = (node.chain, 0 if alone else p, branch.value)
-            places.append(-1 if branch.is_neutral else asked.setdefault(question, len(asked)))
+            if branch.is_neutral:
+                places.append(-1)
+            else:
+                thing = things.setdefault((node.chain, 0 if alone else p), len(things))
+                places.append(asked.setdefault((thing, branch.value), len(asked)))
             parents.append(p)
             after.append(_Node(node.chain, branch.following, branch.ks))
     neutral = [len(asked) + (0 if alone else p) for p in parents]
     places = [other if place < 0 else place for place, other in zip(places, neutral, strict=True)]
-    value_A = torch.tensor([value for _, _, value in asked], dtype=torch.float64, device=device)
-    parent_A = None if alone else _index([p for _, p, _ in asked], device)
-    chain_A = _index([q for q, _, _ in asked], device)
-    return Truncate(knob, _index(parents, device), _index(places, device), chain_A, value_A, parent_A), after
+    value_A = torch.tensor([value for _, value in asked], dtype=torch.float64, device=device)
+    chain_B = _index([chain for chain, _ in things], device)
+    parent_B = None if alone else _index([p for _, p in things], device)
+    of_A = _index([thing for thing, _ in asked], device)
+    return Truncate(knob, _index(parents, device), _index(places, device), chain_B, parent_B, of_A, value_A), after
 
 
 def _index(items: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(items, dtype=torch.long, device=device)
+    return torch.tensor(items, dtype=torch.int32, device=device)

@@ -22,7 +22,7 @@ from latentknobs.space import KnobSpace
 
 Key = tuple[float, ...]  # the temperatures that have divided the logits so far
 UNKNOWN = 0  # a count that only the sorted row can tell
-UNCUT = 1 << 62  # a count for rows that nothing cuts
+UNCUT = 1 << 30  # a count for rows that nothing cuts; counts fit into int32
 
 
 def is_ordered(knob: DecodingKnob) -> bool:

@@ -60,35 +60,37 @@ class Tops:
         """(Q * R, FIRST) the best of the best."""
         return self.top_QRM[..., :FIRST].reshape(-1, min(FIRST, self.top_QRM.shape[-1]))
 
-    def counts(self, knob: TruncationKnob, row_C: Tensor, value_C: Tensor, cut_C: Tensor | None) -> Tensor:
-        """How many tokens a knob keeps of C rows, ties included.
+    def counts(self, knob: TruncationKnob, row_X: Tensor, cut_X: Tensor | None, of_C: Tensor, value_C: Tensor) -> Tensor:
+        """How many tokens a knob keeps, ties included: C counts, asked of X rows.
 
         Args:
-            row_C: which row of the flattened (Q, R).
+            row_X: which row of the flattened (Q, R).
+            cut_X: the tokens that earlier knobs left; None: all of them, or a knob that sees "prefix" and need not know.
+            of_C: which of the X each count is asked of.
             value_C: the knob's value.
-            cut_C: the tokens that earlier knobs left; None: all of them, or a knob that sees "prefix" and need not know.
 
         Returns:
             (C,) counts; M + 1 for a cut somewhere beyond the top.
         """
         M = self.top_QRM.shape[-1]
-        count_C = row_C
+        count_C = of_C
         left: Tensor | None = None  # which counts are still open; None: all
         for width in self._widths(sees(knob)):
-            row_c, value_c, cut_c = row_C, value_C, cut_C
+            of_c, value_c = of_C, value_C
             if left is not None:
-                row_c, value_c = row_C.index_select(0, left), value_C.index_select(0, left)
-                cut_c = None if cut_C is None else cut_C.index_select(0, left)
-            made_c = self._asked(knob, width, row_c, value_c, cut_c)
+                of_c, value_c = of_C.index_select(0, left), value_C.index_select(0, left)
+            made_c = self._asked(knob, width, row_X, cut_X, of_c, value_c)
             count_C = made_c if left is None else count_C.index_copy_(0, left, made_c)
             if width == M:
                 break
-            is_open_c = made_c >= width if cut_c is None else (made_c >= width) & (cut_c >= width)
+            is_open_c = made_c >= width
+            if cut_X is not None:
+                is_open_c.logical_and_((cut_X >= width).index_select(0, of_c))
             open_c = is_open_c.nonzero().squeeze(-1)
             left = open_c if left is None else left.index_select(0, open_c)
             if not len(left):
                 break
-        return self._closed(row_C, count_C)
+        return self._closed(row_X.index_select(0, of_C), count_C)
 
     def _widths(self, kind: str) -> list[int]:
         """How many columns to show: all at once to a knob that sees the row, and on a GPU, where to look again is to wait."""
@@ -101,13 +103,22 @@ class Tops:
                 width *= 4
         return widths
 
-    def _asked(self, knob: TruncationKnob, width: int, row_C: Tensor, value_C: Tensor, cut_C: Tensor | None) -> Tensor:
+    def _asked(
+        self, knob: TruncationKnob, width: int, row_X: Tensor, cut_X: Tensor | None, of_C: Tensor, value_C: Tensor
+    ) -> Tensor:
         """(C,) the knob's own counts, at least `width` where it does not tell by the first `width` columns."""
+        kind, size = sees(knob), max(1, STACK // width)
+        shown_XW = self._shown(kind, width, row_X, cut_X) if width == FIRST else None  # few columns: made once for all values
         parts = []
-        for cells in (slice(i, i + max(1, STACK // width)) for i in range(0, len(row_C), max(1, STACK // width))):
-            cut_c = None if cut_C is None else cut_C[cells]
-            parts.append(knob.kept(self._shown(sees(knob), width, row_C[cells], cut_c), value_C[cells]).long())
-        return torch.cat(parts) if parts else torch.empty_like(row_C)
+        for cells in (slice(i, i + size) for i in range(0, len(of_C), size)):
+            of_c = of_C[cells]
+            if shown_XW is None:
+                cut_c = None if cut_X is None else cut_X.index_select(0, of_c)
+                shown_cW = self._shown(kind, width, row_X.index_select(0, of_c), cut_c)
+            else:
+                shown_cW = shown_XW.index_select(0, of_c)
+            parts.append(knob.kept(shown_cW, value_C[cells]).clamp(max=width).int())
+        return torch.cat(parts) if parts else torch.empty_like(of_C)
 
     def _shown(self, kind: str, width: int, row_C: Tensor, cut_C: Tensor | None) -> Tensor:
         """(C, width) what a knob is shown of rows; whatever follows is one last column for a knob that sees "mass"."""
@@ -140,7 +151,7 @@ class Tops:
         if len(tied := is_tied_C.nonzero().squeeze(-1)):
             row_t, inverse_t = row_C.index_select(0, tied).unique(return_inverse=True)
             end_X = ends(self.top_QRM.view(-1, M).index_select(0, row_t)).view(-1)
-            count_C.index_copy_(0, tied, end_X[inverse_t * M + count_C[tied] - 1])
+            count_C.index_copy_(0, tied, end_X[inverse_t * M + count_C[tied] - 1].int())
         return count_C if self.whole else count_C.add_(count_C == M)
 
 

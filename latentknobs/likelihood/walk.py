@@ -109,18 +109,18 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
     plan = plan_of(space, top_RM.device)
     mass_of = {} if whole else dict(zip(needs(space).keys, targets.log_mass_RQ.unbind(-1), strict=True))
     tops = Tops(top_RM.unsqueeze(0).contiguous(), whole, ((),), mass_of)
-    cut_PR = torch.full((1, len(top_RM)), UNCUT, device=top_RM.device)
+    cut_PR = torch.full((1, len(top_RM)), UNCUT, dtype=torch.int32, device=top_RM.device)
     is_any_open = False
     for step in plan.steps:
         if isinstance(step, Scale):
             tops, cut_PR = tops.divided(step), cut_PR.index_select(0, step.parent_P)
         else:
             cut_PR, is_any_open = _truncated(step, tops, cut_PR, is_any_open)
-    rank_R = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1)).squeeze(-1)  # tokens above the target
+    rank_R = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1), out_int32=True).squeeze(-1)  # tokens above the target
     logps_RK = _settled(plan, tops, cut_PR, targets, rank_R)
     if not is_any_open or not perhaps(is_open_PR := _is_open(cut_PR, top_RM.shape[1])):
         return logps_RK, None
-    return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])]).index_select(0, plan.place_K).T
+    return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])]).index_select(0, plan.place_K).T.contiguous()
 
 
 def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) -> tuple[Tensor, bool]:
@@ -130,20 +130,23 @@ def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) ->
         is_any_open: whether any cut may lie beyond the top. The same of the result is returned.
     """
     (_, R, M), A = tops.top_QRM.shape, len(step.value_A)
-    row_C = (step.chain_A.unsqueeze(-1) * R + torch.arange(R, device=cut_PR.device)).view(-1)
+    row_R = torch.arange(R, dtype=torch.int32, device=cut_PR.device)
+    row_X = (step.chain_B.unsqueeze(-1) * R + row_R).view(-1)
+    of_C = (step.of_A.unsqueeze(-1) * R + row_R).view(-1)
     value_C = step.value_A.to(tops.top_QRM).repeat_interleave(R)
-    if step.parent_A is None:
-        own_AR = tops.counts(step.knob, row_C, value_C, None).view(A, R)
+    if step.parent_B is None:
+        own_AR = tops.counts(step.knob, row_X, None, of_C, value_C).view(A, R)
         is_any_open = is_any_open or (not tops.whole and perhaps(own_AR > M))
         own_AR = torch.cat([own_AR, torch.full_like(cut_PR[:1], UNCUT)])
         own_PR = own_AR.index_select(0, step.place_P)
         return torch.minimum(cut_PR.index_select(0, step.parent_P), own_PR), is_any_open
-    before_AR = cut_PR.index_select(0, step.parent_A)
+    before_BR = cut_PR.index_select(0, step.parent_B)
+    before_AR = before_BR.index_select(0, step.of_A)
     if sees(step.knob) == "row" and not tops.whole:
         made_AR, is_any_open = torch.full_like(before_AR, UNKNOWN), True
     else:
-        cut_C = before_AR.view(-1) if perhaps(before_AR != UNCUT) else None
-        own_AR = tops.counts(step.knob, row_C, value_C, cut_C).view(A, R)
+        cut_X = before_BR.view(-1) if perhaps(before_BR != UNCUT) else None
+        own_AR = tops.counts(step.knob, row_X, cut_X, of_C, value_C).view(A, R)
         made_AR = torch.minimum(before_AR, own_AR)
         if is_any_open:
             made_AR.masked_fill_(_is_open(before_AR, M), UNKNOWN)
@@ -157,7 +160,8 @@ def _settled(plan: Plan, tops: Tops, cut_PR: Tensor, targets: Targets, rank_R: T
     gap_R = targets.logit_R.double() - targets.best_R.double()
     temperature_Q = torch.tensor([product(key) for key in tops.keys], dtype=torch.float64, device=device)
     gap_QR = (gap_R / temperature_Q.unsqueeze(-1)).to(tops.top_QRM)
-    first_PR = plan.chain_P.unsqueeze(-1) * (R * (M + 1)) + torch.arange(-1, R * (M + 1) - 1, M + 1, device=device)
+    first_R = torch.arange(-1, R * (M + 1) - 1, M + 1, dtype=torch.int32, device=device)
+    first_PR = plan.chain_P.unsqueeze(-1) * (R * (M + 1)) + first_R
     place_PR = cut_PR.clamp(1, M + 1).add_(first_PR)  # in the flattened (Q, R, M + 1)
     mass_PR = tops.mass_QRW.view(-1).index_select(0, place_PR.view(-1)).view_as(cut_PR)
     logps_PR = gap_QR.index_select(0, plan.chain_P).sub_(mass_PR.log_())
