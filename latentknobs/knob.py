@@ -138,6 +138,12 @@ class TruncationKnob(DecodingKnob):
 
     sees: ClassVar[Sees] = "row"
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "kept" in cls.__dict__ and "kept_on_host" not in cls.__dict__:  # the twin of another `kept`
+            cls.kept_on_host = TruncationKnob.kept_on_host  # type: ignore[method-assign]
+
     @abstractmethod
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """How many leading tokens each row keeps.
@@ -150,6 +156,14 @@ class TruncationKnob(DecodingKnob):
         Returns:
             (N,) integer counts; the caller clamps them to 1..V.
         """
+
+    def kept_on_host(self, sorted_NV: Any, value_N: Any) -> Any:
+        """`kept` for arrays of numpy, which a step of decoding on a CPU consists of.
+
+        Works for every knob. An author may write the formula out in numpy, whose operations start several times faster than
+        torch's; the conformance kit holds the two together.
+        """
+        return self.kept(torch.from_numpy(sorted_NV), torch.from_numpy(value_N)).numpy()
 
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
         """Logits with everything beyond the kept prefix (and its ties) at -inf; neutral rows are untouched."""

@@ -36,6 +36,7 @@ CHECKS: dict[str, Check] = {
         meaning.order_is_kept,
         declared.fast_path_equals_apply,
         declared.sees_is_true,
+        declared.host_twin_is_true,
         declared.survives_json,
         declared.survives_pickling,
         declared.repr_shows_the_grid,

@@ -40,16 +40,23 @@ def uniforms(seed: int, stream: int, row_N: Tensor, position_N: Tensor) -> Tenso
         position_N: (N,) position in its response.
     """
     if len(row_N) <= FEW and row_N.device.type == "cpu":
-        keys = zip(row_N.tolist(), position_N.tolist(), strict=True)
-        return torch.from_numpy(np.array([uniform(seed, stream, row, position) for row, position in keys], np.float64))
-    start = _signed(seed * _GOLDEN + stream * _STREAM + 1)
+        start, keys = _start(seed, stream), zip(row_N.tolist(), position_N.tolist(), strict=True)
+        return torch.from_numpy(np.array([_number(start, row, position) for row, position in keys]))
+    start = _signed(_start(seed, stream))
     x = _mix(_mix(row_N.long() + start) + _signed(_GOLDEN) * (position_N.long() + 1))
     return _shift(_mix(x), 11).double() * 2.0**-53
 
 
 def uniform(seed: int, stream: int, row: int, position: int) -> float:
     """The number of one key, in Python's own integers."""
-    start = seed * _GOLDEN + stream * _STREAM + 1
+    return _number(_start(seed, stream), row, position)
+
+
+def _start(seed: int, stream: int) -> int:
+    return seed * _GOLDEN + stream * _STREAM + 1
+
+
+def _number(start: int, row: int, position: int) -> float:
     return (_mix_one(_mix_one(_mix_one(row + start) + _GOLDEN * (position + 1))) >> 11) * 2.0**-53
 
 

@@ -2,12 +2,12 @@
 
 A sampling step is little arithmetic and many operations, whose start-up is its cost. Here the host looks at the values before
 it works, keeps what is known of a row in Python's own numbers, and leaves arrays to numpy, which starts several times faster
-than torch. Only `kept` and `temperature` of the knobs, and the mass of whole rows, are torch's.
+than torch: a knob may say its `kept` in numpy too. What it does not, and the mass of whole rows, is torch's.
 """
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,12 @@ class HostCut:
 
     def __init__(self, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, best: int, lists_greedy: bool = False) -> None:
         self.logits_NV, self.dtype = logits_NV, torch.promote_types(logits_NV.dtype, torch.float32)
-        column_JN = np.ascontiguousarray(value_NJ.numpy().T)
-        steps = list(zip(space.knobs, map(torch.from_numpy, column_JN), map(_acting, space.knobs, column_JN), strict=True))
         self.greedy: set[int] = set()
-        divisors = [self._divisors(knob, value_N, rows) for knob, value_N, rows in steps]
+        steps: list[tuple[DecodingKnob, Any, list[int], Any]] = []
+        for knob, value_N in zip(space.knobs, np.ascontiguousarray(value_NJ.numpy().T), strict=True):
+            neutral = _held(knob.neutral, value_NJ.dtype)
+            if rows := [n for n, value in enumerate(value_N.tolist()) if value != neutral]:  # in which it is not neutral
+                steps.append((knob, value_N, rows, self._divisors(knob, value_N, rows)))
         self.best = best_by_bound(logits_NV, best, () if lists_greedy else self.greedy)
         self.top_NM = self.best.value_NM
         self.N, self.M = self.top_NM.shape
@@ -52,7 +54,7 @@ class HostCut:
         self.is_closed = True
         self.unknown: set[int] = set()
         self.temperature_N: Any = None
-        for (knob, value_N, rows), divisor_N in zip(steps, divisors, strict=True):
+        for knob, value_N, rows, divisor_N in steps:
             if divisor_N is not None:
                 self._scale(divisor_N)
             elif isinstance(knob, TruncationKnob):
@@ -87,17 +89,17 @@ class HostCut:
             tokens.append(self.best.token(n, int(place)))
         return tokens
 
-    def _divisors(self, knob: DecodingKnob, value_N: Tensor, rows: list[int]) -> Any:
+    def _divisors(self, knob: DecodingKnob, value_N: Any, rows: list[int]) -> Any:
         """(N,) what a scaling knob divides by, greedy rows noted and left alone; None where it does nothing."""
-        if not rows or not isinstance(knob, ScalingKnob):
+        if not isinstance(knob, ScalingKnob):
             return None
-        told, divisors = knob.temperature(value_N).tolist(), [1.0] * len(value_N)
+        told, divisors = knob.temperature(torch.from_numpy(value_N)).tolist(), [1.0] * len(value_N)
         for n in rows:
             if told[n] == 0:
                 self.greedy.add(n)
             else:
                 divisors[n] = told[n]
-        return np.array(divisors, value_N.numpy().dtype)
+        return np.array(divisors, value_N.dtype)
 
     def _scale(self, divisor_N: Any) -> None:
         self._close()  # ties may come apart, or arise, in rounding
@@ -105,7 +107,7 @@ class HostCut:
         self.temperature_N = divisor_N if self.temperature_N is None else self.temperature_N * divisor_N
         self.__dict__.pop("mass_NM", None)
 
-    def _truncate(self, knob: TruncationKnob, value_N: Tensor, rows: list[int]) -> None:
+    def _truncate(self, knob: TruncationKnob, value_N: Any, rows: list[int]) -> None:
         if not rows:
             return
         kind, shown_NW = sees(knob), self.top_NM
@@ -117,7 +119,7 @@ class HostCut:
             if not self.is_whole:  # where a row is cut beyond the top already, nobody can show what is left of it
                 self.unknown.update(n for n in rows if self.M < self.kept[n] < UNCUT)
             shown_NW = self._shown(rows)
-        own = knob.kept(torch.from_numpy(shown_NW), value_N).tolist()
+        own = knob.kept_on_host(shown_NW, value_N).tolist()
         for n in rows:
             self.kept[n] = min(self.kept[n], int(own[n]))
         self.is_closed = False
@@ -158,10 +160,10 @@ class HostCut:
         self.is_closed = True
 
 
-def _acting(knob: DecodingKnob, value_N: Any) -> list[int]:
-    """The rows in which a knob is not neutral."""
-    neutral = value_N.dtype.type(knob.neutral)  # as the values hold it
-    return [n for n, value in enumerate(value_N.tolist()) if value != neutral]
+@lru_cache(maxsize=256)
+def _held(number: float, dtype: torch.dtype) -> float:
+    """A number as tensors of this dtype hold it."""
+    return float(torch.tensor(number, dtype=dtype))
 
 
 def _with_ties(top_M: Any, kept: int, is_whole: bool) -> int:

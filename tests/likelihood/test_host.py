@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentknobs import KnobSpace
+from latentknobs import KnobSpace, TruncationKnob
 from latentknobs.likelihood import cut as cut_module
 from latentknobs.likelihood.cut import TOP, Cut, cut_rows, told
 from latentknobs.likelihood.host import HostCut
@@ -105,3 +105,30 @@ def test_a_row_told_wrong_is_noticed() -> None:
     host = HostCut(logits_NV, space, space.values_KJ()[[0, 0]], TOP)
     host.kept[1] += 1
     assert disagreements(told(host, range(2)), right) == ["count_N"]
+
+
+@given(
+    st.integers(0, 10**6), st.sampled_from(["top_k", "top_p", "min_p"]), st.sampled_from(["plain", "ties", "gaps"]),
+    st.integers(1, 300), st.floats(0.001, 0.999),
+)  # fmt: skip
+def test_counts_in_numpy_are_those_of_torch(seed: int, name: str, kind: str, V: int, share: float) -> None:
+    """Also where all logits are equal and the mass of some tokens is just what was asked for."""
+    knob = KnobSpace.of(name).knobs[0]
+    assert isinstance(knob, TruncationKnob)
+    logits_NV = rows_of(seed, 5, V, kind)
+    logits_NV[0] = 0.0
+    sorted_NV = logits_NV.sort(-1, descending=True).values
+    for number in (share, 0.5, 0.1, 0.7):
+        value_N = torch.full((5,), float(int(number * 50)) if name == "top_k" else number, dtype=torch.float64)
+        count_N = torch.from_numpy(knob.kept_on_host(sorted_NV.numpy(), value_N.numpy()))
+        assert torch.equal(count_N, knob.kept(sorted_NV, value_N))
+
+
+def test_another_kept_is_not_counted_by_the_numpy_of_its_base() -> None:
+    class OneMore(type(KnobSpace.of("top_k").knobs[0])):  # type: ignore[misc]
+        def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
+            return value_N.long() + 1
+
+    logits_NV = rows_of(0, 2, 900, "plain")
+    space = KnobSpace((OneMore(options=(5,)),), ((0,),), "given")
+    assert HostCut(logits_NV, space, space.values_KJ()[[0, 0]], TOP).kept == [6, 6]
