@@ -10,26 +10,24 @@ redraw is exact too).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from latentknobs.context import Context
+from latentknobs.decoding.inverse import draw
 from latentknobs.decoding.uniforms import REDRAWS, TOKENS, uniforms
 from latentknobs.knob import ScalingKnob, TruncationKnob
 from latentknobs.likelihood.apply import apply_values, ordered_tail
 from latentknobs.likelihood.cut import TOP, Cut, cut_rows, told
 from latentknobs.likelihood.host import HostCut
-from latentknobs.likelihood.masses import WORK, row_log_masses
+from latentknobs.likelihood.masses import row_log_masses
 from latentknobs.likelihood.rows import host_sees
-from latentknobs.likelihood.sorting import first_argmax, kernels_for
+from latentknobs.likelihood.sorting import first_argmax
 from latentknobs.space import KnobSpace
 
 ROWS = 8  # rows that a CPU looks at as a whole at once
-BLOCK = 256  # tokens per step of the CDF over a whole row
-SHORT = 4 * BLOCK  # tokens of a row whose CDF is written down as a whole
 
 
 def sample_values(
@@ -97,8 +95,10 @@ def finish_draw(
     if cut is None or not bool(cut.is_any_open):
         return token_N
     if isinstance(cut, HostCut):
-        rows = torch.tensor(cut.open_rows)
-        part = told(cut, cut.open_rows)
+        if not (open_rows := cut.open_rows):
+            return token_N
+        rows = torch.tensor(open_rows)
+        part = told(cut, open_rows)
     else:
         assert cut.is_open_N is not None
         rows = cut.is_open_N.nonzero().squeeze(-1)
@@ -147,75 +147,3 @@ def _sample_open(logits_RV: Tensor, space: KnobSpace, value_RJ: Tensor, cut: Cut
             token_Q = torch.where(is_gone_Q, draw(exact_QV, again_R[r]), token_Q)
         token_R[r] = token_Q
     return token_R
-
-
-def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None, kernels: bool = False) -> Tensor:
-    """(N,) tokens by inverse CDF over whole rows in index order: first the block of tokens, then the token in it.
-
-    Never returns a token of weight 0, unless a whole row has none.
-    """
-    N, V = logits_NV.shape
-    u_N = u_N.clamp(max=1 - 2.0**-53)
-    if V <= SHORT:
-        return _draw_short(logits_NV, u_N, temperature_N)
-    if kernels and (triton := kernels_for(logits_NV)) is not None:
-        return _draw_by_parts(triton, logits_NV, u_N, temperature_N)
-    rows = max(1, WORK // V) if logits_NV.device.type == "cpu" else max(1, N)
-    parts = []
-    for first in range(0, N, rows):
-        part = slice(first, first + rows)
-        parts.append(_draw(logits_NV[part], u_N[part], None if temperature_N is None else temperature_N[part]))
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=logits_NV.device)
-
-
-def _draw_short(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
-    cdf_NV = _probs(logits_NV, temperature_N).cumsum(-1, dtype=torch.float64)
-    place_N1 = torch.searchsorted(cdf_NV, u_N.unsqueeze(-1) * cdf_NV[:, -1:], right=True)
-    return place_N1.squeeze(-1).clamp_(max=logits_NV.shape[1] - 1)
-
-
-def _draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
-    N, V = logits_NV.shape
-    prob_NV = _probs(logits_NV, temperature_N)
-    if V % BLOCK:
-        prob_NV = torch.nn.functional.pad(prob_NV, (0, BLOCK - V % BLOCK))
-    prob_NUB = prob_NV.view(N, -1, BLOCK)
-    block_N, target_N1 = _block(prob_NUB.sum(-1).double(), u_N)
-    inside_NB = prob_NUB[torch.arange(N, device=logits_NV.device), block_N]
-    return block_N * BLOCK + _place(inside_NB, target_N1)
-
-
-def _probs(logits_NV: Tensor, temperature_N: Tensor | None) -> Tensor:
-    """Widened first: quotients of bfloat16 would be bfloat16."""
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return (logits_NV if temperature_N is None else logits_NV / temperature_N.unsqueeze(-1)).softmax(-1)
-
-
-def _draw_by_parts(triton: Any, logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
-    """`_draw` with kernels: one read of the rows, and then only the block in question."""
-    V = logits_NV.shape[1]
-    temperature_N = torch.ones_like(u_N, dtype=torch.float32) if temperature_N is None else temperature_N
-    best_NU, mass_NU = triton.part_masses(logits_NV, temperature_N)
-    best_N1 = best_NU.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    block_N, target_N1 = _block((best_NU - best_N1).exp().double() * mass_NU, u_N)
-    token_NB = (block_N * BLOCK).unsqueeze(-1) + torch.arange(BLOCK, device=logits_NV.device)
-    logit_NB = logits_NV.gather(-1, token_NB.clamp(max=V - 1)).float().masked_fill(token_NB >= V, -torch.inf)
-    inside_NB = (logit_NB / temperature_N.unsqueeze(-1) - best_N1).exp()
-    return block_N * BLOCK + _place(inside_NB, target_N1)
-
-
-def _block(mass_NU: Tensor, u_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) the block that the CDF reaches the uniform in, and (N, 1) what is left of the way, inside it."""
-    mass_NU = mass_NU.cumsum(-1)
-    target_N1 = u_N.unsqueeze(-1) * mass_NU[:, -1:]
-    block_N1 = torch.searchsorted(mass_NU, target_N1, right=True).clamp_(max=mass_NU.shape[1] - 1)
-    before_N1 = torch.where(block_N1 > 0, mass_NU.gather(-1, (block_N1 - 1).clamp_(min=0)), 0.0)
-    return block_N1.squeeze(-1), target_N1 - before_N1
-
-
-def _place(weight_NB: Tensor, target_N1: Tensor) -> Tensor:
-    """(N,) the place inside a block; its sum may round to less than the CDF said, so the last weight is the last place."""
-    inside_NB = weight_NB.double().cumsum(-1)
-    place_N1 = torch.searchsorted(inside_NB, target_N1, right=True)
-    last_N1 = torch.searchsorted(inside_NB, inside_NB[:, -1:].contiguous()).clamp_(max=BLOCK - 1)
-    return torch.minimum(place_N1, last_N1).squeeze(-1)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from latentknobs.context import Context
+from latentknobs.decoding.inverse import draw
 from latentknobs.decoding.replay import Replay
-from latentknobs.decoding.sampler import draw, finish_draw, first_draw
+from latentknobs.decoding.sampler import finish_draw, first_draw
 from latentknobs.likelihood.apply import ordered_tail
 from latentknobs.likelihood.cut import Cut
 from latentknobs.likelihood.host import HostCut

@@ -53,6 +53,7 @@ class HostCut:
         self.kept: list[int] = [UNCUT] * self.N
         self.is_closed = True
         self.unknown: set[int] = set()
+        self._settled: set[int] = set()
         self.temperature_N: Any = None
         for knob, value_N, rows, divisor_N in steps:
             if divisor_N is not None:
@@ -71,8 +72,10 @@ class HostCut:
 
     @property
     def open_rows(self) -> list[int]:
-        """Rows that are not cut, or not known to be cut, inside the top."""
-        return [n for n, kept in enumerate(self.kept) if kept > self.M or n in self.unknown] if self.is_any_open else []
+        """Rows that are not cut, or not known to be cut, inside the top, and that no draw has settled."""
+        if not self.is_any_open:
+            return []
+        return [n for n, kept in enumerate(self.kept) if (kept > self.M or n in self.unknown) and n not in self._settled]
 
     @cached_property
     def mass_NM(self) -> Any:
@@ -81,12 +84,22 @@ class HostCut:
         return weight_NM.astype(np.float64).cumsum(-1)  # in one call it would take twice as long
 
     def draw(self, u_N: Sequence[float]) -> list[int]:
-        """A token of each row by inverse CDF over the kept ones, or over the top in rows that are open."""
+        """A token of each row by inverse CDF over the kept ones.
+
+        A row that is cut beyond the top, if at all, draws from all tokens; among the best of them every such cut keeps its draw,
+        which settles the row. Tokens of rows that stay open mean nothing.
+        """
         tokens = []
         for n, (u, kept) in enumerate(zip(u_N, self.kept, strict=True)):
-            mass_M = self.mass_NM[n]
-            place = mass_M.searchsorted(u * mass_M[min(kept, self.M) - 1], "right")  # u < 1: never beyond the last one kept
-            tokens.append(self.best.token(n, int(place)))
+            mass_M, is_beyond = self.mass_NM[n], kept > self.M and not self.is_whole
+            if is_beyond and n in self.unknown:
+                tokens.append(0)
+                continue
+            total = self._total(n) if is_beyond else mass_M[min(kept, self.M) - 1]
+            place = int(mass_M.searchsorted(u * total, "right"))  # u < 1: never beyond the last one kept
+            if is_beyond and place < self.M:
+                self._settled.add(n)
+            tokens.append(self.best.token(n, min(place, self.M - 1)))
         return tokens
 
     def _divisors(self, knob: DecodingKnob, value_N: Any, rows: list[int]) -> Any:
@@ -142,13 +155,14 @@ class HostCut:
         """The log of the mass of the tokens beyond the top of a row, as a logit."""
         top_M, beyond = self.top_NM[n], self.logits_NV.shape[1] - self.M
         most = beyond * math.exp(top_M[-1] - top_M[0])
-        if most < np.finfo(top_M.dtype).eps / 16:  # the rounding of the mass of the top is more
-            rest = most
-        else:
-            temperature = 1.0 if self.temperature_N is None else float(self.temperature_N[n])
-            total = 1 / torch.softmax(self.logits_NV[n].to(self.dtype) / temperature, -1).max().item()
-            rest = total - self.mass_NM[n, -1]
+        is_lost = most < np.finfo(top_M.dtype).eps / 16  # in the rounding of the mass of the top
+        rest = most if is_lost else self._total(n) - self.mass_NM[n, -1]
         return math.log(rest) + top_M[0] if rest > 0 else -math.inf
+
+    def _total(self, n: int) -> float:
+        """The mass of a whole row relative to its best token."""
+        temperature = 1.0 if self.temperature_N is None else float(self.temperature_N[n])
+        return 1 / torch.softmax(self.logits_NV[n].to(self.dtype) / temperature, -1).max().item()
 
     def _close(self) -> None:
         """Adds the ties of the last kept token; M + 1 where they may reach beyond the top."""
