@@ -179,6 +179,7 @@ class Attached:
         try:
             return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
         finally:
+            self._stepper.end()
             ledger.sampling = self._in_generate = False
             ledger.second = ledger.cache = None  # their memory
             ledger.release()

@@ -14,9 +14,12 @@ from latentknobs.context import Context
 from latentknobs.decoding.inverse import draw
 from latentknobs.decoding.replay import Replay
 from latentknobs.decoding.sampler import finish_draw, first_draw
+from latentknobs.features import read_features
+from latentknobs.heads import OptionHead
 from latentknobs.likelihood.apply import ordered_tail
 from latentknobs.likelihood.cut import Cut
 from latentknobs.likelihood.host import HostCut
+from latentknobs.likelihood.rows import host_sees
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
 from latentknobs.space import KnobSpace
 
@@ -47,6 +50,7 @@ class Stepper:
         self._replays: dict[str, Replay] = {}
         self._made_from: Any = None
         self._values: Tensor | None = None
+        self._head: Callable[[Tensor], Tensor] | None = None  # of this generation, where it pays to have it at hand
 
     def begin(self) -> None:
         """Before each generation: graphs hold addresses, so they go where the policy was changed or its weights have moved."""
@@ -59,12 +63,23 @@ class Stepper:
         made_from = (policy.pick, policy.space, getattr(policy, "features", None), getattr(policy, "option", None), weights)
         if made_from != self._made_from:
             self._replays, self._made_from = {}, made_from
+        if type(policy) is HeadPolicy and isinstance(head, OptionHead) and host_sees(head.shift_F):
+            self._head = head.for_few_rows()
+
+    def end(self) -> None:
+        """After each generation: from now on, weights may change."""
+        self._head = None
 
     def choose(self, hidden_BD: Tensor, logits_BV: Tensor, uniform_2B: Tensor, option_B: Tensor, fresh: bool | Tensor) -> Tensor:
         """(B,) options: new ones in fresh rows, those of the token before in all others."""
         if fresh is False:
             return option_B
-        drawn_B = self.policy.choose(self.policy.log_pi(hidden_BD, logits_BV), uniform_2B[0])
+        policy = self.policy
+        if self._head is not None and isinstance(policy, HeadPolicy):
+            log_pi_BK = self._head(read_features(policy.features, hidden_BD, logits_BV))
+        else:
+            log_pi_BK = policy.log_pi(hidden_BD, logits_BV)
+        drawn_B = policy.choose(log_pi_BK, uniform_2B[0])
         return drawn_B if fresh is True else torch.where(fresh, drawn_B, option_B)
 
     def sample(
