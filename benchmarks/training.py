@@ -1,10 +1,10 @@
 """Head training on cached tables, one thread: `python -m benchmarks.training [--json DIR]`.
 
-In processor time. First, what a token costs forward and backward, by the width of its features and of the head, how little of it
-is the loss, and how much the two matrix products of the first layer, which no exact head can do without; and a step on a feature
-cache beside one that computes padding and standardises every feature. Second, tokens per second against the obvious loop, which
-runs the LM and one warper chain per option in every step. Third, rollouts with options drawn for every token against plain
-sampling by transformers, same batch.
+In processor time. First, what a token costs forward and backward, by the number of its features and by the head's width and rank,
+how little of it is the loss, and how much the two matrix products of the first layer, which no exact head can do without; and a
+step on a feature cache beside one that computes padding and standardises every feature. Second, tokens per second against the
+obvious loop, which runs the LM and one warper chain per option in every step. Third, rollouts with options drawn for every token
+against plain sampling by transformers, same batch.
 """
 
 import argparse
@@ -29,19 +29,16 @@ from latentknobs.decoding.frozen import read_responses
 from latentknobs.heads import OptionHead
 from latentknobs.likelihood import reference
 from latentknobs.objectives import Responses, lpo_loss
+from latentknobs.objectives.segments import Segments
 from latentknobs.policies import UniformPolicy
 from latentknobs.segments import Every
 from latentknobs.training.pairbatch import PairBatch
 
 SIX = KnobSpace.of("temperature")
+JOINT = KnobSpace.of("temperature", "top_k", "top_p", "min_p")
+CONFIG = make_config({})
 PAIRS, T = 16, 64  # a batch of pairs: 2 * 16 * 64 tokens
 DATA = Path(os.environ.get("LATENTKNOBS_DATA", "../shared/data"))
-
-
-def responses(K: int, B: int = PAIRS) -> Responses:
-    """Random tables, token level."""
-    logps_BTK = -torch.rand(B, T, K) * 3
-    return Responses(logps_BTK, torch.arange(T).expand(B, -1), torch.ones(B, T, dtype=torch.bool))
 
 
 def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -50,47 +47,59 @@ def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def step(head: OptionHead, feature_BTF: Tensor, chosen: Responses, rejected: Responses) -> None:
-    """One step of the head: loss of all pairs, forward and backward."""
+    """One step of the head as anybody would write it: loss of all pairs, forward and backward."""
     log_pi_BTK = head(feature_BTF, fold=True)
     lpo_loss("latent", chosen, rejected, log_pi_BTK[: len(log_pi_BTK) // 2], log_pi_BTK[len(log_pi_BTK) // 2 :]).mean().backward()
     head.zero_grad()
 
 
-def per_token(D: int, hidden: int, goal: float | None) -> Row:
+def cached(space: KnobSpace, D: int, pairs: int = PAIRS) -> tuple[Tensor, Segments, Tensor]:
+    """(M, D) features of the segments of some pairs, level token; their tables; and which responses are chosen, then rejected."""
+    M, mask_US = 2 * pairs * T, torch.ones(2 * pairs, T, dtype=torch.bool)
+    segments = Segments(-torch.rand(M, space.K) * 3, torch.zeros(M, dtype=torch.long), torch.zeros(M), mask_US)
+    return torch.randn(M, D), segments, torch.arange(2 * pairs)
+
+
+def fit(head: OptionHead, feature_MF: Tensor, segments: Segments, place_2B: Tensor) -> None:
+    """The same as `fit_head` does it, without the optimiser."""
+    PairBatch(segments, head(feature_MF, fold=True), None, place_2B).losses(CONFIG).mean().backward()
+    head.zero_grad()
+
+
+def per_token(D: int, hidden: int, rank: int | None, goal: float | None, space: KnobSpace = SIX) -> Row:
     """Microseconds per token of a step."""
-    head, chosen, rejected = OptionHead(SIX, D, hidden=hidden), responses(SIX.K), responses(SIX.K)
-    feature_BTF = torch.randn(2 * PAIRS, T, D)
-    log_pi_BTK = torch.randn(2 * PAIRS, T, SIX.K).log_softmax(-1).requires_grad_()
+    head, (feature_MF, segments, place_2B) = OptionHead(space, D, hidden=hidden, rank=rank), cached(space, D)
+    log_pi_MK = torch.randn(len(feature_MF), space.K).log_softmax(-1).requires_grad_()
 
     def loss_only() -> None:
-        lpo_loss("latent", chosen, rejected, log_pi_BTK[:PAIRS], log_pi_BTK[PAIRS:]).mean().backward()
+        PairBatch(segments, log_pi_MK, None, place_2B).losses(CONFIG).mean().backward()
 
-    tokens = 2 * PAIRS * T
-    feature_NF, weight_HF, gradient_NH = feature_BTF.view(tokens, D), torch.randn(hidden, D), torch.randn(tokens, hidden)
-    whole: Callable[[], Any] = lambda: step(head, feature_BTF, chosen, rejected)  # noqa: E731
-    products: Callable[[], Any] = lambda: (feature_NF @ weight_HF.T, gradient_NH.T @ feature_NF)  # noqa: E731
+    tokens, first = len(feature_MF), rank or hidden
+    weight_HF, gradient_MH = torch.randn(first, D), torch.randn(tokens, first)
+    whole: Callable[[], Any] = lambda: fit(head, feature_MF, segments, place_2B)  # noqa: E731
+    products: Callable[[], Any] = lambda: (feature_MF @ weight_HF.T, gradient_MH.T @ feature_MF)  # noqa: E731
     seconds = interleaved({"step": whole, "loss": loss_only, "products": products}, rounds=9)
     us = seconds["step"] / tokens * 1e6
     return {
-        "D": D, "head width": hidden, "K": SIX.K, "us/token": us,
+        "D": D, "K": space.K, "head width": hidden, "rank": rank, "us/token": us,
         "of it the loss": seconds["loss"] / tokens * 1e6, "two products": seconds["products"] / tokens * 1e6,
-        "their GFLOP/s": 4 * tokens * D * hidden / seconds["products"] / 1e9, "target": goal,
+        "their GFLOP/s": 4 * tokens * D * first / seconds["products"] / 1e9, "target": goal,
         "met": None if goal is None else us <= goal,
     }  # fmt: skip
 
 
-def against_padding(D: int, hidden: int) -> Row:
+def against_padding(D: int, hidden: int, rank: int | None, space: KnobSpace = SIX) -> Row:
     """A step on a feature cache, as `fit_head` does it and in the plain way. Responses have a quarter of T to T segments."""
-    rows, config = 8 * PAIRS, make_config({})
+    rows = 8 * PAIRS
     length_R = torch.randint(T // 4, T + 1, (rows,), generator=torch.Generator().manual_seed(0))
     start_R1 = torch.cat([torch.zeros(1, dtype=torch.long), length_R.cumsum(0)])
     N = int(start_R1[-1])
     zero_N = torch.zeros(N)
-    cache = FeatureCache(torch.randn(N, D), -torch.rand(N, SIX.K) * 3, zero_N.long(), zero_N, start_R1)
-    head, pairs = OptionHead(SIX, D, hidden=hidden), [Pair(n, 2 * n, 2 * n + 1) for n in range(PAIRS)]
+    cache = FeatureCache(torch.randn(N, D), -torch.rand(N, space.K) * 3, zero_N.long(), zero_N, start_R1)
+    head, pairs = OptionHead(space, D, hidden=hidden, rank=rank), [Pair(n, 2 * n, 2 * n + 1) for n in range(PAIRS)]
 
     def ours() -> None:
-        PairBatch.read(head, cache, pairs, None).losses(config).mean().backward()
+        PairBatch.read(head, cache, pairs, None).losses(CONFIG).mean().backward()
         head.zero_grad()
 
     def plain() -> None:
@@ -103,7 +112,8 @@ def against_padding(D: int, hidden: int) -> Row:
     seconds = interleaved({"ours": ours, "plain": plain}, rounds=9)
     tokens = int(start_R1[2 * PAIRS])
     return {
-        "D": D, "head width": hidden, "filled": tokens / (2 * PAIRS * T), "plain us/token": seconds["plain"] / tokens * 1e6,
+        "D": D, "K": space.K, "head width": hidden, "rank": rank, "filled": tokens / (2 * PAIRS * T),
+        "plain us/token": seconds["plain"] / tokens * 1e6,
         "ours us/token": seconds["ours"] / tokens * 1e6, "ratio": seconds["plain"] / seconds["ours"],
     }  # fmt: skip
 
@@ -113,8 +123,7 @@ def against_loop(name: str, model: Any, goal: float, hidden: int = 256, pairs: i
     V, B, rows = model.config.vocab_size, 4, 2 * pairs
     prompts, replies = torch.randint(3, V, (B, 16)).tolist(), torch.randint(3, V, (B, T)).tolist()
     head = OptionHead(SIX, model.config.hidden_size, hidden=hidden)
-    chosen, rejected = responses(SIX.K, pairs), responses(SIX.K, pairs)
-    feature_BTF = torch.randn(rows, T, model.config.hidden_size)
+    feature_MF, segments, place_2B = cached(SIX, model.config.hidden_size, pairs)
 
     def obvious() -> None:
         hidden, tables = [], []
@@ -127,11 +136,11 @@ def against_loop(name: str, model: Any, goal: float, hidden: int = 256, pairs: i
         ]
         step(head, torch.stack(hidden), made[0], made[1])
 
-    seconds = interleaved({"cached": lambda: step(head, feature_BTF, chosen, rejected), "obvious": obvious}, rounds=5)
-    cached, loop = rows * T / seconds["cached"], B * T / seconds["obvious"]
+    seconds = interleaved({"cached": lambda: fit(head, feature_MF, segments, place_2B), "obvious": obvious}, rounds=5)
+    ours, loop = rows * T / seconds["cached"], B * T / seconds["obvious"]
     return {
         "model": name, "V": V, "D": model.config.hidden_size, "head width": hidden, "pairs": pairs,
-        "cached tokens/s": cached, "loop tokens/s": loop, "ratio": cached / loop, "target": goal, "met": cached / loop >= goal,
+        "cached tokens/s": ours, "loop tokens/s": loop, "ratio": ours / loop, "target": goal, "met": ours / loop >= goal,
     }  # fmt: skip
 
 
@@ -170,10 +179,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.json
-    shapes = [(1024, 256), (4096, 256), (4096, 128), (4096, 64), (4096, 16)]
-    rows = [per_token(D, width, 15.0 if D == 4096 else None) for D, width in shapes]
+    shapes: list[tuple[int, int, int | None]] = [
+        (1024, 256, None), (4096, 256, None), (4096, 64, None), (4096, 256, 32), (4096, 128, 32), (4096, 128, 16)
+    ]  # fmt: skip
+    rows = [per_token(D, width, rank, 15.0 if D == 4096 else None) for D, width, rank in shapes]
+    rows.append(per_token(4096, 128, 32, None, JOINT))
     report("A token of head training, forward and backward", rows, folder and f"{folder}/training.json")
-    rows = [against_padding(D, width) for D, width in shapes]
+    rows = [against_padding(D, width, rank) for D, width, rank in shapes] + [against_padding(4096, 128, 32, JOINT)]
     report("A step on a feature cache, per real token", rows, folder and f"{folder}/training_padding.json")
     found = models()
     widths = {name: [(256, PAIRS)] for name in found} | {
@@ -181,7 +193,7 @@ def main() -> None:
     }
     loops = [against_loop(name, model, 100.0, *one) for name, model in found.items() for one in widths[name]]
     report("Cached training against running the LM in every step", loops, folder and f"{folder}/training_loop.json")
-    rolled = [rollouts(name, model) for name, model in found.items()]
+    rolled = [rollouts(name, model, B) for name, model in found.items() for B in (16, 64)]
     report("Rollouts against plain sampling", rolled, folder and f"{folder}/rollouts.json")
 
 

@@ -113,7 +113,7 @@ class KnobAdapter:
             "level": self.segmenter.level,
             "delimiter_ids": ids,
             "features": list(self.features),
-            "head": {"hidden": self.head.hidden, "factorised": self.head.factorised},
+            "head": {"hidden": self.head.hidden, "rank": self.head.rank, "factorised": self.head.factorised},
             "training": self.training,
         }
 
@@ -189,7 +189,7 @@ def _tensors(head: OptionHead) -> dict[str, torch.Tensor]:
 
 
 def _head(path: Path, space: KnobSpace, inputs: int, shape: dict[str, Any]) -> OptionHead:
-    head = OptionHead(space, inputs, int(shape["hidden"]), bool(shape["factorised"]))
+    head = OptionHead(space, inputs, int(shape["hidden"]), bool(shape["factorised"]), shape.get("rank"))
     try:
         head.load_state_dict(load_file(path))
     except OSError:

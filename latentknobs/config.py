@@ -69,6 +69,8 @@ class TrainConfig(BaseModel):
     """What the head reads: hidden, entropy, max_prob, top5_mass, log_collision, margin."""
     hidden: int = Field(default=256, ge=1)
     """Width of the head's hidden layers (paper: 2048, for an 8B model)."""
+    rank: int | None = Field(default=None, ge=1)
+    """Width of a linear layer in front of the head, where there are more features: quicker training, a smaller head."""
     factorised: bool = False
     """One categorical per knob instead of one over all combinations."""
 

@@ -20,6 +20,8 @@ class OptionHead(nn.Module):
         space: whose K options are chosen from.
         in_features: F, the number of features.
         hidden: width of both hidden layers.
+        rank: width of a linear layer in front of the others, so that F times `hidden` weights become F times `rank`; None, or
+            no less than F: there is no such layer.
         factorised: one categorical per knob instead of one over all K options; for a subset of the product the joint
             is renormalised over the options that exist.
 
@@ -30,15 +32,19 @@ class OptionHead(nn.Module):
     scale_F: Tensor
     grid_KJ: Tensor
 
-    def __init__(self, space: KnobSpace, in_features: int, hidden: int = 256, factorised: bool = False) -> None:
+    def __init__(
+        self, space: KnobSpace, in_features: int, hidden: int = 256, factorised: bool = False, rank: int | None = None
+    ) -> None:
         super().__init__()
         self.sizes = tuple(len(knob.options) for knob in space.knobs)
         self.factorised = factorised
-        self.hidden = hidden
+        self.hidden, self.rank = hidden, rank
         self.in_features = in_features
         outputs = sum(self.sizes) if factorised else space.K
+        seen = in_features if rank is None else min(rank, in_features)
+        reduce = [nn.Linear(in_features, seen, bias=False)] if seen < in_features else []
         self.mlp = nn.Sequential(
-            nn.Linear(in_features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
+            *reduce, nn.Linear(seen, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
         )
         last = self.mlp[-1]
         assert isinstance(last, nn.Linear)
@@ -74,14 +80,17 @@ class OptionHead(nn.Module):
         Its time is then that of reading the weights, which have left the cache since the last step: they are laid out as such a
         product reads them, with the standardisation folded in.
         """
-        weights = [self._folded(), *((layer.weight, layer.bias) for layer in list(self.mlp)[1:] if isinstance(layer, nn.Linear))]
-        layers = [(bias.clone(), weight_OI.T.contiguous()) for weight_OI, bias in weights]
+        weight_IO, bias = self._folded()[0].T.contiguous(), self._folded()[1]
+        after = [
+            (layer.weight.T.contiguous(), layer.bias.clone()) if isinstance(layer, nn.Linear) else None
+            for layer in list(self.mlp)[1:]
+        ]
 
         @torch.no_grad()
         def log_pi(feature_NF: Tensor) -> Tensor:
-            out = torch.addmm(layers[0][0], feature_NF.to(self.shift_F.dtype), layers[0][1])
-            for bias, weight_IO in layers[1:]:
-                out = torch.addmm(bias, silu(out, inplace=True), weight_IO)
+            out = torch.addmm(bias, feature_NF.to(self.shift_F.dtype), weight_IO)
+            for layer in after:
+                out = silu(out, inplace=True) if layer is None else torch.addmm(layer[1], out, layer[0])
             return self._log_pi(out)
 
         return log_pi
@@ -91,7 +100,8 @@ class OptionHead(nn.Module):
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         weight_HF = first.weight / self.scale_F
-        return weight_HF, first.bias - weight_HF @ self.shift_F
+        shift_H = weight_HF @ self.shift_F
+        return weight_HF, -shift_H if first.bias is None else first.bias - shift_H
 
     def _log_pi(self, out: Tensor) -> Tensor:
         if self.factorised:

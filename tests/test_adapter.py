@@ -27,11 +27,11 @@ def tokenizer():
     return testbed.load_tokenizer()
 
 
-def make(model, tokenizer, level="token", features=("hidden", "entropy"), factorised=False):
+def make(model, tokenizer, level="token", features=("hidden", "entropy"), factorised=False, rank=None):
     space = lk.KnobSpace.of({"top_p": [0.9, 1.0]}, "temperature:0,0.5,1", order="vllm").select([0, 1, 3, 5])
     inputs = model.config.hidden_size + len(features) - 1
     torch.manual_seed(0)
-    heads = [OptionHead(space, n, 8, factorised) for n in (inputs, 1)]
+    heads = [OptionHead(space, n, 8, factorised, rank) for n in (inputs, 1)]
     for head in heads:
         torch.nn.init.normal_(head.mlp[-1].weight)
     segmenter = parse_level(level, tokenizer)
@@ -52,8 +52,9 @@ def edit(folder, change):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("factorised", [False, True])
-def test_what_was_saved_comes_back(model, tokenizer, tmp_path, level, factorised):
-    adapter = make(model, tokenizer, level, factorised=factorised)
+@pytest.mark.parametrize("rank", [None, 6])
+def test_what_was_saved_comes_back(model, tokenizer, tmp_path, level, factorised, rank):
+    adapter = make(model, tokenizer, level, factorised=factorised, rank=rank)
     loaded = lk.KnobAdapter.from_pretrained(adapter.save_pretrained(tmp_path), model)
     assert loaded.space == adapter.space
     assert loaded.segmenter == adapter.segmenter

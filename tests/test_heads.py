@@ -18,10 +18,10 @@ both = pytest.mark.parametrize("factorised", [False, True], ids=["joint", "facto
 spaces = pytest.mark.parametrize("space", [SPACE, SUBSET], ids=["product", "subset"])
 
 
-def trained(space: KnobSpace, factorised: bool, features: int = 5, seed: int = 0) -> OptionHead:
+def trained(space: KnobSpace, factorised: bool, features: int = 5, seed: int = 0, rank: int | None = None) -> OptionHead:
     """A head with random weights everywhere, in float64."""
     torch.manual_seed(seed)
-    head = OptionHead(space, features, hidden=8, factorised=factorised).double()
+    head = OptionHead(space, features, hidden=8, factorised=factorised, rank=rank).double()
     with torch.no_grad():
         for weight in head.parameters():
             weight.normal_()
@@ -74,6 +74,33 @@ def test_three_linear_layers_with_silu_between(factorised: bool) -> None:
     linears = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linears] == [(5, 11), (11, 11), (11, 5 if factorised else 6)]
     assert [type(layer) for layer in head.mlp] == [nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear]
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5, 9])
+def test_a_rank_puts_a_linear_layer_in_front_where_there_are_more_features(rank: int) -> None:
+    head, plain = (OptionHead(SPACE, 5, hidden=11, rank=given) for given in (rank, None))
+    linears = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
+    if rank >= 5:
+        assert [layer.weight.shape for layer in linears] == [p.shape for p in plain.parameters() if p.dim() == 2]
+        return
+    assert [(layer.in_features, layer.out_features) for layer in linears] == [(5, rank), (rank, 11), (11, 11), (11, 6)]
+    assert linears[0].bias is None and isinstance(head.mlp[1], nn.Linear)
+
+
+def test_a_head_of_low_rank_is_one_without_whose_first_weights_are_a_product() -> None:
+    low, plain = trained(SPACE, False, rank=2), trained(SPACE, False)
+    reduce, first, *rest = (layer for layer in low.mlp if isinstance(layer, nn.Linear))
+    wanted = [(first.weight @ reduce.weight, first.bias), *((layer.weight, layer.bias) for layer in rest)]
+    with torch.no_grad():
+        for layer, (weight, bias) in zip((layer for layer in plain.mlp if isinstance(layer, nn.Linear)), wanted, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+    feature_NF = torch.randn(4, 5, dtype=torch.float64) * 3 + 1
+    for head in (low, plain):
+        head.fit_scaler(*moments(feature_NF))
+    for fold in (False, True):
+        assert torch.allclose(low(feature_NF, fold=fold), plain(feature_NF), rtol=0, atol=1e-9)
+    assert torch.allclose(low.for_few_rows()(feature_NF), plain(feature_NF), rtol=0, atol=1e-9)
 
 
 def moments(feature_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,7 +42,7 @@ def spread_credit(adapter: KnobAdapter, run: Path, world: World, settings: dict[
         held = is_held_out(f"validation {played.prompts[pair.prompt].text}", config.validation)  # as training holds out
         parts[held].append(Pair(pair.prompt, place[pair.chosen], place[pair.rejected]))
     torch.manual_seed(config.seed)
-    head = OptionHead(adapter.space, cache.feature_NF.shape[1], config.hidden, config.factorised)
+    head = OptionHead(adapter.space, cache.feature_NF.shape[1], config.hidden, config.factorised, config.rank)
     head.fit_scaler(*cache.moments())
     adapter.head = fit_head(head, cache, parts[False], parts[True], config)
     return adapter

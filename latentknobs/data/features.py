@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latentknobs.data.moments import Moments
 from latentknobs.objectives import Responses
+from latentknobs.objectives.segments import Segments
 
 PADDED = ("logps_NK", "option_N", "base_N")
 COLUMNS = ("feature_NF", *PADDED)  # what every segment has
@@ -31,6 +32,14 @@ class Batch:
 
     feature_NF: Tensor
     responses: Responses
+
+    @property
+    def segments(self) -> Segments:
+        """The same, without padding."""
+        told = self.responses
+        mask_BS = told.mask_BT
+        assert told.option_BT is not None and told.base_logps_BT is not None
+        return Segments(told.option_logps_BTK[mask_BS], told.option_BT[mask_BS], told.base_logps_BT[mask_BS], mask_BS)
 
     @property
     def feature_BSF(self) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +17,13 @@ from latentknobs.features import HIDDEN, check_features, read_features
 from latentknobs.heads import OptionHead
 from latentknobs.knob import Stage
 from latentknobs.likelihood import apply_options
+from latentknobs.likelihood.rows import host_sees
 from latentknobs.segments import Every, Segmenter
 from latentknobs.segments import Sequence as WholeSequence
 from latentknobs.space import KnobSpace
 
 Pick = Literal["greedy", "sample"]
+FEW = 1 << 14  # probabilities
 
 
 class Policy(ABC):
@@ -49,6 +52,10 @@ class Policy(ABC):
         """(N,) option indices; `uniform_N` in [0, 1) decides where the pick is `sample` (inverse CDF)."""
         if self.pick == "greedy":
             return log_pi_NK.argmax(-1)
+        if host_sees(log_pi_NK) and log_pi_NK.numel() <= FEW:  # numpy's operations start several times faster
+            cdf = np.exp(log_pi_NK.detach().double().numpy()).cumsum(-1)
+            place_N = (cdf <= uniform_N.double().numpy()[:, None] * cdf[:, -1:]).sum(-1)
+            return torch.from_numpy(np.minimum(place_N, log_pi_NK.shape[-1] - 1))
         cdf_NK = log_pi_NK.double().exp().cumsum(-1)
         threshold_N1 = (uniform_N * cdf_NK[:, -1]).unsqueeze(-1)
         return torch.searchsorted(cdf_NK, threshold_N1, right=True).squeeze(-1).clamp(max=log_pi_NK.shape[-1] - 1)

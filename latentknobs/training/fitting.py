@@ -19,8 +19,8 @@ from latentknobs.training.checkpoint import Checkpoint, remove_checkpoint
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.rundir import RunDir, Task, explained
 
-FITTING = ("objective", "beta", "length_norm", "hidden", "factorised", "steps", "pairs_per_step", "learning_rate", "schedule",
-           "warmup", "weight_decay", "clip", "entropy_bonus", "kl", "patience", "validation", "seed")  # fmt: skip
+FITTING = ("objective", "beta", "length_norm", "hidden", "rank", "factorised", "steps", "pairs_per_step", "learning_rate",
+           "schedule", "warmup", "weight_decay", "clip", "entropy_bonus", "kl", "patience", "validation", "seed")  # fmt: skip
 PARTS = {"main": slice(0, -1), "entropy": slice(-1, None)}  # which features each head sees
 
 
@@ -76,7 +76,7 @@ class Fitting:
         before = getattr(self.previous, part) if self.previous else None
         torch.manual_seed(self.config.seed)
         mean_F, std_F = seen.moments()
-        head = OptionHead(self.space, len(mean_F), self.config.hidden, self.config.factorised).to(self.device)
+        head = OptionHead(self.space, len(mean_F), self.config.hidden, self.config.factorised, self.config.rank).to(self.device)
         if before is None:
             head.fit_scaler(mean_F, std_F)
         else:
@@ -112,6 +112,6 @@ def save_head(head: OptionHead, path: Path) -> None:
 def load_head(path: Path, space: KnobSpace, config: TrainConfig) -> OptionHead:
     """What `save_head` wrote."""
     tensors = load_file(path)
-    head = OptionHead(space, len(tensors["shift_F"]), config.hidden, config.factorised)
+    head = OptionHead(space, len(tensors["shift_F"]), config.hidden, config.factorised, config.rank)
     head.load_state_dict(tensors)
     return head.eval()

@@ -101,11 +101,11 @@ def _step(
     picked = torch.randint(len(pairs), (config.pairs_per_step,), generator=state.generator).tolist()
     mine = [pairs[n] for n in picked[processes.rank :: processes.size]]
     batch = PairBatch.read(head, features, mine, reference) if mine else None
-    segments = head.shift_F.new_tensor(len(batch.log_pi_NK) if batch else 0)
+    segments = head.shift_F.new_tensor(batch.count if batch else 0)
     processes.sum_([segments])
     if batch:
         loss_B = batch.losses(config)
-        mean = loss_B.sum() / len(picked) + batch.penalties(config).sum() / segments.clamp(min=1)
+        mean = loss_B.sum() / len(picked) + batch.penalty(config) / segments.clamp(min=1)
         gradients, total = list(torch.autograd.grad(mean, weights)), loss_B.detach().sum()
     else:
         gradients, total = [torch.zeros_like(weight) for weight in weights], head.shift_F.new_tensor(0.0)

@@ -5,28 +5,31 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.features import Features
 from latentknobs.data.pairs import Pair
 from latentknobs.heads import OptionHead
-from latentknobs.objectives import Responses, entropy, kl_divergence, lpo_loss, lpo_margin
+from latentknobs.objectives import Objective, entropy, kl_divergence
 from latentknobs.objectives.lpo import uniform_like
+from latentknobs.objectives.segments import Segments, segment_scores
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """N real segments of 2 B responses: the chosen ones first, then the rejected ones in the same order.
+    """The U different responses of B pairs, M segments in all.
 
     Attributes:
-        responses: the 2 B rows, padded to S segments.
-        log_pi_NK: the head at the real segments.
-        ref_NK: the reference there, without gradient.
+        segments: of the responses.
+        log_pi_MK: the head at the segments; ref_MK: the reference there, without gradient; None is uniform.
+        place_2B: which of the responses are chosen, and then, in the same order, rejected.
     """
 
-    responses: Responses
-    log_pi_NK: Tensor
-    ref_NK: Tensor
+    segments: Segments
+    log_pi_MK: Tensor
+    ref_MK: Tensor | None
+    place_2B: Tensor
 
     @classmethod
     def read(cls, head: OptionHead, features: Features, pairs: Sequence[Pair], reference: OptionHead | None) -> "PairBatch":
@@ -35,43 +38,50 @@ class PairBatch:
         About each real segment once: never about padding, and only once about a response that is in the batch several times.
         Pairs are drawn with replacement, so that 64 of 200 pairs are some 55 different ones.
         """
-        asked_B = torch.tensor([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
-        response_U, place_B = asked_B.unique(return_inverse=True)
+        asked_2B = torch.tensor([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs])
+        response_U, place_2B = asked_2B.unique(return_inverse=True)
         batch, device = features.batch(response_U), head.shift_F.device
-        responses, place_B = batch.responses.to(device), place_B.to(device)
         feature_MF = batch.feature_NF.to(device)
         log_pi_MK = head(feature_MF, fold=True)
         with torch.no_grad():
-            ref_MK = uniform_like(log_pi_MK) if reference is None else reference(feature_MF, fold=True)
-        number_US = (responses.mask_BT.flatten().cumsum(0) - 1).view_as(responses.mask_BT)  # which of the M a segment is
-        segment_N = number_US[place_B][responses.mask_BT[place_B]]
-        return cls(responses.rows(place_B), log_pi_MK.index_select(0, segment_N), ref_MK.index_select(0, segment_N))
+            ref_MK = None if reference is None else reference(feature_MF, fold=True)
+        return cls(batch.segments.to(device), log_pi_MK, ref_MK, place_2B.to(device))
+
+    @property
+    def count(self) -> int:
+        """N, the segments of all pairs: those of a response that is in several pairs count several times."""
+        return int(self._weight_M().sum())
 
     def losses(self, config: TrainConfig) -> Tensor:
-        """(B,) the objective's loss of each pair."""
-        return lpo_loss(config.objective, *self._sides(), beta=config.beta, length_norm=config.length_norm)
+        """(B,) the objective's loss of each pair: what `lpo_loss` says."""
+        if config.objective == "nll":
+            return -self._scores("nll", config)[0]
+        return -logsigmoid(config.beta * self.margins(config))
 
     def margins(self, config: TrainConfig) -> Tensor:
         """(B,) score of chosen minus score of rejected, before beta: above 0 where the head orders a pair rightly."""
-        return lpo_margin(config.objective, *self._sides(), length_norm=config.length_norm)
+        chosen_B, rejected_B = self._scores("tokens_separate" if config.objective == "nll" else config.objective, config)
+        return chosen_B - rejected_B
 
-    def penalties(self, config: TrainConfig) -> Tensor:
-        """(N,) of each segment, to be lowered with the losses: `kl` KL(head, reference) - `entropy_bonus` entropy of the head."""
-        penalty_N = self.log_pi_NK.new_zeros(len(self.log_pi_NK))
+    def penalty(self, config: TrainConfig) -> Tensor:
+        """() to be lowered with the losses: the sum over N segments of `kl` KL(head, reference) - `entropy_bonus` entropy."""
+        penalty_M = self.log_pi_MK.new_zeros(len(self.log_pi_MK))
+        if not (config.kl or config.entropy_bonus):
+            return penalty_M.sum()
         if config.kl:
-            penalty_N = penalty_N + config.kl * kl_divergence(self.log_pi_NK, self.ref_NK)
+            ref_MK = uniform_like(self.log_pi_MK) if self.ref_MK is None else self.ref_MK
+            penalty_M = penalty_M + config.kl * kl_divergence(self.log_pi_MK, ref_MK)
         if config.entropy_bonus:
-            penalty_N = penalty_N - config.entropy_bonus * entropy(self.log_pi_NK)
-        return penalty_N
+            penalty_M = penalty_M - config.entropy_bonus * entropy(self.log_pi_MK)
+        return (penalty_M * self._weight_M()).sum()
 
-    def _sides(self) -> tuple[Responses, Responses, Tensor, Tensor, Tensor, Tensor]:
-        B = len(self.responses.mask_BT) // 2
-        (pi_c, pi_r), (ref_c, ref_r) = (self._spread(log_NK).split(B) for log_NK in (self.log_pi_NK, self.ref_NK))
-        return self.responses.rows(slice(None, B)), self.responses.rows(slice(B, None)), pi_c, pi_r, ref_c, ref_r
+    def _scores(self, objective: Objective, config: TrainConfig) -> tuple[Tensor, Tensor]:
+        score_U = segment_scores(objective, config.length_norm, self.log_pi_MK, self.ref_MK, self.segments)
+        chosen_B, rejected_B = score_U[self.place_2B].view(2, -1)
+        return chosen_B, rejected_B
 
-    def _spread(self, log_NK: Tensor) -> Tensor:
-        """(2 B, S, K) the real segments at their places, 0 elsewhere."""
-        mask_BS = self.responses.mask_BT
-        out_BSK = log_NK.new_zeros(*mask_BS.shape, log_NK.shape[-1])
-        out_BSK[mask_BS] = log_NK
-        return out_BSK
+    def _weight_M(self) -> Tensor:
+        """(M,) in how many of the 2 B places each segment is."""
+        mask_US = self.segments.mask_US
+        weight_U = torch.bincount(self.place_2B, minlength=len(mask_US))
+        return weight_U.unsqueeze(-1).expand_as(mask_US)[mask_US]

@@ -62,7 +62,8 @@ def test_a_batch_equals_the_plain_head_on_one_unpadded_pair_at_a_time(objective:
     config = make_config({"objective": objective, "beta": 0.7, "length_norm": norm})
     some = [*PAIRS[5:9], *PAIRS[:6], PAIRS[7]]  # drawn with replacement: some several times
     batch = PairBatch.read(head, cache, some, reference)
-    assert batch.log_pi_NK.requires_grad and not batch.ref_NK.requires_grad
+    assert batch.log_pi_MK.requires_grad and (batch.ref_MK is None) == (reference is None)
+    assert batch.ref_MK is None or not batch.ref_MK.requires_grad
     losses, margins = [], []
     for pair in some:
         sides, pis, refs = [], [], []
@@ -99,7 +100,14 @@ def test_a_head_is_asked_once_about_each_segment_however_often_a_batch_holds_it(
     length_R = CACHE.start_R1.diff()
     of_pair = [int(length_R[[pair.chosen, pair.rejected]].sum()) for pair in PAIRS[:2]]
     assert asked == [sum(of_pair)] * (2 if with_reference else 1)
-    assert len(batch.log_pi_NK) == len(batch.ref_NK) == 5 * of_pair[0] + of_pair[1], "penalties are means over all of them"
+    assert batch.count == 5 * of_pair[0] + of_pair[1], "penalties are means over all of them"
+
+
+def spread(batch: PairBatch, *parts_MK: Tensor) -> list[Tensor]:
+    """(N, K) the same for every place in the pairs that a segment is in."""
+    mask_US = batch.segments.mask_US
+    times_U = torch.bincount(batch.place_2B, minlength=len(mask_US))
+    return [part_MK.repeat_interleave(times_U.repeat_interleave(mask_US.sum(-1)), 0) for part_MK in parts_MK]
 
 
 def last_bias_gradient(head: OptionHead, mean: Tensor) -> Tensor:
@@ -111,11 +119,11 @@ def test_the_gradient_of_the_entropy_bonus_is_its_closed_form() -> None:
     """dH/dlogit_k = -pi_k (log pi_k + H), over the real segments of both sides and no padding."""
     head, config = decided(), make_config({"entropy_bonus": 0.3})
     batch = PairBatch.read(head, double(), PAIRS[:9], None)
-    log_pi_NK = batch.log_pi_NK.detach()
+    (log_pi_NK,) = spread(batch, batch.log_pi_MK.detach())
     expected_NK = 0.3 * log_pi_NK.exp() * (log_pi_NK + entropy(log_pi_NK).unsqueeze(-1))
     rows = sum(int(CACHE.start_R1[r + 1] - CACHE.start_R1[r]) for pair in PAIRS[:9] for r in (pair.chosen, pair.rejected))
     assert len(log_pi_NK) == rows
-    found_K = last_bias_gradient(head, batch.penalties(config).mean())
+    found_K = last_bias_gradient(head, batch.penalty(config) / batch.count)
     torch.testing.assert_close(found_K, expected_NK.mean(0), rtol=0, atol=1e-14)
 
 
@@ -123,18 +131,19 @@ def test_the_gradient_of_the_kl_penalty_is_its_closed_form() -> None:
     """dKL/dlogit_k = pi_k (log pi_k - log ref_k - KL)."""
     head, config = decided(), make_config({"kl": 0.3})
     batch = PairBatch.read(head, double(), PAIRS[:9], decided(1))
-    log_pi_NK, ref_NK = batch.log_pi_NK.detach(), batch.ref_NK
+    assert batch.ref_MK is not None
+    log_pi_NK, ref_NK = spread(batch, batch.log_pi_MK.detach(), batch.ref_MK)
     expected_NK = 0.3 * log_pi_NK.exp() * (log_pi_NK - ref_NK - kl_divergence(log_pi_NK, ref_NK).unsqueeze(-1))
-    found_K = last_bias_gradient(head, batch.penalties(config).mean())
+    found_K = last_bias_gradient(head, batch.penalty(config) / batch.count)
     torch.testing.assert_close(found_K, expected_NK.mean(0), rtol=0, atol=1e-14)
 
 
 def test_at_the_reference_the_kl_and_its_gradient_are_zero() -> None:
     head = decided()
     batch = PairBatch.read(head, double(), PAIRS[:9], decided())
-    penalty_N = batch.penalties(make_config({"kl": 5.0}))
-    assert penalty_N.abs().max() < 1e-14 and last_bias_gradient(head, penalty_N.mean()).abs().max() < 1e-14
-    assert batch.penalties(make_config({})).eq(0).all()
+    mean = batch.penalty(make_config({"kl": 5.0})) / batch.count
+    assert mean.abs() < 1e-14 and last_bias_gradient(head, mean).abs().max() < 1e-14
+    assert batch.penalty(make_config({})) == 0
 
 
 # -- settings ------------------------------------------------------------------------------------------------------------
