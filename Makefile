@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= runs/demo
+SPEED ?= runs/speed
 
 .PHONY: help setup demo picture test check bench paper lint format clean
 
@@ -12,8 +13,8 @@ help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
 	@echo "make test    the tests (under 8 minutes, set-up included)"
 	@echo "make check   the tests that take longer"
-	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (about 7 minutes)"
-	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (planned for under 20 minutes on 2 cores)"
+	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (about 11 minutes, figures in runs/speed)"
+	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (16 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
 	@echo "make picture the demo, and the token heat map of the README from it"
 	@echo "make format  let ruff sort imports and format"
@@ -40,7 +41,8 @@ check: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 bench: $(READY)
-	for name in likelihood sampling generate training; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in likelihood sampling generate training; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name --json $(SPEED) || exit 1; done
 
 paper: $(READY)
 	$(BIN)/python -m benchmarks.paper all --size reduced
