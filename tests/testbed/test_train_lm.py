@@ -56,9 +56,9 @@ def test_shapes_grow_and_span_a_factor_of_ten(tokenizer):
 def test_a_few_steps_lower_the_loss_and_save_small_float16_weights(tokenizer, tmp_path):
     torch.manual_seed(0)
     rows = pack([Document(TEXT)] * 60, tokenizer)
-    schedule = Schedule(tokens=8 * 2 * CONTEXT, rows_per_step=2, warmup_steps=2, snapshot_every=100)
-    untrained = next_token_loss(new_model(tokenizer), rows[:2].long(), tokenizer.bos_token_id).item()
-    assert train(rows, tokenizer, schedule, tmp_path) < untrained - 1
+    schedule = Schedule(tokens=24 * 2 * CONTEXT, rows_per_step=2, warmup_steps=2, snapshot_every=100)
+    untrained = next_token_loss(new_model(tokenizer, "mini"), rows[:2].long(), tokenizer.bos_token_id).item()
+    assert train(rows, tokenizer, schedule, tmp_path, "mini") < untrained - 1
     assert {path.name for path in tmp_path.iterdir()} >= {"model.safetensors", "tokenizer.json", "config.json"}
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
 

@@ -58,6 +58,7 @@ def test_finished_scores_of_a_function_survive_a_kill_and_a_change_of_its_code_a
     assert results(folder, "run")["00000.jsonl"] != results(folder, "whole")["00000.jsonl"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_named_and_asked_in_every_run(folder):
     script = folder / "paid.py"
     text = script.read_text().replace("def reward(prompts, completions, ", "def reward(prompts, completions, client=iter(()), ")
