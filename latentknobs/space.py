@@ -10,7 +10,7 @@ import json
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -113,7 +113,7 @@ class KnobSpace:
         """Knob names in the order in which they act."""
         return tuple(knob.name for knob in self.knobs)
 
-    @property
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         """The parts of a `Context` that some knob of the space reads; empty for most spaces."""
         return tuple(dict.fromkeys(part for knob in self.knobs if isinstance(knob, ContextKnob) for part in knob.needs))
@@ -174,6 +174,18 @@ class KnobSpace:
         """64 hex digits, equal exactly where the same options, order and knob versions behave the same (all ranks of a run)."""
         told = json.dumps([self.order, self.grid_KJ, resolution_fingerprint(self.knobs)])
         return hashlib.sha256(told.encode()).hexdigest()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Kept, because what is worked out once per space is looked up at every token."""
+        return hash((self.knobs, self.grid_KJ, self.order))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: another process hashes strings differently."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __repr__(self) -> str:
         chain = " -> ".join(f"{k.name}[{', '.join(f'{v:g}' for v in k.options)}]" for k in self.knobs)

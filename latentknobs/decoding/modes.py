@@ -74,7 +74,8 @@ def setting(name: str, kwargs: dict[str, Any], config: Any, default: Any) -> Any
 
 def is_stateless(policy: Policy) -> bool:
     """Whether a row's option can be told from its newest token alone."""
-    return policy.segmenter == Every(1) or isinstance(policy, ConstantPolicy)
+    segmenter = policy.segmenter
+    return (isinstance(segmenter, Every) and segmenter.n == 1) or isinstance(policy, ConstantPolicy)
 
 
 def begins_at(policy: Policy, position: int, previous_B: Tensor) -> bool | Tensor:

@@ -4,6 +4,8 @@ Order-preserving knobs amount to one division and one threshold per row, which t
 cut lies beyond those go through the chain of knobs, as do knobs of other kinds.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -55,9 +57,14 @@ def ordered_tail(
     logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context: Context | None
 ) -> tuple[Tensor, KnobSpace, Tensor]:
     """Logits after the last knob that does not preserve order, and the space and values of the knobs that remain."""
-    first = next((j for j in range(len(space.knobs), 0, -1) if not is_ordered(space.knobs[j - 1])), 0)
-    if not first:
+    if not (first := _first_ordered(space)):
         return logits_NV, space, value_NJ
     before = KnobSpace(space.knobs[:first], space.grid_KJ, space.order)  # of these two, only the knobs are looked at
     after = KnobSpace(space.knobs[first:], space.grid_KJ, space.order)
     return reference.apply_values(logits_NV, before, value_NJ[:, :first], context), after, value_NJ[:, first:]
+
+
+@lru_cache(maxsize=256)
+def _first_ordered(space: KnobSpace) -> int:
+    """The place of the first knob from which on all preserve order."""
+    return next((j for j in range(len(space.knobs), 0, -1) if not is_ordered(space.knobs[j - 1])), 0)

@@ -12,6 +12,8 @@ from latentknobs.likelihood.rows import perhaps
 from latentknobs.likelihood.tops import Tops
 from latentknobs.space import KnobSpace
 
+INDICES = 2**31 - 1  # places that an int32 index tells apart
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -107,6 +109,8 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
         (R, K) log-probabilities, and (R, K) True where the top does not tell; None: it tells everything.
     """
     plan = plan_of(space, top_RM.device)
+    if len(top_RM) > (rows := max(1, INDICES // _places(space, plan, top_RM.shape[1]))):
+        return _in_parts(space, top_RM, targets, whole, rows)
     mass_of = {} if whole else dict(zip(needs(space).keys, targets.log_mass_RQ.unbind(-1), strict=True))
     tops = Tops(top_RM.unsqueeze(0).contiguous(), whole, ((),), mass_of)
     cut_PR = torch.full((1, len(top_RM)), UNCUT, dtype=torch.int32, device=top_RM.device)
@@ -121,6 +125,20 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
     if not is_any_open or not perhaps(is_open_PR := _is_open(cut_PR, top_RM.shape[1])):
         return logps_RK, None
     return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])]).index_select(0, plan.place_K).T.contiguous()
+
+
+def _places(space: KnobSpace, plan: Plan, M: int) -> int:
+    """What one row takes of the largest table that is indexed."""
+    chains = max((len(step.keys) for step in plan.steps if isinstance(step, Scale)), default=1)
+    return max(chains * (M + 1), space.K)
+
+
+def _in_parts(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool, rows: int) -> tuple[Tensor, Tensor | None]:
+    parts = [slice(first, first + rows) for first in range(0, len(top_RM), rows)]
+    tables = [walk(space, top_RM[part], targets[part], whole) for part in parts]
+    logps_RK, is_told = torch.cat([logps_rK for logps_rK, _ in tables]), all(open_rK is None for _, open_rK in tables)
+    made = [torch.zeros_like(logps_rK, dtype=torch.bool) if open_rK is None else open_rK for logps_rK, open_rK in tables]
+    return logps_RK, None if is_told else torch.cat(made)
 
 
 def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) -> tuple[Tensor, bool]:
