@@ -19,6 +19,8 @@ from latentknobs.likelihood.prefix import UNCUT, sees
 from latentknobs.likelihood.sorting import best_by_bound
 from latentknobs.space import KnobSpace
 
+_QUIETLY = np.errstate(invalid="ignore")  # rows of NaN, or without any token left: what models make of padding
+
 
 class HostCut:
     """N rows on their way through a chain of order-preserving knobs with values of their own, and what became of them.
@@ -38,6 +40,7 @@ class HostCut:
     counts is taking the smaller of the two closed ones.
     """
 
+    @_QUIETLY
     def __init__(self, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, best: int, lists_greedy: bool = False) -> None:
         self.logits_NV, self.dtype = logits_NV, torch.promote_types(logits_NV.dtype, torch.float32)
         self.greedy: set[int] = set()
@@ -78,6 +81,7 @@ class HostCut:
         return [n for n, kept in enumerate(self.kept) if (kept > self.M or n in self.unknown) and n not in self._settled]
 
     @cached_property
+    @_QUIETLY
     def mass_NM(self) -> Any:
         """(N, M) float64 cumulative mass of the best tokens relative to the first."""
         weight_NM = np.exp(self.top_NM - self.top_NM[:, :1])
@@ -91,6 +95,9 @@ class HostCut:
         """
         tokens = []
         for n, (u, kept) in enumerate(zip(u_N, self.kept, strict=True)):
+            if n in self.greedy:
+                tokens.append(self.best.token(n, 0))
+                continue
             mass_M, is_beyond = self.mass_NM[n], kept > self.M and not self.is_whole
             if is_beyond and n in self.unknown:
                 tokens.append(0)

@@ -215,3 +215,22 @@ def test_options_mean_what_the_likelihood_means() -> None:
     for k, value_J in enumerate(space.values_KJ().tolist()):
         prob_V = apply_options(logits_1V.double(), space, torch.tensor([k])).softmax(-1)[0]
         assert chi_square(sampled(logits_1V, value_J, 4_000, space), prob_V) > 1e-4
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("V", [1, 40, 2_000])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_rows_of_no_distribution_are_neither_told_of_nor_an_end(V: int, bad: float) -> None:
+    """Whatever their options: temperature 0, cut, and uncut."""
+    space = KnobSpace.of({"temperature": [0.0, 0.5, 1.0], "top_k": [0, 3], "top_p": [0.5, 1.0], "min_p": [0.0, 0.1]})
+    logits_NV, value_NJ = (
+        torch.randn(2 * space.K, V, generator=torch.Generator().manual_seed(0)) * 3,
+        space.values_KJ().repeat(2, 1),
+    )
+    row_N = torch.arange(2 * space.K)
+    whole_N = sample_values(logits_NV, space, value_NJ, 0, row_N, torch.zeros_like(row_N))
+    broken_NV = logits_NV.clone()
+    broken_NV[: space.K] = bad
+    token_N = sample_values(broken_NV, space, value_NJ, 0, row_N, torch.zeros_like(row_N))
+    assert ((token_N >= 0) & (token_N < V)).all()
+    assert torch.equal(token_N[space.K :], whole_N[space.K :])
