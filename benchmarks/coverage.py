@@ -121,7 +121,7 @@ def learn(case: Case, policy: Policy, prompts: Sequence[Prompt], before: OptionH
         print("  tokens beyond top_p .95 at 1.4, chosen and rejected: {:.2f} {:.2f}".format(*tails(cache, pairs, prompts)))
     judged = [is_held_out(f"validation {prompts[pair.prompt].text}", 0.1) for pair in pairs]
     torch.manual_seed(seed)
-    head = OptionHead(case.space, cache.feature_NF.shape[1], factorised=case.space is JOINT)
+    head = OptionHead(case.space, cache.feature_NF.shape[1], 256, factorised=case.space is JOINT)
     if before is None:
         head.fit_scaler(*cache.moments())
     else:

@@ -12,7 +12,7 @@ import click
 import torch
 
 import latentknobs as lk
-from benchmarks.testbed import save
+from benchmarks.testbed import WIDTH, save
 from latentknobs.evaluation.evaluate import HEAD
 from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.reporting import print_report
@@ -40,8 +40,7 @@ def main(
     name = f"joint-{level}-{rollouts}-{rounds}"
     settings: dict[str, Any] = {
         "level": level, "train_prompts": train_prompts, "rollouts": rollouts, "pairs_per_prompt": pairs, "rounds": rounds,
-        "eval_size": 0,
-        "batch_size": 512,
+        "eval_size": 0, "batch_size": 512, "hidden": WIDTH,
     }  # fmt: skip
     knobs = [TEMPERATURE, TOP_P, MIN_P]
     alone = lk.train(knobs=[TEMPERATURE], output_dir=f"runs/{name}/temperature", **settings).adapter

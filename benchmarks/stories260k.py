@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import latentknobs as lk
+from benchmarks.testbed import WIDTH
 from latentknobs.data.prompts import is_held_out
 from latentknobs.evaluation.evaluate import GREEDY, HEAD, Report
 from latentknobs.evaluation.statistics import bootstrap
@@ -85,7 +86,7 @@ class Experiment:
         self.model, self.tokenizer = load(folder)
         self.train, self.held_out = openings(stories(folder), self.tokenizer)
         sizes = {"train_prompts": len(self.train), "eval_size": len(self.held_out), "tune_size": 512, "batch_size": 512}
-        self.settings = {"level": "token", "max_new_tokens": 80} | sizes | settings
+        self.settings = {"level": "token", "max_new_tokens": 80, "hidden": WIDTH} | sizes | settings
 
     def fit(self, **settings: Any) -> lk.KnobAdapter:
         """Trains a head. A changed objective redoes the optimisation alone: rollouts and pairs are shared."""

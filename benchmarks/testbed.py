@@ -22,6 +22,8 @@ from latentknobs.rewards import SentenceConstraint
 from latentknobs.segments import parse_level
 from latentknobs.testbed.reward import story_reward
 
+WIDTH = 256  # of the heads of the published figures; what is chosen by itself is narrower now, and level (docs/log.md)
+
 
 def save(name: str, data: dict[str, Any]) -> None:
     """Writes the figures of an experiment to `runs/NAME/summary.json`."""
@@ -53,7 +55,7 @@ def mixture(train_prompts: int, eval_size: int, seeds: int, name: str) -> None:
     """The mixture at sequence level: win rates and gains against every constant temperature."""
     run = lk.train(
         knobs=["temperature:0,0.2,0.4,0.6,0.8,1,1.2"], level="sequence", train_prompts=train_prompts, eval_size=0,
-        batch_size=512, output_dir=f"runs/{name}",
+        batch_size=512, hidden=WIDTH, output_dir=f"runs/{name}",
     )  # fmt: skip
     report = lk.evaluate(
         run.adapter, seeds=seeds, eval_size=eval_size, tune_size=768, batch_size=512, train_prompts=train_prompts
@@ -91,7 +93,7 @@ def constrained(train_prompts: int, eval_size: int, seeds: int, name: str) -> No
     settings: dict[str, Any] = {"prompts": "testbed:constrained", "train_prompts": train_prompts, "batch_size": 512}
     run = lk.train(
         knobs=["temperature:0,0.2,0.4,0.6,0.8,1,1.2"], level="token", reward=story_reward(), second_reward=SentenceConstraint(),
-        pair_rule="top_bottom", top=4, rollouts=16, eval_size=0, output_dir=f"runs/{name}", **settings,
+        pair_rule="top_bottom", top=4, rollouts=16, hidden=WIDTH, eval_size=0, output_dir=f"runs/{name}", **settings,
     )  # fmt: skip
     both = lk.evaluate(run.adapter, seeds=seeds, eval_size=eval_size, tune_size=512, **settings)
     prompts = make_prompts(testbed.prompts("constrained", "eval", eval_size, 0), testbed.load_tokenizer())

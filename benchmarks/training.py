@@ -66,29 +66,30 @@ def fit(head: OptionHead, feature_MF: Tensor, segments: Segments, place_2B: Tens
     head.zero_grad()
 
 
-def per_token(D: int, hidden: int, rank: int | None, goal: float | None, space: KnobSpace = SIX) -> Row:
-    """Microseconds per token of a step."""
+def per_token(D: int, hidden: int | None, rank: int | None, space: KnobSpace = SIX) -> Row:
+    """Microseconds per token of a step. None: what is chosen for so many features."""
+    goal = 15.0 if hidden is None and (D, space.K) == (4096, 6) else None
     head, (feature_MF, segments, place_2B) = OptionHead(space, D, hidden=hidden, rank=rank), cached(space, D)
     log_pi_MK = torch.randn(len(feature_MF), space.K).log_softmax(-1).requires_grad_()
 
     def loss_only() -> None:
         PairBatch(segments, log_pi_MK, None, place_2B).losses(CONFIG).mean().backward()
 
-    tokens, first = len(feature_MF), rank or hidden
+    tokens, first = len(feature_MF), head.rank or head.hidden
     weight_HF, gradient_MH = torch.randn(first, D), torch.randn(tokens, first)
     whole: Callable[[], Any] = lambda: fit(head, feature_MF, segments, place_2B)  # noqa: E731
     products: Callable[[], Any] = lambda: (feature_MF @ weight_HF.T, gradient_MH.T @ feature_MF)  # noqa: E731
     seconds = interleaved({"step": whole, "loss": loss_only, "products": products}, rounds=9)
     us = seconds["step"] / tokens * 1e6
     return {
-        "D": D, "K": space.K, "head width": hidden, "rank": rank, "us/token": us,
+        "D": D, "K": space.K, "head width": head.hidden, "rank": head.rank, "chosen": hidden is None, "us/token": us,
         "of it the loss": seconds["loss"] / tokens * 1e6, "two products": seconds["products"] / tokens * 1e6,
         "their GFLOP/s": 4 * tokens * D * first / seconds["products"] / 1e9, "target": goal,
         "met": None if goal is None else us <= goal,
     }  # fmt: skip
 
 
-def against_padding(D: int, hidden: int, rank: int | None, space: KnobSpace = SIX) -> Row:
+def against_padding(D: int, hidden: int | None, rank: int | None, space: KnobSpace = SIX) -> Row:
     """A step on a feature cache, as `fit_head` does it and in the plain way. Responses have a quarter of T to T segments."""
     rows = 8 * PAIRS
     length_R = torch.randint(T // 4, T + 1, (rows,), generator=torch.Generator().manual_seed(0))
@@ -112,13 +113,13 @@ def against_padding(D: int, hidden: int, rank: int | None, space: KnobSpace = SI
     seconds = interleaved({"ours": ours, "plain": plain}, rounds=9)
     tokens = int(start_R1[2 * PAIRS])
     return {
-        "D": D, "K": space.K, "head width": hidden, "rank": rank, "filled": tokens / (2 * PAIRS * T),
+        "D": D, "K": space.K, "head width": head.hidden, "rank": head.rank, "filled": tokens / (2 * PAIRS * T),
         "plain us/token": seconds["plain"] / tokens * 1e6,
         "ours us/token": seconds["ours"] / tokens * 1e6, "ratio": seconds["plain"] / seconds["ours"],
     }  # fmt: skip
 
 
-def against_loop(name: str, model: Any, goal: float, hidden: int = 256, pairs: int = PAIRS) -> Row:
+def against_loop(name: str, model: Any, goal: float, hidden: int | None = None, pairs: int = PAIRS) -> Row:
     """Tokens per second of cached training, `pairs` in a step, and of a loop that runs everything in every step."""
     V, B, rows = model.config.vocab_size, 4, 2 * pairs
     prompts, replies = torch.randint(3, V, (B, 16)).tolist(), torch.randint(3, V, (B, T)).tolist()
@@ -139,7 +140,7 @@ def against_loop(name: str, model: Any, goal: float, hidden: int = 256, pairs: i
     seconds = interleaved({"cached": lambda: fit(head, feature_MF, segments, place_2B), "obvious": obvious}, rounds=5)
     ours, loop = rows * T / seconds["cached"], B * T / seconds["obvious"]
     return {
-        "model": name, "V": V, "D": model.config.hidden_size, "head width": hidden, "pairs": pairs,
+        "model": name, "V": V, "D": model.config.hidden_size, "head width": head.hidden, "pairs": pairs,
         "cached tokens/s": ours, "loop tokens/s": loop, "ratio": ours / loop, "target": goal, "met": ours / loop >= goal,
     }  # fmt: skip
 
@@ -179,19 +180,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.json
-    shapes: list[tuple[int, int, int | None]] = [
-        (1024, 256, None), (4096, 256, None), (4096, 64, None), (4096, 256, 32), (4096, 128, 32), (4096, 128, 16)
+    shapes: list[tuple[int, int | None, int | None]] = [
+        (1024, None, None), (4096, None, None), (4096, 64, 0), (4096, 128, 32), (4096, 128, 0), (4096, 256, 32), (4096, 256, 0)
     ]  # fmt: skip
-    rows = [per_token(D, width, rank, 15.0 if D == 4096 else None) for D, width, rank in shapes]
-    rows.append(per_token(4096, 128, 32, None, JOINT))
+    rows = [*(per_token(*shape) for shape in shapes), per_token(4096, None, None, JOINT)]
     report("A token of head training, forward and backward", rows, folder and f"{folder}/training.json")
-    rows = [against_padding(D, width, rank) for D, width, rank in shapes] + [against_padding(4096, 128, 32, JOINT)]
+    rows = [*(against_padding(*shape) for shape in shapes), against_padding(4096, None, None, JOINT)]
     report("A step on a feature cache, per real token", rows, folder and f"{folder}/training_padding.json")
     found = models()
-    widths = {name: [(256, PAIRS)] for name in found} | {
-        "stories260K": [(width, pairs) for width in (256, 64, 32, 16) for pairs in (16, 64, 256)]
+    shapes_of = {
+        name: [(width, pairs) for width in (None, 256) for pairs in (PAIRS, CONFIG.pairs_per_step, 256)] for name in found
     }
-    loops = [against_loop(name, model, 100.0, *one) for name, model in found.items() for one in widths[name]]
+    loops = [against_loop(name, model, 100.0, *one) for name, model in found.items() for one in shapes_of[name]]
     report("Cached training against running the LM in every step", loops, folder and f"{folder}/training_loop.json")
     rolled = [rollouts(name, model, B) for name, model in found.items() for B in (16, 64)]
     report("Rollouts against plain sampling", rolled, folder and f"{folder}/rollouts.json")

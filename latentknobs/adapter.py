@@ -113,7 +113,8 @@ class KnobAdapter:
             "level": self.segmenter.level,
             "delimiter_ids": ids,
             "features": list(self.features),
-            "head": {"hidden": self.head.hidden, "rank": self.head.rank, "factorised": self.head.factorised},
+            "head": _shape(self.head),
+            "entropy_head": None if self.entropy_head is None else _shape(self.entropy_head),
             "training": self.training,
         }
 
@@ -136,7 +137,8 @@ class KnobAdapter:
             features, base = tuple(config["features"]), config["base"]
             inputs = width(features, int(base["hidden_size"]))
             head = _head(folder / HEAD, space, inputs, config["head"])
-            entropy = _head(folder / ENTROPY, space, 1, config["head"]) if (folder / ENTROPY).exists() else None
+            shape = config.get("entropy_head") or config["head"]  # older adapters have one shape for both
+            entropy = _head(folder / ENTROPY, space, 1, shape) if (folder / ENTROPY).exists() else None
         except LatentKnobsError as error:
             raise AdapterError(f"The adapter {str(folder)!r} cannot be used here: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -184,12 +186,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _shape(head: OptionHead) -> dict[str, Any]:
+    return {"hidden": head.hidden, "rank": head.rank, "factorised": head.factorised}
+
+
 def _tensors(head: OptionHead) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
 
 
 def _head(path: Path, space: KnobSpace, inputs: int, shape: dict[str, Any]) -> OptionHead:
-    head = OptionHead(space, inputs, int(shape["hidden"]), bool(shape["factorised"]), shape.get("rank"))
+    head = OptionHead(space, inputs, int(shape["hidden"]), bool(shape["factorised"]), shape.get("rank") or 0)
     try:
         head.load_state_dict(load_file(path))
     except OSError:

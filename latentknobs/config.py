@@ -67,10 +67,11 @@ class TrainConfig(BaseModel):
     """`mean` divides a response's score by its number of segments, `none` sums (the paper)."""
     features: tuple[str, ...] = ("hidden",)
     """What the head reads: hidden, entropy, max_prob, top5_mass, log_collision, margin."""
-    hidden: int = Field(default=256, ge=1)
-    """Width of the head's hidden layers (paper: 2048, for an 8B model)."""
-    rank: int | None = Field(default=None, ge=1)
-    """Width of a linear layer in front of the head, where there are more features: quicker training, a smaller head."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Width of the head's hidden layers (paper: 2048, for an 8B model); none is a quarter of its features, from 16 to 128."""
+    rank: int | None = Field(default=None, ge=0)
+    """Width of a linear layer in front of the head: quicker training, a smaller head; 0 is no such layer, none is 16 for 2,048
+    features and more."""
     factorised: bool = False
     """One categorical per knob instead of one over all combinations."""
 

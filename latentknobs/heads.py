@@ -12,6 +12,22 @@ from torch.nn.functional import linear, silu
 
 from latentknobs.space import KnobSpace
 
+NARROW, WIDE = 16, 128  # the least and the largest width that is chosen for a head whose user chose none
+RANK, MANY = 16, 2048  # and its rank, from that many features on
+SIZING = (NARROW, WIDE, RANK, MANY)
+
+
+def head_shape(features: int, hidden: int | None = None, rank: int | None = None) -> tuple[int, int]:
+    """Width and rank of a head (rank 0: no reducing layer), with what is not given chosen by the number of features.
+
+    The cost of a head grows with its width as that of an LM does with its own, so the width is a quarter of the features, from
+    16 to 128; wider was not seen to be better (docs/log.md). A few statistics alone get 128: what can be learned from one number
+    is not linear in it, and costs nothing. From 2,048 features on, the first layer is nearly all of the cost: it gets rank 16.
+    """
+    hidden = hidden or (WIDE if features < NARROW else min(max(features // 4, NARROW), WIDE))
+    rank = (RANK if features >= MANY else 0) if rank is None else rank
+    return hidden, rank if rank < features else 0
+
 
 class OptionHead(nn.Module):
     """log pi(option | features).
@@ -19,9 +35,9 @@ class OptionHead(nn.Module):
     Args:
         space: whose K options are chosen from.
         in_features: F, the number of features.
-        hidden: width of both hidden layers.
-        rank: width of a linear layer in front of the others, so that F times `hidden` weights become F times `rank`; None, or
-            no less than F: there is no such layer.
+        hidden: width of both hidden layers; None: `head_shape` chooses.
+        rank: width of a linear layer in front of the others, so that F times `hidden` weights become F times `rank`; 0, or no
+            less than F: there is no such layer; None: `head_shape` chooses.
         factorised: one categorical per knob instead of one over all K options; for a subset of the product the joint
             is renormalised over the options that exist.
 
@@ -33,16 +49,16 @@ class OptionHead(nn.Module):
     grid_KJ: Tensor
 
     def __init__(
-        self, space: KnobSpace, in_features: int, hidden: int = 256, factorised: bool = False, rank: int | None = None
+        self, space: KnobSpace, in_features: int, hidden: int | None = None, factorised: bool = False, rank: int | None = None
     ) -> None:
         super().__init__()
         self.sizes = tuple(len(knob.options) for knob in space.knobs)
         self.factorised = factorised
-        self.hidden, self.rank = hidden, rank
+        self.hidden, self.rank = hidden, rank = head_shape(in_features, hidden, rank)
         self.in_features = in_features
         outputs = sum(self.sizes) if factorised else space.K
-        seen = in_features if rank is None else min(rank, in_features)
-        reduce = [nn.Linear(in_features, seen, bias=False)] if seen < in_features else []
+        seen = rank or in_features
+        reduce = [nn.Linear(in_features, rank, bias=False)] if rank else []
         self.mlp = nn.Sequential(
             *reduce, nn.Linear(seen, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
         )

@@ -27,11 +27,11 @@ def tokenizer():
     return testbed.load_tokenizer()
 
 
-def make(model, tokenizer, level="token", features=("hidden", "entropy"), factorised=False, rank=None):
+def make(model, tokenizer, level="token", features=("hidden", "entropy"), factorised=False, rank=None, widths=(8, 8)):
     space = lk.KnobSpace.of({"top_p": [0.9, 1.0]}, "temperature:0,0.5,1", order="vllm").select([0, 1, 3, 5])
     inputs = model.config.hidden_size + len(features) - 1
     torch.manual_seed(0)
-    heads = [OptionHead(space, n, 8, factorised, rank) for n in (inputs, 1)]
+    heads = [OptionHead(space, n, width, factorised, rank) for n, width in zip((inputs, 1), widths, strict=True)]
     for head in heads:
         torch.nn.init.normal_(head.mlp[-1].weight)
     segmenter = parse_level(level, tokenizer)
@@ -52,9 +52,9 @@ def edit(folder, change):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("factorised", [False, True])
-@pytest.mark.parametrize("rank", [None, 6])
-def test_what_was_saved_comes_back(model, tokenizer, tmp_path, level, factorised, rank):
-    adapter = make(model, tokenizer, level, factorised=factorised, rank=rank)
+@pytest.mark.parametrize("rank, widths", [(None, (8, 8)), (6, (8, 8)), (None, (None, None)), (6, (7, 9))])
+def test_what_was_saved_comes_back(model, tokenizer, tmp_path, level, factorised, rank, widths):
+    adapter = make(model, tokenizer, level, factorised=factorised, rank=rank, widths=widths)
     loaded = lk.KnobAdapter.from_pretrained(adapter.save_pretrained(tmp_path), model)
     assert loaded.space == adapter.space
     assert loaded.segmenter == adapter.segmenter
@@ -122,6 +122,19 @@ def test_a_head_of_other_sizes_is_refused(saved):
     save_file(tensors, saved / HEAD)
     with pytest.raises(AdapterError, match="does not hold a head for"):
         lk.KnobAdapter.from_pretrained(saved)
+
+
+def test_older_adapters_told_one_shape_for_both_heads_and_no_rank(saved, model):
+    hidden_ND, logits_NV = torch.randn(5, model.config.hidden_size), torch.randn(5, model.config.vocab_size)
+    before = lk.KnobAdapter.from_pretrained(saved)
+
+    def older(config):
+        del config["entropy_head"], config["head"]["rank"]
+
+    edit(saved, older)
+    now = lk.KnobAdapter.from_pretrained(saved)
+    for mine, theirs in ((now.policy(), before.policy()), (now.entropy_policy(), before.entropy_policy())):
+        assert torch.equal(mine.log_pi(hidden_ND, logits_NV), theirs.log_pi(hidden_ND, logits_NV))
 
 
 def test_the_entropy_head_is_optional(saved):

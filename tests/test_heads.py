@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from latentknobs import KnobSpace
-from latentknobs.heads import OptionHead
+from latentknobs.heads import OptionHead, head_shape
 
 SPACE = KnobSpace.of({"temperature": [0.0, 0.5, 1.0], "top_p": [0.8, 1.0]})
 SUBSET = SPACE.select([0, 3, 4, 5])
@@ -74,6 +74,22 @@ def test_three_linear_layers_with_silu_between(factorised: bool) -> None:
     linears = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linears] == [(5, 11), (11, 11), (11, 5 if factorised else 6)]
     assert [type(layer) for layer in head.mlp] == [nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear]
+
+
+@pytest.mark.parametrize("features, told, shape", [
+    (1, {}, (128, 0)), (15, {}, (128, 0)), (16, {}, (16, 0)), (64, {}, (16, 0)), (192, {}, (48, 0)), (512, {}, (128, 0)),
+    (2047, {}, (128, 0)), (2048, {}, (128, 16)), (4096, {}, (128, 16)), (4096, {"rank": 0}, (128, 0)), (64, {"rank": 8}, (16, 8)),
+    (64, {"rank": 64}, (16, 0)), (4096, {"hidden": 2048, "rank": 0}, (2048, 0)), (1, {"hidden": 5, "rank": 3}, (5, 0)),
+])  # fmt: skip
+def test_a_shape_fits_the_features_unless_it_is_told(features: int, told: dict[str, int], shape: tuple[int, int]) -> None:
+    assert head_shape(features, **told) == shape
+    with torch.device("meta"):
+        head = OptionHead(SPACE, features, **told)
+    assert (head.hidden, head.rank) == shape
+    weights = [layer.weight.shape for layer in head.mlp if isinstance(layer, nn.Linear)]
+    hidden, rank = shape
+    reduce = [(rank, features)] if rank else []
+    assert weights == [*reduce, (hidden, rank or features), (hidden, hidden), (SPACE.K, hidden)]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5, 9])

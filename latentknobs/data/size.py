@@ -13,6 +13,7 @@ import torch
 from latentknobs.data.pairs import PairRule
 from latentknobs.errors import RunError
 from latentknobs.features import width
+from latentknobs.heads import head_shape
 from latentknobs.segments import Every, Sequence, parse_level
 
 TOKEN = 7 + 12 + 4  # bytes of a token in a line of JSON: its id, its text (escaped), and what separates the numbers
@@ -26,7 +27,8 @@ class Settings(Protocol):
     features: tuple[str, ...]
     feature_dtype: Literal["float32", "bfloat16"]
     level: str
-    hidden: int
+    hidden: int | None
+    rank: int | None
     rollouts: int
     rounds: int
     pair_rule: PairRule
@@ -97,7 +99,7 @@ def estimate(config: Settings, hidden_size: int, K: int, prompts: int, given: in
     shards = responses // config.shard_size + config.rounds
     judged = config.eval_size * config.eval_seeds * (K + 4) + config.tune_size * K if config.eval_size else 0
     response = LINE + config.max_new_tokens * (TOKEN + len(str(K - 1)))
-    main, entropy = (config.hidden * (inputs + config.hidden + K + 2) + K for inputs in (F, 1))
+    main, entropy = (_head_values(inputs, *head_shape(inputs, config.hidden, config.rank), K) for inputs in (F, 1))
     return Size(
         rollouts=response * (prompts * config.rollouts * rounds + (given or 0)),
         features=responses * (segments * bytes_per_segment(F, K, config.feature_dtype) + 16) + shards * (HEADER + 16 * F),
@@ -105,6 +107,12 @@ def estimate(config: Settings, hidden_size: int, K: int, prompts: int, given: in
         heads=4 * (main * (config.rounds + 9) + entropy),
         F=F, K=K, dtype=config.feature_dtype, responses=responses, segments=segments,
     )  # fmt: skip
+
+
+def _head_values(inputs: int, hidden: int, rank: int, K: int) -> int:
+    """Weights, biases and the scaler."""
+    seen = rank or inputs
+    return inputs * rank + hidden * (seen + hidden + K + 2) + K + 2 * inputs
 
 
 def check_space(path: Path, size: Size) -> None:

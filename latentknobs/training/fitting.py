@@ -12,7 +12,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.data.disk import save_tensors
 from latentknobs.data.features import Features
 from latentknobs.data.pairs import Pair
-from latentknobs.heads import OptionHead
+from latentknobs.heads import SIZING, OptionHead
 from latentknobs.progress import Advance
 from latentknobs.space import KnobSpace
 from latentknobs.training.checkpoint import Checkpoint, remove_checkpoint
@@ -53,7 +53,7 @@ class Fitting:
             train, held_out: `chosen` and `rejected` index responses of `features`.
             key: digest of the features and the pairs.
         """
-        key = self.config.digest(*FITTING, then=f"{key} {self.previous.key if self.previous else ''}")
+        key = self.config.digest(*FITTING, then=f"{key} {self.previous.key if self.previous else ''} {SIZING}")
         # Later rounds are sampled by the main head: off-policy for the baseline, which keeps its first fit.
         parts = ["main"] if self.previous else ["main", "entropy"]
 

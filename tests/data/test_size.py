@@ -84,11 +84,12 @@ def test_responses_in_pairs_are_counted_as_the_rules_pick_them(settings, given, 
     assert estimate(TrainConfig(**SMALL | settings), 8, 3, 4, given).responses == responses
 
 
-def test_heads_and_a_checkpoint_with_its_successor_fit():
-    config = TrainConfig(**SMALL, hidden=32)
+@pytest.mark.parametrize("told", [{}, {"hidden": 32}, {"rank": 4}, {"hidden": 8, "rank": 2}])
+def test_heads_and_a_checkpoint_with_its_successor_fit(told):
+    config = TrainConfig(**SMALL, **told)
     size = estimate(config, 64, K=3, prompts=4)
     space = lk.KnobSpace.of("temperature:0.5,1,2")
-    main, entropy = (sum(value.nbytes for value in OptionHead(space, F, 32).state_dict().values()) for F in (65, 1))
+    main, entropy = (sum(value.nbytes for value in OptionHead(space, F, **told).state_dict().values()) for F in (65, 1))
     checkpoint = 4 * main  # weights, best weights, and two moments
     assert 3 * main + entropy + checkpoint < size.heads, "head, adapter, baseline, and what replaces the checkpoint"
 
@@ -97,7 +98,7 @@ def test_the_sentence_holds_the_numbers():
     config = TrainConfig(train_prompts=2048, max_new_tokens=64)
     assert estimate(config, hidden_size=511, K=6, prompts=2048).sentence() == (
         "A segment takes 2,084 bytes (512 features in float32, 6 options): at most 546.5 MB for 4,096 responses of 64 segments. "
-        "The whole run takes at most 595.0 MB of disk."
+        "The whole run takes at most 590.2 MB of disk."
     )
     few = estimate(config.model_copy(update={"level": "sequence"}), 511, K=1, prompts=2048).sentence()
     assert "1 option)" in few and "of 1 segment." in few
