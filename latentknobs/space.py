@@ -141,7 +141,8 @@ class KnobSpace:
 
     @cached_property
     def _values_KJ(self) -> Tensor:
-        return torch.tensor([list(self._option(k).values()) for k in range(self.K)], dtype=torch.float64)
+        with torch.inference_mode(False):  # or autograd could not use them later
+            return torch.tensor([list(self._option(k).values()) for k in range(self.K)], dtype=torch.float64)
 
     def label(self, k: int) -> str:
         """Option k in words: `temperature 0.2, top_p 0.9`."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentknobs.context import Context
 from latentknobs.decoding.frozen import output_embeddings
+from latentknobs.decoding.inference import goes_unseen, quickly
 from latentknobs.decoding.ledger import Ledger
 from latentknobs.decoding.modes import NEUTRAL as NEUTRAL
 from latentknobs.decoding.modes import (
@@ -116,7 +117,7 @@ class Attached:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before reading the options.")
         if not ledger.is_plain:
             raise DecodingError("The rows of a beam search are not the sequences it returns. Read them back with record(...).")
-        return ledger.option_BL[:, ledger.prompt_length : ledger.columns]
+        return ledger.option_BL[:, ledger.prompt_length : ledger.columns].clone()  # they may come out of inference mode
 
     @property
     def is_sampling(self) -> bool:
@@ -176,8 +177,11 @@ class Attached:
         drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
         self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
         self._stepper.begin()
+        is_quick = goes_unseen(self.model, self.policy, kwargs, own)
         try:
-            return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
+            with quickly(is_quick):
+                made = self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
+            return made.clone() if is_quick else made
         finally:
             self._stepper.end()
             ledger.sampling = self._in_generate = False

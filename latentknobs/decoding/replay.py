@@ -45,7 +45,8 @@ class Replay:
         return self._result
 
     def _captured(self, given: tuple[Tensor, ...]) -> bool:
-        self._inputs = [part.clone() for part in given]
+        with torch.inference_mode(False):  # or they could not be written to outside of it
+            self._inputs = [part.clone() for part in given]
         self._may = never_waits(lambda: self._function(*self._inputs))
         if self._may:
             graph = torch.cuda.CUDAGraph()

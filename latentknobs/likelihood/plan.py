@@ -76,6 +76,7 @@ class _Node:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # or autograd could not use its tensors later
 def plan_of(space: KnobSpace, device: torch.device) -> Plan:
     """The plan of a space of order-preserving knobs, its tensors on a device."""
     nodes = [_Node(0, tree(space), [])]

@@ -117,7 +117,8 @@ class UniformPolicy(Policy):
 @lru_cache(maxsize=16)
 def _flat(K: int, device: torch.device) -> Tensor:
     """(K,) log-probabilities, kept because they are asked for at every token."""
-    return torch.zeros(K, device=device).log_softmax(-1)
+    with torch.inference_mode(False):  # or autograd could not use them later
+        return torch.zeros(K, device=device).log_softmax(-1)
 
 
 class BalancedPolicy(UniformPolicy):
