@@ -1,13 +1,11 @@
 """Where the model goes: one device of its own, a device map, or tensor parallel over processes; and what contradicts itself."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from forked import started
+from tensor_parallel import main
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from latentknobs import testbed
@@ -15,8 +13,6 @@ from latentknobs.config import make_config
 from latentknobs.decoding.frozen import input_device, read_responses
 from latentknobs.errors import ConfigError
 from latentknobs.models import load_model, pick_device
-
-SPLIT = Path(__file__).parent / "tensor_parallel.py"
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +69,14 @@ class TestTensorParallel:
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-        command = [sys.executable, str(SPLIT), saved, str(tmp_path)]
-        started = [
-            subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"} | rank, stderr=subprocess.PIPE, text=True)
-            for rank in (*ranks, {})
-        ]
+        logs = [tmp_path / f"said-{n}" for n in range(3)]
+        running = [started(main, saved, str(tmp_path), env=rank, log=log) for rank, log in zip((*ranks, {}), logs, strict=True)]
         try:
-            for process in started:
-                _, told = process.communicate(timeout=120)
-                assert process.returncode == 0, told[-3000:]
+            for process, log in zip(running, logs, strict=True):
+                process.join(timeout=120)
+                assert process.exitcode == 0, log.read_text()[-3000:]
         finally:
-            for process in started:
+            for process in running:
                 process.kill()  # one that still waits for another
         one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("alone.pt", "rank-0.pt", "rank-1.pt"))
         for each in two:

@@ -30,8 +30,9 @@ def train(config: str | None, resume: str | None, num_processes: int | None, **f
     settings = given(flags)
     if resume is not None:
         config, settings = _resumed(config, resume, settings)
+    # wrong settings are told before anything large is imported, and once, not by every process
+    make_config((read_yaml(config) if config else {}) | settings)
     if num_processes is not None and num_processes > 1 and "WORLD_SIZE" not in os.environ:
-        make_config((read_yaml(config) if config else {}) | settings)  # wrong settings are told once, not by every process
         sys.exit(_launch(num_processes))
     from latentknobs.reporting import print_report, read_findings
     from latentknobs.training.train import train as run_training

@@ -27,7 +27,7 @@ from latentknobs.likelihood.rows import host_sees
 from latentknobs.likelihood.sorting import first_argmax
 from latentknobs.space import KnobSpace
 
-ROWS = 8  # rows that a CPU looks at as a whole at once
+ROWS, WORK = 8, 1 << 18  # rows that a CPU looks at as a whole at once: more where they are short
 
 
 def sample_values(
@@ -135,7 +135,7 @@ def _sample_open(logits_RV: Tensor, space: KnobSpace, value_RJ: Tensor, cut: Cut
     is_rest_R, is_uncut_R = place_R1.squeeze(-1) == head_RM.shape[1], cut.is_uncut_N
     is_asked_R = is_rest_R if cut.is_unknown_N is None else is_rest_R | cut.is_unknown_N
     u_rest_R = ((u_R * total_R - head_R) / (total_R - head_R)).clamp(0, 1)
-    at_once = ROWS if logits_RV.device.type == "cpu" else max(len(logits_RV), 1)
+    at_once = max(ROWS, WORK // logits_RV.shape[1]) if logits_RV.device.type == "cpu" else max(len(logits_RV), 1)
     for r in is_asked_R.nonzero().squeeze(-1).split(at_once):
         rest_QV = logits_RV[r].to(top_RM.dtype) / cut.temperature_N[r].unsqueeze(-1)
         rest_QV.scatter_(-1, cut.token_NM[r], -torch.inf)

@@ -93,7 +93,7 @@ def test_tables_equal_the_reference(name: str, top: int, case: tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("name", ["transformers", "vllm", "llama.cpp", "third party"])
-@pytest.mark.parametrize("V", [700, 40_000])
+@pytest.mark.parametrize("V", [700, 25_000])
 def test_large_vocabularies_where_the_top_comes_from_a_tournament(name: str, V: int) -> None:
     random = torch.Generator().manual_seed(0)
     logits_NV = torch.randn(5, V, generator=random, dtype=torch.float64) * torch.tensor([[0.2], [1], [2], [3], [6]])
@@ -106,7 +106,7 @@ def test_large_vocabularies_where_the_top_comes_from_a_tournament(name: str, V: 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_narrow_logits_within_the_stated_bound(dtype: torch.dtype, compiled: bool) -> None:
     random = torch.Generator().manual_seed(1)
-    logits_NV = (torch.randn(24, 5_000, generator=random) * 3).to(dtype)
+    logits_NV = (torch.randn(12, 5_000, generator=random) * 3).to(dtype)
     targets_N = logits_NV.float().softmax(-1).multinomial(1, generator=random)[:, 0]
     slow_NK = reference.option_logps(logits_NV, targets_N, SPACES["transformers"])
     agree(fast.option_logps(logits_NV, targets_N, SPACES["transformers"], compiled=compiled), slow_NK, FLOAT32_BOUND)

@@ -92,6 +92,9 @@ def test_every_kind_of_callable_is_the_same_in_processes_that_order_sets_differe
 
 
 def test_a_change_of_any_file_that_is_reached_changes_it(folder):
+    light = MINE.partition("def made")[0].replace("import numpy as np\nimport torch\n", "")  # five times torch is ten seconds
+    (folder / "mine.py").write_text(light)
+
     def now():
         return python("-c", SHOW, folder, "plain")[0]
 

@@ -23,9 +23,6 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 def main(folder: Path, moment: str, log: Path) -> None:
     """Args: the run directory; `never`, `at:PATH:N` (the Nth change there) or `after:SECONDS`; where to tell how long it took."""
-    import torch
-
-    torch.set_num_threads(1)
     from latentknobs.training.train import train
 
     kind, _, value = moment.partition(":")

@@ -1,7 +1,6 @@
 """A fit that is stopped after any step goes on bit by bit the same; a damaged or foreign checkpoint is never used."""
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from bandit import new_head, play
+from forked import finished
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -98,7 +98,6 @@ def half_written(file: Any, data: bytes) -> None:
 
 def dies_around_its_second_save(folder: Path, moment: str) -> None:
     """Runs in a process of its own."""
-    torch.set_num_threads(1)
     real, saves = Checkpoint.save, []
 
     def save(self: Checkpoint, step: int, tensors: Any, facts: Any) -> None:
@@ -120,11 +119,7 @@ def dies_around_its_second_save(folder: Path, moment: str) -> None:
 @pytest.mark.parametrize("moment", ["nothing on the disk yet", "half of it written", "not yet in its place", "in its place"])
 def test_sigkill_around_a_save_loses_steps_but_never_bits(tmp_path: Path, whole: Any, moment: str) -> None:
     """A real process, killed around its second save; then another one, which finds whatever was left."""
-    # not a fork of this process: torch's threads do not survive one
-    process = multiprocessing.get_context("forkserver").Process(target=dies_around_its_second_save, args=(tmp_path, moment))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert finished(dies_around_its_second_save, tmp_path, moment) == -signal.SIGKILL
     done = 2 * EVERY if moment == "in its place" else EVERY
     assert Checkpoint(tmp_path / "checkpoint.safetensors", "key").step() == done
     rows = [row for row in whole[1] if row["step"] <= done]

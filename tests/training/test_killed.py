@@ -1,11 +1,11 @@
 """A run that is killed (SIGKILL) at 54 moments across all of its stages ends bit for bit as if nothing had happened."""
 
 import json
-import multiprocessing
 import random
 from pathlib import Path
 
 import pytest
+from forked import finished
 from killed import main
 
 ROUND = ("prompts", "rollouts", "scores", "pairs", "features", "checkpoint-main", "heads")
@@ -18,22 +18,13 @@ ANYWHERE = 10  # kills at a time of no meaning
 RESULTS = ("adapter", "report.html", "diagnostics.json", "evaluation", "tuning", "metrics.jsonl", "round-1", "round-2")
 
 
-@pytest.fixture(scope="module")
-def launch():
-    """Starts a run in a process that has imported everything already, and returns its exit code."""
-    context = multiprocessing.get_context("forkserver")  # see conftest.py
-
-    def start(folder: Path, moment: str, log: Path) -> int:
-        process = context.Process(target=main, args=(folder, moment, log))
-        process.start()
-        process.join()
-        return int(process.exitcode)
-
-    return start
+def launch(folder: Path, moment: str, log: Path) -> int:
+    """The exit code of a run."""
+    return finished(main, folder, moment, log)
 
 
 @pytest.fixture(scope="module")
-def whole(launch, tmp_path_factory):
+def whole(tmp_path_factory):
     """An uninterrupted run, and the changes it made to its folder."""
     folder = tmp_path_factory.mktemp("whole")
     assert launch(folder / "run", "never", folder / "log.json") == 0
@@ -47,7 +38,7 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes().replace(str(folder).encode(), b"RUN") for path in files}
 
 
-def resumed_to_the_end(launch, folder: Path, wanted: dict[str, bytes]) -> None:
+def resumed_to_the_end(folder: Path, wanted: dict[str, bytes]) -> None:
     assert launch(folder, "never", folder.parent / "log.json") == 0
     found = results(folder)
     assert sorted(found) == sorted(wanted)
@@ -55,14 +46,14 @@ def resumed_to_the_end(launch, folder: Path, wanted: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("change", [1, 2])
-def test_killed_in_every_stage_one_after_the_other_the_run_ends_the_same(launch, whole, tmp_path, change):
+def test_killed_in_every_stage_one_after_the_other_the_run_ends_the_same(whole, tmp_path, change):
     for place in PLACES:
         nth = 1 if place == "round-2/heads" else change  # one file, whose opening happens outside of Python
         assert launch(tmp_path / "run", f"at:{place}:{nth}", tmp_path / "log.json") == -9, place
-    resumed_to_the_end(launch, tmp_path / "run", results(whole[0]))
+    resumed_to_the_end(tmp_path / "run", results(whole[0]))
 
 
-def test_killed_at_random_times_the_run_ends_the_same(launch, whole, tmp_path):
+def test_killed_at_random_times_the_run_ends_the_same(whole, tmp_path):
     seconds, rng, killed = whole[1]["seconds"], random.Random(0), 0
     for chain in range(100):
         code = -9
@@ -70,7 +61,7 @@ def test_killed_at_random_times_the_run_ends_the_same(launch, whole, tmp_path):
             code = launch(tmp_path / f"{chain}" / "run", f"after:{rng.random() * seconds / 2:.3f}", tmp_path / "log.json")
             assert code in (0, -9)
             killed += code == -9
-        resumed_to_the_end(launch, tmp_path / f"{chain}" / "run", results(whole[0]))
+        resumed_to_the_end(tmp_path / f"{chain}" / "run", results(whole[0]))
         if killed == ANYWHERE:
             break
     assert killed == ANYWHERE

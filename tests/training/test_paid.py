@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import finished, run_script
 
 import latentknobs
 
@@ -21,13 +22,20 @@ def folder(tmp_path):
     return tmp_path
 
 
-def play(folder, name="run", kill_after=10**6, seed="1"):
-    """Exit code, what the process said, and the completions it was asked for."""
-    log = folder / "log"
+def play(folder, name="run", kill_after=10**6, seed=None):
+    """Exit code, what the process said, and the completions it was asked for.
+
+    Args:
+        seed: start Python itself, with this hash seed.
+    """
+    log, said, arguments = folder / "log", folder / "said", ("log", name, str(kill_after))
     before = len(log.read_text().splitlines()) if log.exists() else 0
+    if seed is None:
+        code = finished(run_script, folder / "paid.py", *arguments, log=said)
+        return code, said.read_text(), log.read_text().splitlines()[before:]
     paths = [os.fspath(ROOT), os.fspath(ROOT / "plugins"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, folder / "paid.py", "log", name, str(kill_after)]
+    command = [sys.executable, folder / "paid.py", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr, log.read_text().splitlines()[before:]
 

@@ -1,10 +1,7 @@
 """Two gloo processes fit the head that one does; a plain process starts no group; broken promises are explained."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +10,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from forked import started
 from safetensors.torch import load_file
 from share_work import BATCHES, work
 
 from latentknobs.errors import RunError
 from latentknobs.training.processes import Processes
 
-HERE = Path(__file__).parent
-
 
 def launched(rank: int, size: int, port: int) -> dict[str, str]:
     """The environment that a launcher gives to a process."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     names = {name: str(value) for name, value in told.items()}
-    return os.environ | names | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return names | {"MASTER_ADDR": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +32,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = [
-        subprocess.Popen([sys.executable, str(HERE / "share_work.py"), str(together)], env=launched(rank, 2, port),
-                         stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]  # fmt: skip
+    logs = [together / f"said-{rank}" for rank in range(2)]
+    running = [started(work, together, env=launched(rank, 2, port), log=logs[rank]) for rank in range(2)]
     work(alone)
-    for process in running:
-        _, complaint = process.communicate(timeout=120)
-        assert process.returncode == 0, complaint
+    for process, log in zip(running, logs, strict=True):
+        process.join(timeout=120)
+        assert process.exitcode == 0, log.read_text()
     return alone, together
 
 

@@ -87,7 +87,11 @@ PLAIN = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--m
 ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes=2", *PLAIN)
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+# torch's launcher has two more tests below
+LAUNCHERS = [pytest.param(TORCHRUN, marks=pytest.mark.slow, id="torchrun"), pytest.param(ACCELERATE, id="accelerate")]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_give_the_same_pairs_and_head_as_one(finished, tmp_path, launcher):
     launched(tmp_path / "two", *launcher, "-m", "latentknobs")
     assert (tmp_path / "two" / "manifest.1.jsonl").stat().st_size > 0
@@ -118,15 +122,18 @@ def test_two_processes_that_share_one_model_run_it_on_the_same_rows(finished, tm
     assert near(finished, tmp_path / "run") < 1e-3  # two halves of a sum are rounded differently
 
 
-def test_what_is_wrong_with_a_run_of_several_processes_is_told_without_a_traceback(tmp_path):
-    start = [sys.executable, "-m", "latentknobs", "train", f"--output-dir={tmp_path}", "--num-processes=2"]
-    wrong = subprocess.run([*start, "--bata=1"], capture_output=True, text=True, timeout=120, check=False)
-    assert wrong.returncode == 2 and "No such option" in wrong.stderr
-    wrong = subprocess.run([*start, "--beta=-1"], capture_output=True, text=True, timeout=120, check=False)
-    assert wrong.returncode == 2 and wrong.stderr.count("beta=-1") == 1  # told before any process was started
-    wrong = subprocess.run([*start, "--reward=nosuch"], capture_output=True, text=True, timeout=120, check=False)
+def test_what_is_wrong_with_a_run_of_several_processes_is_told_without_a_traceback(tmp_path, monkeypatch):
+    start = ["train", f"--output-dir={tmp_path}", "--num-processes=2"]
+    wrong = subprocess.run(
+        [sys.executable, "-m", "latentknobs", *start, "--reward=nosuch"], capture_output=True, text=True, timeout=120, check=False
+    )
     assert wrong.returncode == 2 and "Process 0: Error: There is no reward 'nosuch'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+    monkeypatch.setattr("latentknobs.commands.train._launch", lambda count: pytest.fail("a process was started"))
+    wrong = CliRunner().invoke(cli, [*start, "--bata=1"])
+    assert wrong.exit_code == 2 and "No such option" in wrong.output
+    wrong = CliRunner().invoke(cli, [*start, "--beta=-1"])
+    assert wrong.exit_code == 2 and wrong.output.count("beta=-1") == 1
 
 
 @pytest.mark.parametrize("saved", ["reward: 'command:run=touch HERE'", "trust_remote_code: true"])

@@ -3,11 +3,11 @@
 import errno
 import json
 import os
-import subprocess
-import sys
+import signal
 
 import pytest
 import torch
+from forked import finished
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,12 +139,13 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
         pass
 
 
+def _killed_while_it_holds_the_lock(folder):
+    RunDir(folder).__enter__()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = (
-        "import os, signal, sys; from latentknobs.training.rundir import RunDir; RunDir(sys.argv[1]).__enter__(); "
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert finished(_killed_while_it_holds_the_lock, tmp_path) == -9
     assert len(play(tmp_path)[0]) == 3
 
 
