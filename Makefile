@@ -22,10 +22,11 @@ help:
 setup: $(READY)
 
 # torch comes first and alone, pinned: a resolver that sees everything at once may choose a build with CUDA packages.
+# Not compiled: most modules of these packages are never imported, and those that are get compiled then; it saves a minute.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
 demo: $(READY)
