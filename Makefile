@@ -11,9 +11,9 @@ SPEED ?= runs/speed
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
-	@echo "make test    the tests (about 10 minutes on 2 cores, set-up included)"
+	@echo "make test    the tests (8 to 13 minutes on 2 cores, set-up included)"
 	@echo "make check   the tests that take longer"
-	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (about 11 minutes, figures in runs/speed)"
+	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
 	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (16 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
 	@echo "make picture the demo, and the token heat map of the README from it"

@@ -81,7 +81,7 @@ def on_cpu(model: Any, B: int, V: int) -> Row:
         "adaptive": adaptive(model, policy, B),
         "adaptive, sampled by transformers": adaptive(model, policy, B, "transformers"),
     }
-    step = {name: median(seconds) / TOKENS * 1e3 for name, seconds in turns(runs, rounds=11).items()}
+    step = {name: median(seconds) / TOKENS * 1e3 for name, seconds in turns(runs, rounds=9).items()}
     goal, ratio = GOALS.get(V) if B == 8 else None, step["adaptive"] / step["greedy"]
     row: Row = {"V": V, "B": B, "greedy ms/step": step["greedy"]}
     row |= {f"{name} x": step[name] / step["greedy"] for name in list(runs)[1:]}
