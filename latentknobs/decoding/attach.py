@@ -162,7 +162,7 @@ class Attached:
             raise DecodingError("generate(...) with a policy attached takes at most inputs and generation_config by position.")
         config = kwargs.pop("generation_config", args[1] if len(args) > 1 else None)
         args = args[:1]
-        own = config or self.model.generation_config
+        own = (config, self.model.generation_config)
         beams = int(setting("num_beams", kwargs, own, 1))
         if beams > 1:
             refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, own, True)))
@@ -181,7 +181,7 @@ class Attached:
         try:
             with quickly(is_quick):
                 made = self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
-            return made.clone() if is_quick else made
+            return made.clone() if is_quick else made  # ids: see `goes_unseen`
         finally:
             self._stepper.end()
             ledger.sampling = self._in_generate = False

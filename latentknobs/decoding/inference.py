@@ -5,6 +5,7 @@ use to autograd ever after, so it is chosen where none can outlive the call: not
 not in objects of the caller, and not inside the model.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -38,12 +39,16 @@ def leaves_nothing(model: Any, policy: Policy) -> bool:
     )
 
 
-def goes_unseen(model: Any, policy: Policy, kwargs: dict[str, Any], config: Any) -> bool:
-    """Whether nobody could tell that this call of `generate` ran in inference mode, but for the ids it returns."""
+def goes_unseen(model: Any, policy: Policy, kwargs: dict[str, Any], configs: Iterable[Any]) -> bool:
+    """Whether nobody could tell that this call of `generate` ran in inference mode, but for the ids it returns.
+
+    Args:
+        configs: where settings come from that the call does not give, the first one first.
+    """
     return (
         all(kwargs.get(name) is None for name in OBJECTS)
-        and not setting("return_dict_in_generate", kwargs, config, False)
-        and setting("cache_implementation", kwargs, config, "dynamic") == "dynamic"
+        and not setting("return_dict_in_generate", kwargs, configs, False)
+        and setting("cache_implementation", kwargs, configs, "dynamic") == "dynamic"
         and leaves_nothing(model, policy)
     )
 

@@ -1,5 +1,6 @@
 """Ways of calling `generate`: which of them an attached policy can honour, and settings that would act on top of it."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -65,11 +66,10 @@ def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
         )
 
 
-def setting(name: str, kwargs: dict[str, Any], config: Any, default: Any) -> Any:
-    """A setting from the call, else from its generation config."""
-    value = kwargs.get(name)
-    value = getattr(config, name, None) if value is None else value
-    return default if value is None else value
+def setting(name: str, kwargs: dict[str, Any], configs: Iterable[Any], default: Any) -> Any:
+    """A setting as `generate` reads it: from the call, else from its generation config, else from the model's own."""
+    values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), default)
 
 
 def is_stateless(policy: Policy) -> bool:

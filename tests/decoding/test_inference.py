@@ -8,7 +8,7 @@ from decoding_oracle import LEVELS, left_padded, policy_for
 from test_modes_families import FAMILIES, model_of
 from tiny_models import tiny_lm
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from latentknobs.decoding import Attached, inference
@@ -182,6 +182,19 @@ def test_not_with_parts_of_which_it_is_not_known_what_they_keep(part: str) -> No
     assert not inference.leaves_nothing(model, policy)
     whole = tiny_lm("llama")
     assert inference.leaves_nothing(whole, policy_for(whole, "token", "sample"))
+
+
+SETTINGS = [("return_dict_in_generate", True), ("cache_implementation", "static"), ("return_dict_in_generate", False)]
+
+
+@pytest.mark.parametrize(("name", "value"), SETTINGS)
+def test_what_a_config_leaves_out_is_read_from_that_of_the_model(name: str, value: Any) -> None:
+    model = tiny_lm("llama")
+    model.generation_config.update(**{name: value}, disable_compile=True)
+    with Attached(model, policy_for(model, "token", "sample")) as knobs:
+        made = model.generate(**left_padded(), generation_config=GenerationConfig(max_new_tokens=4, pad_token_id=0))
+        assert ran_in_inference_mode(knobs) == (value is False)
+    assert isinstance(made, Tensor) == (value is not True)
 
 
 def test_a_static_cache_goes_its_old_way(lm: nn.Module) -> None:

@@ -171,6 +171,22 @@ def test_beams_carry_their_options(lm: nn.Module, level: str, pick: str, do_samp
         assert record.logps_BT[b].sum().item() == pytest.approx(expected, abs=1e-3)
 
 
+def test_beams_that_the_generation_config_of_the_model_asks_for_are_beams_too(
+    lm: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a config that comes with the call leaves out, `generate` takes from the model's own."""
+    policy, inputs = policy_for(lm, "sequence", "sample"), left_padded()
+    with Attached(lm, policy, seed=SEED):
+        wanted = lm.generate(**inputs, max_new_tokens=5, num_beams=4, do_sample=False)
+    own = GenerationConfig(num_beams=4, do_sample=False, pad_token_id=0, eos_token_id=STOPS)
+    monkeypatch.setattr(lm, "generation_config", own)
+    with Attached(lm, policy, seed=SEED) as knobs:
+        found = lm.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=5), do_sample=False)
+        with pytest.raises(DecodingError, match="beam search"):
+            _ = knobs.option_BT
+    assert torch.equal(found, wanted)
+
+
 def chi_square_of_pairs(model: Any, policy: Any, prompt: list[int], pairs: list[tuple[int, ...]]) -> float:
     """p-value of the first two tokens against the exact mixture over options, by enumeration."""
     exact: dict[tuple[int, ...], float] = {}
