@@ -9,7 +9,8 @@ the hook draws it with the per-row sampler and marks it with an infinite logit: 
 position) whatever the batch. Everywhere else the hook returns the logits of the chosen options.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from latentknobs.context import Context
 from latentknobs.decoding.frozen import output_embeddings
-from latentknobs.decoding.inference import goes_unseen, quickly
+from latentknobs.decoding.inference import goes_unseen, leaves_nothing, make_ordinary, quickly
 from latentknobs.decoding.ledger import Ledger
 from latentknobs.decoding.modes import NEUTRAL as NEUTRAL
 from latentknobs.decoding.modes import (
@@ -129,6 +130,14 @@ class Attached:
         """The key-value cache of the `generate` that is running; None where there is none or it is of another kind."""
         return None if self._ledger is None else self._ledger.cache
 
+    @contextmanager
+    def quickly(self) -> Iterator[None]:
+        """Several calls of `generate`, in inference mode if nothing of theirs is kept or shown to anybody."""
+        with quickly(leaves_nothing(self.model, self.policy), self.model, self._stepper):
+            yield
+        if self._ledger is not None:
+            make_ordinary(vars(self._ledger))
+
     def go_on(self, row_R: Tensor) -> None:
         """The next `generate` goes on with rows (R) of the newest one: their prompts, options and uniforms.
 
@@ -177,9 +186,9 @@ class Attached:
         drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
         self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
         self._stepper.begin()
-        is_quick = goes_unseen(self.model, self.policy, kwargs, own)
+        is_quick = goes_unseen(self.model, self.policy, self._originals["generate"], kwargs, own)
         try:
-            with quickly(is_quick):
+            with quickly(is_quick, self.model, ledger, self._stepper):
                 made = self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
             return made.clone() if is_quick else made  # ids: see `goes_unseen`
         finally:

@@ -21,7 +21,6 @@ from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentknobs.decoding.attach import Attached
-from latentknobs.decoding.inference import leaves_nothing, quickly
 from latentknobs.decoding.record import stop_ids
 
 SHARE = 0.25  # of a batch that must have finished: a call costs a few steps to start, and copies the cache
@@ -78,7 +77,7 @@ def sample_leaving(
     enough = Enough(attached, stop_E, P)
     told: dict[str, Any] = {"stopping_criteria": [enough]} if _may_end_early(model) else {}
     row_R, ids_RL, mask_RL = torch.arange(B), ids_BP, mask_BP
-    with quickly(leaves_nothing(model, attached.policy)):
+    with attached.quickly():
         while True:
             made = model.generate(
                 input_ids=ids_RL, attention_mask=mask_RL, max_new_tokens=P + max_new_tokens - ids_RL.shape[1], pad_token_id=pad,

@@ -1,19 +1,23 @@
 """`generate` in torch's inference mode: only where nobody can tell, and nothing that comes out of it is lost for autograd."""
 
-from typing import Any
+import functools
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from decoding_oracle import LEVELS, left_padded, policy_for
+from latentknobs_temperature import Temperature
 from test_modes_families import FAMILIES, model_of
 from tiny_models import tiny_lm
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from latentknobs import KnobSpace
 from latentknobs.decoding import Attached, inference
 from latentknobs.decoding.leaving import sample_leaving
-from latentknobs.policies import UniformPolicy
+from latentknobs.decoding.ledger import Ledger
+from latentknobs.segments import Every
 
 TOLD = {"max_new_tokens": 6, "min_new_tokens": None}
 
@@ -47,14 +51,27 @@ class _Streamer(BaseStreamer):
         pass
 
 
-class _Somebodys(UniformPolicy):
-    pass
+MODES: list[bool] = []  # of each step
+
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Ledger.remember
+
+    def remember(self: Ledger, column: int, option_B: Tensor) -> None:
+        MODES.append(torch.is_inference_mode_enabled())
+        original(self, column, option_B)
+
+    monkeypatch.setattr(Ledger, "remember", remember)
 
 
 def ran_in_inference_mode(knobs: Attached) -> bool:
-    """Whether the newest call did, by the table that it wrote."""
-    assert knobs._ledger is not None and knobs._ledger.option_BL is not None
-    return knobs._ledger.option_BL.is_inference()
+    """Whether the newest call did; what it has kept is ordinary in either case."""
+    kept = [value for owner in (knobs._ledger, knobs._stepper) for value in vars(owner).values() if isinstance(value, Tensor)]
+    for module in knobs.model.modules():
+        kept += [value for value in (*vars(module).values(), *module.buffers()) if isinstance(value, Tensor)]
+    assert kept and not any(value.is_inference() for value in kept)
+    return MODES[-1]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -158,30 +175,120 @@ def test_not_where_a_hook_of_the_user_sees_hidden_states() -> None:
     assert not any(part.is_inference() for part in seen)
 
 
-@pytest.mark.parametrize("part", ["module", "forward", "weights", "buffers", "compiled", "policy", "head", "remembers rows"])
-def test_not_with_parts_of_which_it_is_not_known_what_they_keep(part: str) -> None:
+class _Warmer(Temperature):
+    """Another temperature, of which nobody knows what it keeps."""
+
+    name: ClassVar[str] = "warmer"
+
+
+class _Sentences(Every):
+    pass
+
+
+def _module(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.model.layers[0].mlp.act_fn = type("Somebodys", (nn.SiLU,), {"__module__": "somebody"})()
+
+
+def _forward(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.model.layers[0].mlp.forward = model.model.layers[0].mlp.forward
+
+
+def _weights(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = type("Packed", (nn.Parameter,), {})
+    model.model.layers[0].mlp.up_proj.weight = packed(model.model.layers[0].mlp.up_proj.weight.detach())
+
+
+def _buffers(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.model.register_buffer("table", type("Packed", (Tensor,), {})(torch.zeros(2)))
+
+
+def _compiled(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.model.layers[0].mlp.compile()
+
+
+def _attention(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "somebodys")
+
+
+def _unnamed_hook(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.model.register_forward_pre_hook({}.setdefault)  # has no module
+
+
+def _hook_of_all_modules(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = torch.nn.modules.module._global_forward_hooks
+    monkeypatch.setitem(hooks, -1, lambda *_: None)
+
+
+def _static_cache(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.generation_config.cache_implementation = "static"
+
+
+def _watermark(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.generation_config.watermarking_config = object()
+
+
+def _policy_class(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy.__class__ = type("Somebodys", (type(policy),), {"__module__": "somebody"})
+
+
+def _policy_method(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy.choose = policy.choose
+
+
+def _head(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy.head.__class__ = type("Somebodys", (type(policy.head),), {"__module__": "somebody"})
+
+
+def _rows(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy.keeps_rows = True
+
+
+def _knob(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy.space = KnobSpace.of(_Warmer(options=(0.5, 1.0)))
+
+
+def _segmenter(model: Any, policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy.segmenter = _Sentences(2)
+
+
+PARTS = [
+    _module, _forward, _weights, _buffers, _compiled, _attention, _unnamed_hook, _hook_of_all_modules, _static_cache, _watermark,
+    _policy_class, _policy_method, _head, _rows, _knob, _segmenter,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", PARTS, ids=lambda change: change.__name__)
+def test_not_with_parts_of_which_it_is_not_known_what_they_keep(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lm("llama")
-    policy: Any = policy_for(model, "token", "sample")
-    mlp = model.model.layers[0].mlp
-    if part == "module":
-        mlp.act_fn = type("Somebodys", (nn.SiLU,), {"__module__": "somebody"})()
-    elif part == "forward":
-        mlp.forward = mlp.forward
-    elif part == "weights":
-        mlp.up_proj.weight = type("Packed", (nn.Parameter,), {})(mlp.up_proj.weight.detach())
-    elif part == "buffers":
-        mlp.register_buffer("table", type("Packed", (Tensor,), {})(torch.zeros(2)))
-    elif part == "compiled":
-        mlp.compile()
-    elif part == "policy":
-        policy = _Somebodys(policy.space, policy.segmenter)
-    elif part == "head":
-        policy.head.__class__ = type("Somebodys", (type(policy.head),), {"__module__": "somebody"})
-    else:
-        policy.keeps_rows = True
+    policy = policy_for(model, "token", "sample")
+    assert inference.leaves_nothing(model, policy)
+    change(model, policy, monkeypatch)
     assert not inference.leaves_nothing(model, policy)
-    whole = tiny_lm("llama")
-    assert inference.leaves_nothing(whole, policy_for(whole, "token", "sample"))
+
+
+def test_not_where_the_model_brings_its_own_generate() -> None:
+    model = tiny_lm("llama")
+    model.generate = functools.partial(model.generate, return_dict_in_generate=True)  # as transformers does for a repository's
+    with Attached(model, policy_for(model, "token", "sample")):
+        assert not isinstance(model.generate(**left_padded(), **TOLD), Tensor)
+    assert not MODES[-1]
+
+
+def test_a_cache_under_another_name_is_the_callers_too() -> None:
+    mamba = model_of("mamba")
+    cache, ids_BP = DynamicCache(config=mamba.config), torch.tensor([[5, 9, 7]])
+    with Attached(mamba, policy_for(mamba, "token", "sample")):
+        mamba.generate(ids_BP, cache_params=cache, **TOLD)
+    assert not MODES[-1]
+
+
+def test_a_call_of_the_model_itself_goes_on_after_a_generate(lm: nn.Module) -> None:
+    cache, ids_BP = DynamicCache(config=lm.config), torch.tensor([[5, 9, 7]])
+    with Attached(lm, policy_for(lm, "token", "sample")) as knobs, torch.no_grad():
+        lm(ids_BP, past_key_values=cache)
+        lm.generate(ids_BP, attention_mask=torch.ones_like(ids_BP), **TOLD)
+        assert ran_in_inference_mode(knobs)
+        lm(torch.tensor([[4]]), past_key_values=cache)
 
 
 SETTINGS = [("return_dict_in_generate", True), ("cache_implementation", "static"), ("return_dict_in_generate", False)]
