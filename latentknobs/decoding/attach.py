@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.context import Context
+from latentknobs.decoding.caches import cache_in
 from latentknobs.decoding.frozen import output_embeddings
 from latentknobs.decoding.inference import goes_unseen, leaves_nothing, make_ordinary, quickly
 from latentknobs.decoding.ledger import Ledger
@@ -230,7 +231,7 @@ class Attached:
             output.logits = self._packed(hidden_BSD, logits_BSV)
             return output
         width, kept = ids_BS.shape[1], logits_BSV.shape[1]
-        ledger, cache = self._ledger or Ledger(width), kwargs.get("past_key_values")
+        ledger, cache = self._ledger or Ledger(width), cache_in(kwargs)
         first = ledger.before(kwargs, width)
         if not self._in_generate and first == 0:
             ledger = Ledger(width)

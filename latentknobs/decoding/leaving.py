@@ -21,6 +21,7 @@ from transformers import DynamicCache, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentknobs.decoding.attach import Attached
+from latentknobs.decoding.caches import cache_in, cache_name
 from latentknobs.decoding.record import stop_ids
 
 SHARE = 0.25  # of a batch that must have finished: a call costs a few steps to start, and copies the cache
@@ -90,8 +91,8 @@ def sample_leaving(
                 return token_BT[:, :T], option_BT[:, :T]
             stay_Q = (~finished_rows(ids_RL[:, P:], stop_E)).nonzero().squeeze(-1).cpu()
             attached.go_on(stay_Q)
-            told["past_key_values"] = made.past_key_values
-            made.past_key_values.batch_select_indices(stay_Q)
+            told[cache_name(made)] = cache = cache_in(made)
+            cache.batch_select_indices(stay_Q)
             mask_RL = torch.nn.functional.pad(mask_RL, (0, ids_RL.shape[1] - mask_RL.shape[1]), value=1)
             row_R, ids_RL, mask_RL = row_R[stay_Q], ids_RL[stay_Q], mask_RL[stay_Q]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 from latentknobs.context import Context
+from latentknobs.decoding.caches import cache_in
 from latentknobs.decoding.second import SECOND, SecondReader
 from latentknobs.decoding.uniforms import OPTIONS, TOKENS, uniforms
 
@@ -68,10 +69,11 @@ class Ledger:
         if self.sampling and self._seen and kwargs.get("use_cache"):  # no drafts: nothing is ever taken back
             first, self._seen = self._seen, self._seen + width
             return first
-        cache, state = kwargs.get("past_key_values"), kwargs.get("cache_params")
-        if cache is None and state is None:
+        cache = cache_in(kwargs)
+        if cache is None:
             return 0
-        length = cache.get_seq_length() if state is None and isinstance(cache, Cache) else None
+        is_measured = isinstance(cache, Cache) and not all(getattr(cache, "is_linear", [False]))  # a state has no length
+        length = cache.get_seq_length() if is_measured else None
         # A static cache keeps its length on the device; within one call, counting is as good and nobody has to wait.
         if length is None or (isinstance(length, Tensor) and self.is_one_call and self._seen):
             first = self._seen

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from latentknobs.context import Context
+from latentknobs.decoding.caches import cache_in, cache_name
 from latentknobs.decoding.frozen import input_device, read_responses
 
 SECOND = "second_NV"
@@ -38,6 +39,7 @@ class SecondReader:
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
         self._cache: Any = None
+        self._name = ""  # of the model's argument and output that hold it
         self._cached = 0  # columns behind it
 
     def logits(self, ids_BS: Tensor, known: int, last: int) -> Tensor:
@@ -49,10 +51,10 @@ class SecondReader:
         """
         if known != self._cached:  # a draft was rejected, or the first reading has no cache either: begin anew
             self._cache, self._cached = None, 0
-        past = {} if self._cache is None else {"past_key_values": self._cache}
+        past = {} if self._cache is None else {self._name: self._cache}
         # No mask: there is nothing to hide, and models read a mask on the host, which then waits for a GPU.
         output = self.model(input_ids=ids_BS[:, self._cached :], use_cache=True, return_dict=True, **past)
-        self._cache = output.get("past_key_values")  # None for families that keep a state instead
+        self._name, self._cache = cache_name(output) or "", cache_in(output)
         self._cached = 0 if self._cache is None else ids_BS.shape[1]
         logits_BSV: Tensor = output.logits[:, -last:]
         return logits_BSV
