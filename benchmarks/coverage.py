@@ -25,15 +25,15 @@ from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.data.features import FeatureCache
 from latentknobs.data.featurise import featurise
-from latentknobs.data.pairs import Pair, pick_pairs
 from latentknobs.data.prompts import Prompt, is_held_out, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.evaluation.statistics import bootstrap
-from latentknobs.heads import OptionHead
-from latentknobs.models import freeze
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.learners.lpo.pairs import Pair, pick_pairs
+from latentknobs.models.loading import freeze
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
-from latentknobs.segments import parse_level
 from latentknobs.training.optimise import fit_head
 
 TOKEN = parse_level("token")

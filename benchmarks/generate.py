@@ -18,12 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.timing import Row, report, turns
 from latentknobs import KnobSpace
-from latentknobs.decoding import Attached
-from latentknobs.decoding.frozen import output_embeddings
-from latentknobs.decoding.modes import Sampler
-from latentknobs.heads import OptionHead
+from latentknobs.engines.transformers import Attached
+from latentknobs.engines.transformers.frozen import output_embeddings
+from latentknobs.engines.transformers.modes import Sampler
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every
 from latentknobs.policies import HeadPolicy
-from latentknobs.segments import Every
 
 SPACE = KnobSpace.of("temperature", "top_k", "top_p", "min_p")
 SIX = KnobSpace.of("temperature")

@@ -19,9 +19,9 @@ from benchmarks.training import DATA
 from latentknobs import KnobSpace, testbed
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, plan_batches, roll_out
-from latentknobs.decoding.record import split_sequences
+from latentknobs.engines.transformers.record import split_sequences
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import UniformPolicy
-from latentknobs.segments import parse_level
 
 World = tuple[Any, Any, list[Prompt], int]
 

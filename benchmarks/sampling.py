@@ -15,9 +15,9 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from benchmarks.timing import Row, interleaved, report, synthetic_logits
 from latentknobs import KnobSpace
-from latentknobs.decoding.replay import Replay
-from latentknobs.decoding.sampler import finish_draw, first_draw, sample_values
-from latentknobs.decoding.uniforms import TOKENS, uniforms
+from latentknobs.engines.transformers.replay import Replay
+from latentknobs.engines.transformers.sampler import finish_draw, first_draw, sample_values
+from latentknobs.engines.transformers.uniforms import TOKENS, uniforms
 
 SPACE = KnobSpace.of("temperature", "top_k", "top_p", "min_p")
 GOALS = {

@@ -24,14 +24,14 @@ from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.data.features import FeatureCache
 from latentknobs.data.featurise import featurise
-from latentknobs.data.pairs import Pair
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, write_lines
 from latentknobs.data.scores import score_rollouts
-from latentknobs.heads import OptionHead
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
-from latentknobs.segments import Every
-from latentknobs.space import KnobSpace
 from latentknobs.training.optimise import fit_head
 
 TASK = "mixture"

@@ -22,10 +22,10 @@ from benchmarks.testbed import WIDTH
 from latentknobs.data.prompts import is_held_out
 from latentknobs.evaluation.evaluate import GREEDY, HEAD, Report
 from latentknobs.evaluation.statistics import bootstrap
+from latentknobs.heads.segmenters import Every
 from latentknobs.policies import Policy
 from latentknobs.reporting import print_report
 from latentknobs.rewards import Lexicon, NgramRepetition, WordSurprise
-from latentknobs.segments import Every
 
 HELD_OUT = 0.23  # of 2,317 stories: 1,705 different openings to train, 545 to judge
 PROMPT_TOKENS = 24

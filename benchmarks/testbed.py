@@ -17,9 +17,9 @@ from latentknobs import testbed
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.evaluation.evaluate import HEAD, Report, rescore
 from latentknobs.evaluation.statistics import Interval, bootstrap
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.reporting import print_report
 from latentknobs.rewards import SentenceConstraint
-from latentknobs.segments import parse_level
 from latentknobs.testbed.reward import story_reward
 
 WIDTH = 256  # of the heads of the published figures; what is chosen by itself is narrower now, and level (docs/log.md)

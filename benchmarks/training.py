@@ -23,15 +23,15 @@ from benchmarks.timing import Row, report
 from latentknobs import KnobSpace
 from latentknobs.config import make_config
 from latentknobs.data.features import FeatureCache
-from latentknobs.data.pairs import Pair
-from latentknobs.decoding import Attached
-from latentknobs.decoding.frozen import read_responses
-from latentknobs.heads import OptionHead
+from latentknobs.engines.transformers import Attached
+from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every
+from latentknobs.learners.lpo import Responses, lpo_loss
+from latentknobs.learners.lpo.pairs import Pair
+from latentknobs.learners.lpo.segment_losses import Segments
 from latentknobs.likelihood import reference
-from latentknobs.objectives import Responses, lpo_loss
-from latentknobs.objectives.segments import Segments
 from latentknobs.policies import UniformPolicy
-from latentknobs.segments import Every
 from latentknobs.training.pairbatch import PairBatch
 
 SIX = KnobSpace.of("temperature")

@@ -11,32 +11,32 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from latentknobs import errors as errors
     from latentknobs.adapter import KnobAdapter as KnobAdapter
-    from latentknobs.context import Context as Context
     from latentknobs.evaluation.api import evaluate as evaluate
-    from latentknobs.knob import ContextKnob as ContextKnob
-    from latentknobs.knob import DecodingKnob as DecodingKnob
-    from latentknobs.knob import ScalingKnob as ScalingKnob
-    from latentknobs.knob import Stage as Stage
-    from latentknobs.knob import TruncationKnob as TruncationKnob
+    from latentknobs.knobs.context import Context as Context
+    from latentknobs.knobs.knob import ContextKnob as ContextKnob
+    from latentknobs.knobs.knob import DecodingKnob as DecodingKnob
+    from latentknobs.knobs.knob import ScalingKnob as ScalingKnob
+    from latentknobs.knobs.knob import Stage as Stage
+    from latentknobs.knobs.knob import TruncationKnob as TruncationKnob
+    from latentknobs.knobs.registry import register as register
+    from latentknobs.knobs.space import KnobSpace as KnobSpace
+    from latentknobs.learners.lpo import lpo_loss as lpo_loss
     from latentknobs.likelihood import apply_options as apply_options
     from latentknobs.likelihood import option_logps as option_logps
-    from latentknobs.objectives import lpo_loss as lpo_loss
-    from latentknobs.registry import register as register
-    from latentknobs.space import KnobSpace as KnobSpace
     from latentknobs.training.train import train as train
 
 _WHERE = {
-    "Context": "context",
-    "ContextKnob": "knob",
-    "DecodingKnob": "knob",
-    "ScalingKnob": "knob",
-    "TruncationKnob": "knob",
-    "Stage": "knob",
-    "register": "registry",
-    "KnobSpace": "space",
+    "Context": "knobs.context",
+    "ContextKnob": "knobs.knob",
+    "DecodingKnob": "knobs.knob",
+    "ScalingKnob": "knobs.knob",
+    "TruncationKnob": "knobs.knob",
+    "Stage": "knobs.knob",
+    "register": "knobs.registry",
+    "KnobSpace": "knobs.space",
     "option_logps": "likelihood",
     "apply_options": "likelihood",
-    "lpo_loss": "objectives",
+    "lpo_loss": "learners.lpo",
     "KnobAdapter": "adapter",
     "train": "training.train",
     "evaluate": "evaluation.api",

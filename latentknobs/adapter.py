@@ -14,14 +14,14 @@ from jinja2 import Environment, PackageLoader
 from safetensors.torch import load_file, save_file
 
 import latentknobs
-from latentknobs.decoding import Attached
-from latentknobs.decoding.frozen import hidden_size, input_device
+from latentknobs.engines.transformers import Attached
+from latentknobs.engines.transformers.frozen import hidden_size, input_device
 from latentknobs.errors import AdapterError, LatentKnobsError
-from latentknobs.features import width
-from latentknobs.heads import OptionHead
+from latentknobs.heads.features import width
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Delimiter, Segmenter, parse_level
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import HeadPolicy, Pick
-from latentknobs.segments import Delimiter, Segmenter, parse_level
-from latentknobs.space import KnobSpace
 
 FORMAT = 1
 CONFIG, HEAD, ENTROPY, CARD = "knob_config.json", "knob_head.safetensors", "entropy_head.safetensors", "README.md"

@@ -13,9 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentknobs.data.disk import replacing
-from latentknobs.data.pairs import PairRule
 from latentknobs.errors import ConfigError, did_you_mean
-from latentknobs.objectives import LengthNorm, Objective
+from latentknobs.learners.lpo import LengthNorm, Objective
+from latentknobs.learners.lpo.pairs import PairRule
 from latentknobs.policies import Pick
 
 GIVEN = "(given as an object)"

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from latentknobs.conformance import CHECKS, ConformanceError, Outcome, check_knob, report, run_checks
 from latentknobs.conformance.runner import run_check
-from latentknobs.knob import DecodingKnob
+from latentknobs.knobs.knob import DecodingKnob
 
 __all__ = ["CHECKS", "ConformanceError", "KnobConformance", "Outcome", "check_knob", "report", "run_checks"]
 

@@ -7,8 +7,8 @@ import torch
 from pydantic import PrivateAttr, field_serializer
 from torch import Tensor
 
-from latentknobs.context import Context
-from latentknobs.knob import ContextKnob, DecodingKnob, ScalingKnob, Sees, Stage, TruncationKnob
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob, Sees, Stage, TruncationKnob
 
 INF = torch.inf
 RULES = [lambda value: value]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "transformers", "latentknobs.training.train", "latentknobs.models"])
+CONTEXT.set_forkserver_preload(["torch", "transformers", "latentknobs.training.train", "latentknobs.models.loading"])
 
 
 def started(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str] | None = None, log: Path | None = None) -> Any:

@@ -12,11 +12,11 @@ from latentknobs import KnobSpace
 from latentknobs.config import make_config
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import roll_out
-from latentknobs.decoding.frozen import read_responses
-from latentknobs.models import load_model
+from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.models.loading import load_model
 from latentknobs.policies import UniformPolicy
 from latentknobs.progress import processes
-from latentknobs.segments import parse_level
 
 
 def main(folder: str, out: str) -> None:

@@ -11,8 +11,8 @@ import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.adapter import CONFIG, ENTROPY, HEAD, describe_model
 from latentknobs.errors import AdapterError
-from latentknobs.heads import OptionHead
-from latentknobs.segments import parse_level
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
 
 LEVELS = ["token", "sequence", "every:4", "delimiter:.!"]
 

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import latentknobs
-from latentknobs import registry
 from latentknobs.cli import COMMANDS, cli
 from latentknobs.commands.settings import given
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml
+from latentknobs.knobs import registry
 from latentknobs.training.played import load_round
 
 TINY = {"train_prompts": 8, "rollouts": 4, "eval_size": 4, "eval_seeds": 1, "tune_size": 4, "steps": 5, "max_new_tokens": 8,

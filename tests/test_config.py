@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from latentknobs import KnobSpace, registry
+from latentknobs import KnobSpace
 from latentknobs.config import TrainConfig, make_config, read_yaml, write_yaml
 from latentknobs.errors import ConfigError
-from latentknobs.knob import ScalingKnob
+from latentknobs.knobs import registry
+from latentknobs.knobs.knob import ScalingKnob
 from latentknobs.training.train import _spec
 
 

@@ -3,9 +3,9 @@
 import pytest
 from broken_knobs import BROKEN, GOOD, LIARS
 
-from latentknobs import registry
 from latentknobs.conformance import CHECKS, ConformanceError, check_knob, report, run_checks
 from latentknobs.errors import LatentKnobsError, UnknownNameError
+from latentknobs.knobs import registry
 from latentknobs.testing import KnobConformance
 
 SHIPPED = sorted(source.name for source in registry.sources() if source.distribution == "latentknobs")

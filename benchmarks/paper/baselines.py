@@ -11,10 +11,10 @@ from benchmarks.paper.arena import Arena, Player
 from benchmarks.paper.hand import RULES
 from benchmarks.paper.measures import measure
 from benchmarks.paper.rules import Mirostat, TwoTemperatures, dynatemp, edt
-from latentknobs.decoding.frozen import read_responses
+from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
-from latentknobs.segments import parse_level
-from latentknobs.space import KnobSpace
 
 TURN = tuple(round(0.1 * i, 1) for i in range(1, 16))
 JOINT = {"temperature": [0.4, 0.8, 1.0, 1.4], "top_p": [0.8, 0.9, 0.95, 1.0], "min_p": [0.0, 0.05, 0.15]}

@@ -15,10 +15,10 @@ from latentknobs.adapter import KnobAdapter
 from latentknobs.config import make_config
 from latentknobs.data.features import FeatureCache
 from latentknobs.data.featurise import featurise
-from latentknobs.data.pairs import Pair
 from latentknobs.data.prompts import is_held_out
-from latentknobs.heads import OptionHead
-from latentknobs.segments import Every
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.played import load_round
 

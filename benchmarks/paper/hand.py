@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentknobs.segments import Delimiter, parse_level
+from latentknobs.heads.segmenters import Delimiter, parse_level
 
 Test = Callable[[Tensor | None, Tensor], Tensor]  # the token before, None at the first of a response; the logits
 

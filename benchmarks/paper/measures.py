@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.paper.arena import Arena, Player
 from benchmarks.paper.statistics import vote_accuracy
 from latentknobs.data.rollouts import Rollout
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.rewards.answer import final_number
-from latentknobs.segments import parse_level
 
 Floats = NDArray[np.float64]
 Choices = Callable[[NDArray[np.float64], Rollout], float]

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentknobs.features import read_features
+from latentknobs.heads.features import read_features
+from latentknobs.heads.segmenters import Every, Segmenter
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import HeadPolicy, Policy
-from latentknobs.segments import Every, Segmenter
-from latentknobs.space import KnobSpace
 
 FINE = tuple(round(0.05 * i, 2) for i in range(41))  # 0 to 2
 

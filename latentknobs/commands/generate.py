@@ -14,12 +14,12 @@ from latentknobs.commands.settings import config_options, given
 from latentknobs.config import make_config
 from latentknobs.data.prompts import Prompt, check_lengths, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
-from latentknobs.decoding.frozen import context_length, input_device
+from latentknobs.engines.transformers.frozen import context_length, input_device
 from latentknobs.errors import ConfigError
+from latentknobs.models.sources import TESTBED, load_model
 from latentknobs.reporting import coloured, legend
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.samples import token_texts
-from latentknobs.sources import TESTBED, load_model
 
 FIELDS = ("model", "trust_remote_code", "device", "device_map", "dtype", "max_new_tokens", "batch_size", "pick", "seed")
 

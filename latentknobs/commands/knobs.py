@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from latentknobs.errors import PluginError
-from latentknobs.knob import DecodingKnob
-from latentknobs.registry import Source, knob_class, sources
+from latentknobs.knobs.knob import DecodingKnob
+from latentknobs.knobs.registry import Source, knob_class, sources
 from latentknobs.reporting.console import stdout
 
 

@@ -19,12 +19,12 @@ from latentknobs.conformance.rows import (
     tied_rows,
     values_of,
 )
-from latentknobs.declaration import check_class
 from latentknobs.errors import PluginError
-from latentknobs.grid import show
-from latentknobs.knob import ContextKnob, DecodingKnob, ScalingKnob, TruncationKnob
+from latentknobs.knobs.declaration import check_class
+from latentknobs.knobs.grid import show
+from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob, TruncationKnob
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import option_logps
-from latentknobs.space import KnobSpace
 
 WIDTHS = (2, 5, 11, 17, 64, 256)  # tokens shown to knobs that promise to see less than the row
 

@@ -17,8 +17,8 @@ from latentknobs.conformance.rows import (
     tied_rows,
     values_of,
 )
-from latentknobs.context import Context
-from latentknobs.knob import DecodingKnob, ScalingKnob, Stage, TruncationKnob
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.knob import DecodingKnob, ScalingKnob, Stage, TruncationKnob
 
 CUTS = {Stage.SPREAD, Stage.RANK, Stage.MASS, Stage.THRESHOLD, Stage.TAIL, Stage.TOP}
 ORDERED = CUTS - {Stage.TOP} | {Stage.SCALE}

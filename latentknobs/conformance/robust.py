@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.conformance.rows import N, V, call, context_for, random_rows, require, run, some_removed, values_of
-from latentknobs.knob import DecodingKnob
+from latentknobs.knobs.knob import DecodingKnob
 
 
 def neutral_changes_nothing(knob: DecodingKnob) -> None:

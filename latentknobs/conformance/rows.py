@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from latentknobs.context import Context
-from latentknobs.knob import ContextKnob, DecodingKnob, ScalingKnob
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob
 
 N, V, L = 7, 23, 5
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from latentknobs.conformance import declared, meaning, robust
 from latentknobs.conformance.rows import Violation
 from latentknobs.errors import LatentKnobsError
-from latentknobs.knob import DecodingKnob
-from latentknobs.registry import KnobSpec, resolve
+from latentknobs.knobs.knob import DecodingKnob
+from latentknobs.knobs.registry import KnobSpec, resolve
 
 Check = Callable[[DecodingKnob], None]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from latentknobs.data.moments import Moments
-from latentknobs.objectives import Responses
-from latentknobs.objectives.segments import Segments
+from latentknobs.learners.lpo import Responses
+from latentknobs.learners.lpo.segment_losses import Segments
 
 PADDED = ("logps_NK", "option_N", "base_N")
 COLUMNS = ("feature_NF", *PADDED)  # what every segment has

@@ -15,13 +15,13 @@ from latentknobs.data.features import FeatureCache
 from latentknobs.data.moments import Moments
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
-from latentknobs.decoding.frozen import read_responses
-from latentknobs.decoding.second import read_contexts
+from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.engines.transformers.second import read_contexts
 from latentknobs.errors import UnreachableTokenError
-from latentknobs.features import read_features
+from latentknobs.heads.features import read_features
+from latentknobs.heads.segmenters import Segmenter
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import option_logps
-from latentknobs.segments import Segmenter
-from latentknobs.space import KnobSpace
 
 Unreachable = Literal["refuse", "drop"]
 

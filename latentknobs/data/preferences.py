@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentknobs.data.pairs import Pair
 from latentknobs.data.prompts import TEMPLATE_SETTINGS, Prompt, make_prompt, render_chat
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import OWN, SIDES, Answer, Unusable, answered, read_row
 from latentknobs.errors import ConfigError, NoPairsError
+from latentknobs.learners.lpo.pairs import Pair
 
 UNKNOWN = -1  # the option of a token that nobody sampled here
 

@@ -10,10 +10,10 @@ import torch
 
 from latentknobs.data.disk import replacing
 from latentknobs.data.prompts import Prompt
-from latentknobs.decoding import Attached
-from latentknobs.decoding.frozen import input_device
-from latentknobs.decoding.leaving import sample_leaving
-from latentknobs.decoding.record import split_sequences
+from latentknobs.engines.transformers import Attached
+from latentknobs.engines.transformers.frozen import input_device
+from latentknobs.engines.transformers.leaving import sample_leaving
+from latentknobs.engines.transformers.record import split_sequences
 from latentknobs.errors import RunError
 from latentknobs.policies import Policy
 
@@ -46,7 +46,7 @@ def roll_out_batch(
 ) -> list[Rollout]:
     """One response to each of the prompts `rows` (indices), generated together; `seed` fixes all options and tokens.
 
-    Rows that have finished leave the batch, where they can (`decoding.leaving`).
+    Rows that have finished leave the batch, where they can (`engines.transformers.leaving`).
     """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     device = input_device(model)

@@ -6,13 +6,13 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.config import make_config
-from latentknobs.decoding.frozen import input_device
+from latentknobs.engines.transformers.frozen import input_device
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
+from latentknobs.models.sources import gather
 from latentknobs.policies import HeadPolicy, Policy
 from latentknobs.progress import progress
 from latentknobs.rewards import RewardSpec
-from latentknobs.sources import gather
 
 
 def evaluate(

@@ -9,12 +9,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from latentknobs.context import Context
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import reference
 from latentknobs.likelihood.cut import cut_rows
 from latentknobs.likelihood.prefix import is_ordered
 from latentknobs.likelihood.rows import perhaps
-from latentknobs.space import KnobSpace
 
 
 def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context: Context | None = None) -> Tensor:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentknobs.knob import ScalingKnob, TruncationKnob
+from latentknobs.knobs.knob import ScalingKnob, TruncationKnob
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.host import HostCut
 from latentknobs.likelihood.masses import row_log_masses
 from latentknobs.likelihood.prefix import UNCUT, Scaled, sees
 from latentknobs.likelihood.rows import host_sees
 from latentknobs.likelihood.sorting import top_tokens
-from latentknobs.space import KnobSpace
 
 TOP = 256  # part of what a seed means: another number would order the CDF of uncut rows differently (see decoding.sampler)
 

@@ -10,12 +10,12 @@ once per distinct value, and what follows them is fast again.
 import torch
 from torch import Tensor
 
-from latentknobs.context import Context
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.masses import WORK, log_masses
 from latentknobs.likelihood.prefix import is_ordered, product, tree
 from latentknobs.likelihood.sorting import first_argmax, sort_descending, top_values
 from latentknobs.likelihood.walk import Targets, needs, scale_only, walk
-from latentknobs.space import KnobSpace
 
 TOP = 256  # M, tokens of a row that are kept in order
 CELLS = 1 << 15  # tokens of tops in work at once: 128 rows of 256, and a few MiB with all that is made of them

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from latentknobs.errors import ConfigError
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import fast
 from latentknobs.likelihood.masses import log_masses
 from latentknobs.likelihood.prefix import is_ordered, product
 from latentknobs.likelihood.sorting import first_argmax, sort_descending, top_values
 from latentknobs.likelihood.walk import Needs, Targets, needs, scale_only, walk
-from latentknobs.space import KnobSpace
 
 CHUNK = 16384  # tokens of the vocabulary projected at once
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentknobs.knob import DecodingKnob, ScalingKnob, TruncationKnob
+from latentknobs.knobs.knob import DecodingKnob, ScalingKnob, TruncationKnob
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.prefix import UNCUT, sees
 from latentknobs.likelihood.sorting import best_by_bound
-from latentknobs.space import KnobSpace
 
 _QUIETLY = np.errstate(invalid="ignore")  # rows of NaN, or without any token left: what models make of padding
 

@@ -10,9 +10,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from latentknobs.knob import DecodingKnob, TruncationKnob
+from latentknobs.knobs.knob import DecodingKnob, TruncationKnob
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.prefix import Branch, Key, sees, tree
-from latentknobs.space import KnobSpace
 
 
 @dataclass(frozen=True, eq=False)

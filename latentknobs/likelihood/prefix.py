@@ -17,8 +17,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from latentknobs.knob import DecodingKnob, ScalingKnob, TruncationKnob
-from latentknobs.space import KnobSpace
+from latentknobs.knobs.knob import DecodingKnob, ScalingKnob, TruncationKnob
+from latentknobs.knobs.space import KnobSpace
 
 Key = tuple[float, ...]  # the temperatures that have divided the logits so far
 UNKNOWN = 0  # a count that only the sorted row can tell

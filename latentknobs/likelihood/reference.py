@@ -6,9 +6,9 @@ Deliberately ignores every identity between options. It defines what the options
 import torch
 from torch import Tensor
 
-from latentknobs.context import Context
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.rows import perhaps
-from latentknobs.space import KnobSpace
 
 ROWS = 256  # rows of logits in work at once: bounds memory at a few copies of (ROWS, V), whatever N and K are
 

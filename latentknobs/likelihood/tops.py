@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from latentknobs.knob import TruncationKnob
+from latentknobs.knobs.knob import TruncationKnob
 from latentknobs.likelihood.plan import Scale
 from latentknobs.likelihood.prefix import Key, sees
 from latentknobs.likelihood.rows import host_sees

@@ -6,11 +6,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.plan import Plan, Scale, Truncate, plan_of
 from latentknobs.likelihood.prefix import UNCUT, UNKNOWN, Branch, Key, product, sees, tree
 from latentknobs.likelihood.rows import perhaps
 from latentknobs.likelihood.tops import Tops
-from latentknobs.space import KnobSpace
 
 INDICES = 2**31 - 1  # places that an int32 index tells apart
 

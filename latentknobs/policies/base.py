@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from latentknobs.errors import ConfigError
-from latentknobs.features import HIDDEN, check_features, read_features
-from latentknobs.heads import OptionHead
-from latentknobs.knob import Stage
+from latentknobs.heads.features import HIDDEN, check_features, read_features
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every, Segmenter
+from latentknobs.heads.segmenters import Sequence as WholeSequence
+from latentknobs.knobs.knob import Stage
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import apply_options
 from latentknobs.likelihood.rows import host_sees
-from latentknobs.segments import Every, Segmenter
-from latentknobs.segments import Sequence as WholeSequence
-from latentknobs.space import KnobSpace
 
 Pick = Literal["greedy", "sample"]
 FEW = 1 << 14  # probabilities
@@ -34,7 +34,7 @@ class Policy(ABC):
         segmenter: where a new choice is made.
         pick: `greedy` takes the most probable option (Eq. 4 of arXiv 2411.09661), `sample` draws it (Eq. 5).
         keeps_rows: True where a policy or its segmenter remembers anything about a row from one token to the next. Finished rows
-            then stay in their batch (`decoding.leaving`), and a row keeps its number until all have finished.
+            then stay in their batch (`engines.transformers.leaving`), and a row keeps its number until all have finished.
     """
 
     keeps_rows = False
@@ -66,7 +66,7 @@ class Policy(ABC):
 
 
 class HeadPolicy(Policy):
-    """A learned head. `features` says what it reads (see `latentknobs.features`)."""
+    """A learned head. `features` says what it reads (see `latentknobs.heads.features`)."""
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, read_rollouts
 from latentknobs.errors import RunError
-from latentknobs.space import KnobSpace
+from latentknobs.knobs.space import KnobSpace
 
 FILE = "evaluation/samples.json"
 RESPONSES = "evaluation/rollouts/learned_head-*.jsonl"

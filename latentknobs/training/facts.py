@@ -9,9 +9,9 @@ from torch.nn.functional import one_hot
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.features import Features
-from latentknobs.data.pairs import Pair
-from latentknobs.heads import OptionHead
-from latentknobs.objectives import entropy
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.learners.lpo import entropy
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.policies import Pick
 from latentknobs.training.diagnostics import NONE, Count, Facts
 from latentknobs.training.optimise import SEGMENTS, validate

@@ -9,7 +9,7 @@ from transformers import get_scheduler
 
 from latentknobs.config import TrainConfig
 from latentknobs.errors import RunError
-from latentknobs.heads import OptionHead
+from latentknobs.heads.option_head import OptionHead
 from latentknobs.training.checkpoint import Checkpoint, Saved
 
 

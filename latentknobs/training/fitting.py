@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from latentknobs.config import TrainConfig
 from latentknobs.data.disk import save_tensors
 from latentknobs.data.features import Features
-from latentknobs.data.pairs import Pair
-from latentknobs.heads import SIZING, OptionHead
+from latentknobs.heads.option_head import SIZING, OptionHead
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.progress import Advance
-from latentknobs.space import KnobSpace
 from latentknobs.training.checkpoint import Checkpoint, remove_checkpoint
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.rundir import RunDir, Task, explained

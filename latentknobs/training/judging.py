@@ -15,9 +15,9 @@ from latentknobs.config import TrainConfig
 from latentknobs.data.prompts import Prompt
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import ENTROPY, HEAD, Report, baselines, constants, make_report, task_of
+from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
 from latentknobs.progress import Advance
-from latentknobs.sources import Sources
 from latentknobs.training.rundir import RunDir, Task, write_text
 from latentknobs.training.sampling import Asked, rate, read_all, read_scores, sample
 from latentknobs.training.subject import digest

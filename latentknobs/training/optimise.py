@@ -13,10 +13,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.features import Features
-from latentknobs.data.pairs import Pair
 from latentknobs.errors import ConfigError, NoPairsError, RunError
-from latentknobs.heads import OptionHead
-from latentknobs.objectives import entropy
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.learners.lpo import entropy
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.training.checkpoint import Checkpoint
 from latentknobs.training.fitstate import FitState
 from latentknobs.training.pairbatch import PairBatch

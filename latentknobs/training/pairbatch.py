@@ -9,11 +9,11 @@ from torch.nn.functional import logsigmoid
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.features import Features
-from latentknobs.data.pairs import Pair
-from latentknobs.heads import OptionHead
-from latentknobs.objectives import Objective, entropy, kl_divergence
-from latentknobs.objectives.lpo import uniform_like
-from latentknobs.objectives.segments import Segments, segment_scores
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.learners.lpo import Objective, entropy, kl_divergence
+from latentknobs.learners.lpo.losses import uniform_like
+from latentknobs.learners.lpo.pairs import Pair
+from latentknobs.learners.lpo.segment_losses import Segments, segment_scores
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from latentknobs.data.pairs import Pair
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import RunError
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.training.sampling import read_all, read_scores
 
 

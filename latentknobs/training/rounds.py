@@ -10,19 +10,19 @@ import torch
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.featurise import featurise
-from latentknobs.data.pairs import Pair, pick_pairs
 from latentknobs.data.preferences import Preferences, drop_unreachable
 from latentknobs.data.prompts import is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
-from latentknobs.decoding.frozen import input_device
+from latentknobs.engines.transformers.frozen import input_device
 from latentknobs.evaluation.evaluate import task_of
+from latentknobs.heads.segmenters import Segmenter
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.learners.lpo.pairs import Pair, pick_pairs
+from latentknobs.models.sources import Sources
 from latentknobs.policies import BalancedPolicy, HeadPolicy, UniformPolicy
 from latentknobs.progress import Advance
-from latentknobs.segments import Segmenter
-from latentknobs.sources import Sources
-from latentknobs.space import KnobSpace
 from latentknobs.training.diagnostics import Count, Facts
 from latentknobs.training.facts import facts_of_round
 from latentknobs.training.fitting import PARTS, Fitting, Heads

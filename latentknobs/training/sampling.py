@@ -15,11 +15,11 @@ from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import RewardError
+from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
 from latentknobs.progress import Advance
 from latentknobs.rewards.scoring import Score, ScoreCache, check_scored, failure_line, reward_identity
 from latentknobs.rewards.several import Rewards
-from latentknobs.sources import Sources
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.subject import asked_of_model, asked_of_reward
 

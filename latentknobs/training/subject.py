@@ -10,8 +10,8 @@ from torch import Tensor
 
 from latentknobs.adapter import describe_model
 from latentknobs.data.prompts import Prompt
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.rewards.identity import content_hash
-from latentknobs.space import KnobSpace
 
 
 def digest(parts: Iterable[Any]) -> str:

@@ -9,18 +9,18 @@ from typing import Any
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
 from latentknobs.data.size import check_space, estimate
-from latentknobs.decoding.frozen import hidden_size
+from latentknobs.engines.transformers.frozen import hidden_size
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import HEAD, Report
-from latentknobs.features import check_features
-from latentknobs.knob import DecodingKnob
+from latentknobs.heads.features import check_features
+from latentknobs.heads.segmenters import Segmenter, parse_level
+from latentknobs.knobs.knob import DecodingKnob
+from latentknobs.knobs.ranks import check_ranks
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.models.sources import Sources, gather
 from latentknobs.progress import say
-from latentknobs.ranks import check_ranks
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.findings import write_findings
-from latentknobs.segments import Segmenter, parse_level
-from latentknobs.sources import Sources, gather
-from latentknobs.space import KnobSpace
 from latentknobs.training.diagnostics import Facts, diagnose
 from latentknobs.training.fitting import FITTING, Heads
 from latentknobs.training.judging import SUMMARY, judge, mean_length

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from latentknobs.knob import Sees, Stage, TruncationKnob
+from latentknobs.knobs.knob import Sees, Stage, TruncationKnob
 
 TOP_H_WIDTH = 100  # top-H measures entropy among this many best tokens (Potraghloo et al. 2025; transformers' top_n)
 

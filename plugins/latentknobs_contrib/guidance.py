@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from latentknobs.context import Context
-from latentknobs.knob import ContextKnob
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.knob import ContextKnob
 
 
 class GuidanceScale(ContextKnob):

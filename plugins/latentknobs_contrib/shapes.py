@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from latentknobs.knob import DecodingKnob, Stage
+from latentknobs.knobs.knob import DecodingKnob, Stage
 
 
 class TypicalP(DecodingKnob):

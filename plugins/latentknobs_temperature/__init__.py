@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from latentknobs.knob import ScalingKnob
+from latentknobs.knobs.knob import ScalingKnob
 
 
 class Temperature(ScalingKnob):

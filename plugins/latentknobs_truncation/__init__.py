@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from latentknobs.knob import Sees, Stage, TruncationKnob
+from latentknobs.knobs.knob import Sees, Stage, TruncationKnob
 
 
 class TopK(TruncationKnob):

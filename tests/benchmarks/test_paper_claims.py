@@ -12,8 +12,8 @@ from benchmarks.paper.claims import FAILS, HOLDS, OPEN, decide, judge
 from benchmarks.paper.experiment import Field
 from benchmarks.paper.recipe import Claim
 from latentknobs.evaluation.statistics import Interval
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import GreedyPolicy
-from latentknobs.space import KnobSpace
 
 POLICY = GreedyPolicy(KnobSpace.of("temperature"))
 

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.paper.credit import of_first_token
 from latentknobs.data.features import FeatureCache
-from latentknobs.objectives.lpo import latent_score, log_marginals
+from latentknobs.learners.lpo.losses import latent_score, log_marginals
 
 
 def test_the_cache_of_first_tokens_gives_the_sum_over_tokens_of_the_mixtures() -> None:

@@ -10,11 +10,11 @@ from benchmarks.paper.rules import FINE, FreshDraws, Mirostat, TwoTemperatures, 
 from latentknobs import testbed
 from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import roll_out
-from latentknobs.decoding.frozen import read_responses
-from latentknobs.heads import OptionHead
+from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Sequence
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import HeadPolicy
-from latentknobs.segments import Sequence
-from latentknobs.space import KnobSpace
 
 LOGITS_NV = torch.randn(12, 50, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 6, 12).unsqueeze(1)
 ENTROPY_N = torch.distributions.Categorical(logits=LOGITS_NV).entropy()

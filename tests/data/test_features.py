@@ -8,8 +8,8 @@ from store_cases import make_cache
 
 from latentknobs.data.features import COLUMNS, FeatureCache, Features
 from latentknobs.data.moments import Moments
-from latentknobs.objectives import lpo_loss
-from latentknobs.objectives.lpo import log_marginals
+from latentknobs.learners.lpo import lpo_loss
+from latentknobs.learners.lpo.losses import log_marginals
 
 caches = st.builds(
     make_cache,

@@ -13,13 +13,13 @@ from latentknobs.data.features import COLUMNS
 from latentknobs.data.featurise import Featurised, featurise
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
-from latentknobs.decoding.frozen import read_responses
+from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.errors import UnreachableTokenError
-from latentknobs.heads import OptionHead
-from latentknobs.knob import DecodingKnob, Stage
-from latentknobs.objectives import lpo_loss
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.knobs.knob import DecodingKnob, Stage
+from latentknobs.learners.lpo import lpo_loss
 from latentknobs.policies import UniformPolicy
-from latentknobs.segments import parse_level
 
 SPACE = lk.KnobSpace.of("temperature:0,0.7,1", {"top_p": [0.9, 1.0]})
 TOKEN = parse_level("token")

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.data.pairs import Pair
 from latentknobs.data.preferences import check_objective, drop_unreachable, read_preferences
 from latentknobs.errors import ConfigError, DataError, NoPairsError
-from latentknobs.objectives.lpo import OBJECTIVES
+from latentknobs.learners.lpo.losses import OBJECTIVES
+from latentknobs.learners.lpo.pairs import Pair
 
 USER = {"role": "user", "content": "What color is the sky?"}
 BLUE, GREEN = {"role": "assistant", "content": "It is blue."}, {"role": "assistant", "content": "It is green."}

@@ -7,8 +7,8 @@ from latentknobs import testbed
 from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import read_rollouts, roll_out, write_lines
 from latentknobs.errors import RunError
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import UniformPolicy
-from latentknobs.segments import parse_level
 
 SPACE = lk.KnobSpace.of("temperature:0,0.7,1", {"top_p": [0.9, 1.0]})
 

@@ -18,9 +18,9 @@ from latentknobs.data.rollouts import roll_out, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.size import Size, amount, bytes_per_segment, check_space, estimate
 from latentknobs.errors import RunError
-from latentknobs.heads import OptionHead
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import UniformPolicy
-from latentknobs.segments import parse_level
 
 SMALL = {"train_prompts": 4, "rollouts": 4, "max_new_tokens": 16, "shard_size": 8, "eval_size": 0}
 

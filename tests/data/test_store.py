@@ -17,8 +17,8 @@ from latentknobs.data.moments import Moments
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
 from latentknobs.errors import ConfigError, RunError, UnreachableTokenError
-from latentknobs.heads import OptionHead
-from latentknobs.objectives import lpo_loss
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.learners.lpo import lpo_loss
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 shards = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=4).filter(

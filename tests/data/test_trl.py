@@ -6,14 +6,14 @@ import datasets
 import pytest
 
 from latentknobs import KnobSpace, testbed
-from latentknobs.data.pairs import Pair, pick_pairs
 from latentknobs.data.preferences import read_preferences
 from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.trl import preference_rows, write_preferences
 from latentknobs.errors import DataError
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.learners.lpo.pairs import Pair, pick_pairs
 from latentknobs.policies import UniformPolicy
-from latentknobs.segments import parse_level
 
 USER = {"role": "user", "content": "1 + 1?"}
 

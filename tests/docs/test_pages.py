@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import latentknobs as lk
-from latentknobs import registry
 from latentknobs.conformance import CHECKS
-from latentknobs.knob import API_VERSION, Stage
+from latentknobs.knobs import registry
+from latentknobs.knobs.knob import API_VERSION, Stage
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["write-a-knob.md", "contract.md"]

@@ -14,9 +14,9 @@ from latentknobs.adapter import describe_model
 from latentknobs.errors import AdapterError, RewardError
 from latentknobs.evaluation.evaluate import HEAD, Report, make_report
 from latentknobs.evaluation.statistics import bootstrap, win_share
-from latentknobs.heads import OptionHead
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import ConstantPolicy
-from latentknobs.segments import parse_level
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():

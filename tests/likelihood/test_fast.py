@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latentknobs import KnobSpace, Stage, TruncationKnob
-from latentknobs.knob import DecodingKnob
+from latentknobs.knobs.knob import DecodingKnob
+from latentknobs.knobs.space import ORDERS
 from latentknobs.likelihood import apply, cut, fast, prefix, reference
 from latentknobs.likelihood.walk import needs
-from latentknobs.space import ORDERS
 
 FLOAT32_BOUND = 1e-4  # nats; measured below 1e-5 at V = 5,000 and 3e-5 at V = 128,256 (a sum of exponentials in float32)
 

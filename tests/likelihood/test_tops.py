@@ -10,7 +10,7 @@ from test_fast import LastDigits, agree, rows
 from torch import Tensor
 
 from latentknobs import KnobSpace, Stage, TruncationKnob, option_logps
-from latentknobs.knob import Sees
+from latentknobs.knobs.knob import Sees
 from latentknobs.likelihood import fast, reference, tops
 
 

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from latentknobs import KnobSpace
-from latentknobs.context import Context
+from latentknobs.knobs.context import Context
+from latentknobs.knobs.registry import resolve
 from latentknobs.likelihood.reference import apply_options
-from latentknobs.registry import resolve
 
 WARPERS = {
     "epsilon_cutoff": (lambda v: EpsilonLogitsWarper(v), (0.0003, 0.003, 0.03, 0.3, 0.9)),

@@ -15,15 +15,15 @@ import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.data.featurise import featurise
-from latentknobs.data.pairs import pick_pairs
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import roll_out
-from latentknobs.decoding import Attached, read_contexts
+from latentknobs.engines.transformers import Attached, read_contexts
 from latentknobs.errors import GridError
-from latentknobs.heads import OptionHead
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every
+from latentknobs.knobs.registry import resolve
+from latentknobs.learners.lpo.pairs import pick_pairs
 from latentknobs.policies import HeadPolicy, UniformPolicy
-from latentknobs.registry import resolve
-from latentknobs.segments import Every
 from latentknobs.testing import KnobConformance
 from latentknobs.training.optimise import fit_head
 

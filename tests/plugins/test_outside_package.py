@@ -18,7 +18,8 @@ EXAMPLE = ROOT / "docs" / "examples" / "latentknobs-top-a"
 USE = """
 import sys, torch, pytest, latentknobs as lk
 torch.set_num_threads(1)
-from latentknobs import registry, testbed, testing
+from latentknobs import testbed, testing
+from latentknobs.knobs import registry
 assert lk.__file__.startswith(sys.prefix), lk.__file__
 (source,) = [source for source in registry.sources() if source.name == "top_a"]
 assert str(source) == 'entry point "top_a = latentknobs_top_a:TopA" of latentknobs-top-a 0.1.0', source

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from latentknobs import KnobSpace, apply_options
 from latentknobs.errors import ConfigError
-from latentknobs.features import read_features
-from latentknobs.heads import OptionHead
+from latentknobs.heads.features import read_features
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every, Sequence
 from latentknobs.policies import BalancedPolicy, ConstantPolicy, GreedyPolicy, HeadPolicy, Policy, UniformPolicy
-from latentknobs.segments import Every, Sequence
 
 SPACE = KnobSpace.of({"temperature": [0.0, 0.7, 2.0], "top_p": [0.6, 1.0]})
 LAST_UNIFORM = 1 - 2.0**-53

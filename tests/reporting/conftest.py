@@ -12,8 +12,8 @@ from latentknobs.config import make_config, write_yaml
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.evaluation.evaluate import GREEDY, HEAD, MIXTURE, Report
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.reporting import write_samples
-from latentknobs.space import KnobSpace
 
 TASKS = ("math", "stories", "<b>bold</b> & $x^2$")
 WORDS = ("", "</s>", " the", " cat", " <script>alert(1)</script>", " a & b", "\n", " $y_1$")

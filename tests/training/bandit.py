@@ -5,9 +5,9 @@ from torch import Tensor
 
 from latentknobs import KnobSpace
 from latentknobs.data.features import FeatureCache
-from latentknobs.data.pairs import Pair
-from latentknobs.heads import OptionHead
-from latentknobs.segments import Segmenter
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Segmenter
+from latentknobs.learners.lpo.pairs import Pair
 
 SPACE = KnobSpace.of("temperature:0.2,0.6,1")
 BEST = (2, 0, 1)

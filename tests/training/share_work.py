@@ -11,7 +11,7 @@ from bandit import new_head, play
 from safetensors.torch import save_file
 
 from latentknobs.config import make_config
-from latentknobs.segments import parse_level
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.training.checkpoint import Checkpoint
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.processes import Processes

@@ -7,8 +7,8 @@ import torch
 from bandit import BEST, STOP, choices, new_head, play
 
 from latentknobs.config import make_config
-from latentknobs.objectives import OBJECTIVES
-from latentknobs.segments import Delimiter, Segmenter, parse_level
+from latentknobs.heads.segmenters import Delimiter, Segmenter, parse_level
+from latentknobs.learners.lpo import OBJECTIVES
 from latentknobs.training.optimise import fit_head
 
 SETTINGS = {"steps": 120, "pairs_per_step": 64, "learning_rate": 0.01, "beta": 0.5}

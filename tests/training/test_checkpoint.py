@@ -18,8 +18,8 @@ from torch import Tensor
 
 from latentknobs.config import make_config
 from latentknobs.errors import RunError
-from latentknobs.heads import OptionHead
-from latentknobs.segments import parse_level
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
 from latentknobs.training.checkpoint import HEADER, Checkpoint, remove_checkpoint
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.processes import Processes

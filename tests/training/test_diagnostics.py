@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentknobs.config import make_config
-from latentknobs.data.pairs import Pair
-from latentknobs.segments import parse_level
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.training.diagnostics import CHECKS, FEW, Count, Facts, diagnose
 from latentknobs.training.facts import evenly, facts_of_round, option_usage, ordered_rightly, tied_prompts
 from latentknobs.training.optimise import fit_head, validate

@@ -13,11 +13,11 @@ from torch.nn.functional import logsigmoid
 
 from latentknobs.config import make_config
 from latentknobs.data.features import Batch, FeatureCache
-from latentknobs.data.pairs import Pair
 from latentknobs.errors import ConfigError, NoPairsError
-from latentknobs.heads import OptionHead
-from latentknobs.objectives import OBJECTIVES, Responses, entropy, kl_divergence, lpo_loss, lpo_margin
-from latentknobs.segments import parse_level
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.learners.lpo import OBJECTIVES, Responses, entropy, kl_divergence, lpo_loss, lpo_margin
+from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.training.optimise import fit_head, validate
 from latentknobs.training.pairbatch import PairBatch
 

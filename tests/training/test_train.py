@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.config import read_yaml
-from latentknobs.data.pairs import Pair
 from latentknobs.errors import ConfigError, DataError, NoPairsError, RewardError, UnknownNameError
+from latentknobs.learners.lpo.pairs import Pair
 
 SMALL = {
     "train_prompts": 12, "rollouts": 4, "eval_size": 6, "eval_seeds": 2, "tune_size": 4, "max_new_tokens": 10, "steps": 6,

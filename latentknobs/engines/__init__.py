@@ -1,0 +1,1 @@
+"""Engines: how a policy runs on a model."""

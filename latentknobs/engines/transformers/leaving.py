@@ -1,0 +1,120 @@
+"""Sampling a batch whose rows leave it when they have finished, so that short responses do not wait for long ones.
+
+`generate` keeps its loop. A stopping criterion ends its call as soon as enough rows have finished, and another call goes on
+with the rest: their ids, their part of the cache and of what was chosen. All rows of a batch stand at the same position, and
+uniforms are keyed by row and position, so tokens and options are those of a single call: up to the rounding of a matrix product
+with another number of rows, and for models in which a row does not depend on the other rows of its batch.
+
+Everything stays in one call, which is always right, where rows cannot leave:
+
+* `generate` draws the tokens itself (penalties in the generation config, `sampler="transformers"`): rows share its random state;
+* the policy says that it `keeps_rows`;
+* the cache is no plain `DynamicCache`: static, quantized, offloaded, a state (Mamba and hybrids), none at all;
+* the generation config counts from the beginning of a call (`max_time`, `token_healing`), or has no end-of-sequence token.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from latentknobs.engines.transformers.attach import Attached
+from latentknobs.engines.transformers.caches import cache_in, cache_name
+from latentknobs.engines.transformers.record import stop_ids
+
+SHARE = 0.25  # of a batch that must have finished: a call costs a few steps to start, and copies the cache
+EVERY = 4  # steps between two looks, for which the host waits for a GPU
+LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)  # exactly these: subclasses hold more than keys and values
+
+
+class Enough(StoppingCriteria):
+    """Ends a call of `generate` when enough rows have finished and the rest can go on.
+
+    Args:
+        stop_E: (E) end-of-sequence tokens.
+        prompt_length: columns of the prompt.
+
+    Attributes:
+        is_met: whether it has ended the newest call.
+    """
+
+    def __init__(self, attached: Attached, stop_E: Tensor, prompt_length: int) -> None:
+        self.attached, self.stop_E, self.prompt_length = attached, stop_E, prompt_length
+        self.is_met = False
+        self._go_on_B = torch.zeros(0, dtype=torch.bool)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """(B,) all True or all False."""
+        position, rows = input_ids.shape[1] - self.prompt_length, len(input_ids)
+        self.is_met = position % EVERY == 0 and rows_can_leave(self.attached) and self._is_enough(input_ids)
+        if len(self._go_on_B) != rows:
+            self._go_on_B = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
+        return torch.ones_like(self._go_on_B) if self.is_met else self._go_on_B
+
+    def _is_enough(self, ids_BL: Tensor) -> bool:
+        finished = int(finished_rows(ids_BL[:, self.prompt_length :], self.stop_E).sum())
+        return finished >= SHARE * len(ids_BL) and finished < len(ids_BL)
+
+
+def sample_leaving(
+    attached: Attached, ids_BP: Tensor, mask_BP: Tensor, *, max_new_tokens: int, pad: int
+) -> tuple[Tensor, Tensor]:
+    """A `generate` of an attached model in which finished rows leave the batch.
+
+    Args:
+        ids_BP: (B, P) prompts, padded on the left.
+        mask_BP: (B, P) 1 at real tokens.
+        pad: id of the padding behind finished rows.
+
+    Returns:
+        (B, T) tokens and (B, T) options of the responses; beyond a row's end both mean nothing.
+    """
+    model, (B, P) = attached.model, ids_BP.shape
+    token_BT = torch.full((B, max_new_tokens), pad, dtype=torch.long)
+    option_BT = torch.zeros(B, max_new_tokens, dtype=torch.long)
+    stop_E = torch.tensor(stop_ids(model), dtype=torch.long, device=ids_BP.device)
+    enough = Enough(attached, stop_E, P)
+    told: dict[str, Any] = {"stopping_criteria": [enough]} if _may_end_early(model) else {}
+    row_R, ids_RL, mask_RL = torch.arange(B), ids_BP, mask_BP
+    with attached.quickly():
+        while True:
+            made = model.generate(
+                input_ids=ids_RL, attention_mask=mask_RL, max_new_tokens=P + max_new_tokens - ids_RL.shape[1], pad_token_id=pad,
+                return_dict_in_generate=True, **told,
+            )  # fmt: skip
+            ids_RL, T = made.sequences, made.sequences.shape[1] - P
+            token_BT[row_R, :T] = ids_RL[:, P:].cpu()
+            option_BT[row_R, :T] = attached.option_BT[:, :T].cpu()
+            if not enough.is_met or max_new_tokens == T:
+                return token_BT[:, :T], option_BT[:, :T]
+            stay_Q = (~finished_rows(ids_RL[:, P:], stop_E)).nonzero().squeeze(-1).cpu()
+            attached.go_on(stay_Q)
+            told[cache_name(made) or ""] = cache = cache_in(made)
+            cache.batch_select_indices(stay_Q)
+            mask_RL = torch.nn.functional.pad(mask_RL, (0, ids_RL.shape[1] - mask_RL.shape[1]), value=1)
+            row_R, ids_RL, mask_RL = row_R[stay_Q], ids_RL[stay_Q], mask_RL[stay_Q]
+
+
+def rows_can_leave(attached: Attached) -> bool:
+    """Whether rows can leave the `generate` that is running: the first three points above."""
+    cache = attached.cache
+    return (
+        attached.is_sampling
+        and not attached.policy.keeps_rows
+        and type(cache) is DynamicCache
+        and not getattr(cache, "offloading", False)
+        and all(type(layer) in LAYERS for layer in cache.layers)
+    )
+
+
+def finished_rows(token_BT: Tensor, stop_E: Tensor) -> Tensor:
+    """(B,) bool: which responses hold an end."""
+    return torch.isin(token_BT, stop_E).any(-1)
+
+
+def _may_end_early(model: Any) -> bool:
+    """The last of the points above."""
+    config = model.generation_config
+    return bool(stop_ids(model)) and getattr(config, "max_time", None) is None and not getattr(config, "token_healing", False)

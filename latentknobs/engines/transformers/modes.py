@@ -1,0 +1,144 @@
+"""Ways of calling `generate`: which of them an attached policy can honour, and settings that would act on top of it."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from latentknobs.engines.transformers.second import SECOND
+from latentknobs.errors import DecodingError
+from latentknobs.heads.segmenters import Every, Sequence
+from latentknobs.likelihood.rows import perhaps
+from latentknobs.policies import ConstantPolicy, Policy
+
+Sampler = Literal["own", "transformers"]
+NEUTRAL: dict[str, Any] = {
+    "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None, "guidance_scale": None,
+}  # fmt: skip
+
+
+def neutral(config: Any) -> Any:
+    """A copy of a generation config in which nothing acts on the logits after the policy."""
+    copy = deepcopy(config)
+    for name, value in NEUTRAL.items():
+        setattr(copy, name, value)
+    return copy
+
+
+def refuse_settings(kwargs: dict[str, Any], policy: Policy) -> None:
+    """Sampling settings written by the caller of `generate` contradict the policy.
+
+    Raises:
+        DecodingError: naming the setting.
+    """
+    for name, value in NEUTRAL.items():
+        if name in kwargs and name != "do_sample" and kwargs[name] not in (value, None):
+            raise DecodingError(
+                f"generate({name}={kwargs[name]!r}) would act on top of the attached policy, which already chooses "
+                f"{', '.join(policy.space.names)}. Leave {name} out, or detach the policy."
+            )
+
+
+def needs_of(policy: Policy) -> tuple[str, ...]:
+    """The parts of a `Context` that a policy's logits are made from."""
+    return policy.space.needs if type(policy).warp is Policy.warp else ()  # a policy of its own kind reads logits alone
+
+
+def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
+    """Second logits are those of the response after the prompt's last token, whatever the call says.
+
+    Raises:
+        DecodingError: that token is not known, or the caller asks for another text instead.
+    """
+    if kwargs.get("negative_prompt_ids") is not None:
+        raise DecodingError(
+            "generate(negative_prompt_ids=...) does nothing with a policy attached: guidance compares with the response without "
+            "its prompt. Leave negative_prompt_ids out, or detach the policy."
+        )
+    if SECOND in needs_of(policy) and kwargs.get("inputs_embeds") is not None:
+        who = ", ".join(knob.name for knob in policy.space.knobs if SECOND in getattr(knob, "needs", ()))
+        raise DecodingError(
+            f"inputs_embeds hides the token ids of the prompt, and {who} compares with the response after its last token. "
+            f"Pass input_ids, or leave {who} out of the space."
+        )
+
+
+def setting(name: str, kwargs: dict[str, Any], configs: Iterable[Any], default: Any) -> Any:
+    """A setting as `generate` reads it: from the call, else from its generation config, else from the model's own."""
+    values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), default)
+
+
+def is_stateless(policy: Policy) -> bool:
+    """Whether a row's option can be told from its newest token alone."""
+    segmenter = policy.segmenter
+    return (isinstance(segmenter, Every) and segmenter.n == 1) or isinstance(policy, ConstantPolicy)
+
+
+def begins_at(policy: Policy, position: int, previous_B: Tensor) -> bool | Tensor:
+    """Which rows begin a segment at a position: all, none, or those of a (B,) mask. Told without waiting for a GPU.
+
+    Args:
+        previous_B: (B,) the token before.
+    """
+    segmenter = policy.segmenter
+    if position == 0 or is_stateless(policy):
+        return True
+    if isinstance(segmenter, Every):
+        return position % segmenter.n == 0
+    if isinstance(segmenter, Sequence):
+        return False
+    fresh_B = segmenter.begins(torch.full_like(previous_B, position).unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
+    return fresh_B if perhaps(fresh_B) else False
+
+
+def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
+    """Beams that carry an option from token to token are followed through the cache.
+
+    Raises:
+        DecodingError: there is no cache to follow.
+    """
+    if not use_cache and not is_stateless(policy):
+        raise DecodingError(
+            f"Beam search without a cache cannot carry level {policy.segmenter.level!r} from token to token. "
+            "Use use_cache=True, or an adapter of level 'token'."
+        )
+
+
+def refuse_batching(policy: Policy) -> None:
+    """Continuous batching packs requests into one row and does not say which is which.
+
+    Raises:
+        DecodingError: the policy would have to know.
+    """
+    if needs := needs_of(policy):
+        raise DecodingError(
+            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot supply "
+            f"{', '.join(needs)}, which {policy.space!r} reads. Use generate, or leave that knob out."
+        )
+    if not is_stateless(policy):
+        raise DecodingError(
+            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot carry level "
+            f"{policy.segmenter.level!r}. Use generate, or an adapter of level 'token'."
+        )
+    if policy.pick == "sample":
+        raise DecodingError(
+            "Continuous batching (generate_batch) does not tell which request a token belongs to, so options cannot be drawn "
+            "by seed, row and position. Use generate, or a policy with pick='greedy'."
+        )
+
+
+def samples_plainly(config: Any, processors: Any) -> bool:
+    """Whether `generate` would do nothing with the logits but draw one token per row from them.
+
+    Args:
+        config: the generation config that `generate` prepared.
+        processors: the logits processors it will apply.
+    """
+    from transformers.generation.configuration_utils import GenerationMode
+
+    wants_scores = config.return_dict_in_generate and (config.output_scores or config.output_logits)
+    return config.get_generation_mode() == GenerationMode.SAMPLE and len(processors) == 0 and not wants_scores

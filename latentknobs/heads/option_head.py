@@ -1,0 +1,126 @@
+"""The head: features of one position -> a categorical over the options of a space.
+
+A 3-layer MLP with SiLU (arXiv 2411.09661, section 3.1; hidden width 2048 there). Its last layer starts at zero, so that
+an untrained head is exactly the uniform distribution, which is also the reference of the first round.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, silu
+
+from latentknobs.knobs.space import KnobSpace
+
+NARROW, WIDE = 16, 128  # the least and the largest width that is chosen for a head whose user chose none
+RANK, MANY = 16, 2048  # and its rank, from that many features on
+SIZING = (NARROW, WIDE, RANK, MANY)
+
+
+def head_shape(features: int, hidden: int | None = None, rank: int | None = None) -> tuple[int, int]:
+    """Width and rank of a head (rank 0: no reducing layer), with what is not given chosen by the number of features.
+
+    The cost of a head grows with its width as that of an LM does with its own, so the width is a quarter of the features, from
+    16 to 128; wider was not seen to be better (docs/log.md). A few statistics alone get 128: what can be learned from one number
+    is not linear in it, and costs nothing. From 2,048 features on, the first layer is nearly all of the cost: it gets rank 16.
+    """
+    hidden = hidden or (WIDE if features < NARROW else min(max(features // 4, NARROW), WIDE))
+    rank = (RANK if features >= MANY else 0) if rank is None else rank
+    return hidden, rank if rank < features else 0
+
+
+class OptionHead(nn.Module):
+    """log pi(option | features).
+
+    Args:
+        space: whose K options are chosen from.
+        in_features: F, the number of features.
+        hidden: width of both hidden layers; None: `head_shape` chooses.
+        rank: width of a linear layer in front of the others, so that F times `hidden` weights become F times `rank`; 0, or no
+            less than F: there is no such layer; None: `head_shape` chooses.
+        factorised: one categorical per knob instead of one over all K options; for a subset of the product the joint
+            is renormalised over the options that exist.
+
+    Buffers `shift_F` and `scale_F` standardise the features; `fit_scaler` sets them from data.
+    """
+
+    shift_F: Tensor
+    scale_F: Tensor
+    grid_KJ: Tensor
+
+    def __init__(
+        self, space: KnobSpace, in_features: int, hidden: int | None = None, factorised: bool = False, rank: int | None = None
+    ) -> None:
+        super().__init__()
+        self.sizes = tuple(len(knob.options) for knob in space.knobs)
+        self.factorised = factorised
+        self.hidden, self.rank = hidden, rank = head_shape(in_features, hidden, rank)
+        self.in_features = in_features
+        outputs = sum(self.sizes) if factorised else space.K
+        seen = rank or in_features
+        reduce = [nn.Linear(in_features, rank, bias=False)] if rank else []
+        self.mlp = nn.Sequential(
+            *reduce, nn.Linear(seen, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs)
+        )
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.register_buffer("shift_F", torch.zeros(in_features))
+        self.register_buffer("scale_F", torch.ones(in_features))
+        self.register_buffer("grid_KJ", torch.tensor(space.grid_KJ), persistent=False)
+
+    def fit_scaler(self, mean_F: Tensor, std_F: Tensor) -> None:
+        """Standardises features of this mean and standard deviation; a constant one is ignored: its scale is infinite."""
+        self.shift_F.copy_(mean_F)
+        self.scale_F.copy_(torch.where(std_F > 1e-6, std_F, torch.inf))
+
+    def forward(self, feature_NF: Tensor, fold: bool = False) -> Tensor:
+        """(..., F) features -> (..., K) log-probabilities of the options.
+
+        Args:
+            fold: put the standardisation into the first layer. Equal up to rounding, and quicker for more rows than the head
+                is wide: a pass over its weights instead of two over the features. Decoding does without.
+        """
+        feature_NF = feature_NF.to(self.shift_F.dtype)
+        first, *rest = self.mlp
+        out = linear(feature_NF, *self._folded()) if fold else first((feature_NF - self.shift_F) / self.scale_F)
+        for layer in rest:
+            out = layer(out)
+        return self._log_pi(out)
+
+    @torch.no_grad()
+    def for_few_rows(self) -> Callable[[Tensor], Tensor]:
+        """`forward`, without gradient and with the weights of now, for a CPU that decodes a few rows in a step.
+
+        Its time is then that of reading the weights, which have left the cache since the last step: they are laid out as such a
+        product reads them, with the standardisation folded in.
+        """
+        weight_IO, bias = self._folded()[0].T.contiguous(), self._folded()[1]
+        after = [
+            (layer.weight.T.contiguous(), layer.bias.clone()) if isinstance(layer, nn.Linear) else None
+            for layer in list(self.mlp)[1:]
+        ]
+
+        @torch.no_grad()
+        def log_pi(feature_NF: Tensor) -> Tensor:
+            out = torch.addmm(bias, feature_NF.to(self.shift_F.dtype), weight_IO)
+            for layer in after:
+                out = silu(out, inplace=True) if layer is None else torch.addmm(layer[1], out, layer[0])
+            return self._log_pi(out)
+
+        return log_pi
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """The first layer's weights and bias for features that are not standardised."""
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        weight_HF = first.weight / self.scale_F
+        shift_H = weight_HF @ self.shift_F
+        return weight_HF, -shift_H if first.bias is None else first.bias - shift_H
+
+    def _log_pi(self, out: Tensor) -> Tensor:
+        if self.factorised:
+            per_knob = [part.log_softmax(-1) for part in out.split(self.sizes, -1)]
+            out = sum((part[..., self.grid_KJ[:, j]] for j, part in enumerate(per_knob)), out.new_zeros(()))
+        return out.log_softmax(-1)

@@ -1,0 +1,209 @@
+"""The contract a plugin author reads: what a decoding knob is, and the shortcuts that make most knobs a few lines.
+
+A knob is a frozen pydantic model with five things to know: `name`, `stage`, `neutral`, `options`, `apply`.
+`ScalingKnob` and `TruncationKnob` derive `apply`, so that their authors write one small method instead;
+`ContextKnob` is for the few that read more than the logits.
+What this file ignores: how several knobs are combined (`space.py`) and what is done with the result (`likelihood/`).
+"""
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from torch import Tensor
+
+from latentknobs.errors import GridError
+from latentknobs.knobs.context import Context, missing_part
+from latentknobs.knobs.grid import check_ascending, explain, show
+
+API_VERSION = 1  # newest version of this contract; see `DecodingKnob.api_version`
+OLDEST_API_VERSION = 1  # oldest one that still works
+Sees = Literal["row", "mass", "prefix"]  # see `TruncationKnob.sees`
+
+
+class Stage(StrEnum):
+    """Where in a sampler chain a knob acts. Engines differ in the order of these stages (see `knobs.space.ORDERS`)."""
+
+    CONTEXT = "context"  # rewrites logits from what came before: penalties, guidance
+    SCALE = "scale"  # divides logits: temperature
+    SPREAD = "spread"  # cuts by how spread out the whole row is: top-H, top-n-sigma
+    RANK = "rank"  # cuts by rank: top-k
+    MASS = "mass"  # cuts by cumulative probability: top-p
+    THRESHOLD = "threshold"  # cuts below a probability relative to the row: min-p, p-less
+    SHAPE = "shape"  # anything else that reads the whole distribution: locally typical
+    TAIL = "tail"  # cuts below an absolute probability: epsilon, eta
+    TOP = "top"  # removes the most probable tokens: XTC
+
+
+class DecodingKnob(BaseModel, ABC):
+    """One decoding hyperparameter with a small grid of values to choose from.
+
+    Class variables:
+        name: unique, lower_snake_case; what users write in `knobs=[...]`.
+        stage: where it acts in a chain.
+        neutral: the value that changes nothing.
+        api_version: version of this contract the knob was written for. Who says nothing wrote for version 1.
+
+    Field:
+        options: the grid; finite, unique, ascending. Narrow the range with pydantic annotations,
+            e.g. `options: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.5, 1.0)`.
+
+    Raises:
+        GridError: on construction with a bad grid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    neutral: ClassVar[float]
+    api_version: ClassVar[int] = 1
+
+    options: tuple[float, ...]
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            what = "; ".join(explain(item) for item in error.errors())
+            given = data.get("options", data)
+            raise GridError(f"The grid {show(given)} does not fit the knob {self.name!r}: {what}.") from None
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _listed(cls, options: Any) -> Any:
+        return (options,) if isinstance(options, int | float) else options
+
+    @field_validator("options")
+    @classmethod
+    def _ordered(cls, options: tuple[float, ...]) -> tuple[float, ...]:
+        return check_ascending(options)
+
+    @abstractmethod
+    def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
+        """The definition of the knob: logits of the changed distribution.
+
+        Pure and row-wise: row n is changed by `value_N[n]` alone, -inf stays -inf and counts for nothing, no row is
+        emptied, and the neutral value returns the row unchanged.
+
+        Args:
+            logits_NV: (N, V) floating point, unnormalised log-probabilities, possibly with -inf.
+            value_N: (N,) values, of the same dtype and device.
+
+        Returns:
+            (N, V) logits of the same dtype, -inf for removed tokens.
+        """
+
+    def apply_in(self, logits_NV: Tensor, value_N: Tensor, context: Context | None = None) -> Tensor:
+        """`apply`, for callers that walk a chain in which some knobs read a context. Authors leave it alone."""
+        return self.apply(logits_NV, value_N)
+
+
+class ScalingKnob(DecodingKnob):
+    """A knob that divides logits by a temperature which its value determines. Temperature 0 means argmax."""
+
+    stage: ClassVar[Stage] = Stage.SCALE
+
+    @abstractmethod
+    def temperature(self, value_N: Tensor) -> Tensor:
+        """(N,) the temperature >= 0 that each value stands for; 0 puts all mass on the first argmax."""
+
+    def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
+        """Logits over temperature; rows at temperature 0 keep their first argmax alone."""
+        temperature_N1 = self.temperature(value_N).unsqueeze(-1)
+        is_greedy_N1 = temperature_N1 == 0
+        scaled_NV = logits_NV / torch.where(is_greedy_N1, 1.0, temperature_N1).to(logits_NV.dtype)
+        if not is_greedy_N1.any():
+            return scaled_NV
+        greedy_NV = torch.full_like(logits_NV, -torch.inf)
+        first_N1 = logits_NV.argmax(-1, keepdim=True)
+        greedy_NV.scatter_(-1, first_N1, logits_NV.gather(-1, first_N1))
+        return torch.where(is_greedy_N1, greedy_NV, scaled_NV)
+
+
+class TruncationKnob(DecodingKnob):
+    """A knob that keeps the most probable tokens and removes the rest: a prefix of the descending order.
+
+    Ties: tokens whose logits equal the last kept one are kept too, so that a cut never depends on how equal
+    numbers happen to be sorted. Loss and decoder share this rule because they share this method.
+
+    Class variable:
+        sees: an optional promise that makes tables faster. What `kept` depends on beyond its own cut:
+            "row", everything (always safe); "mass", only the total mass of what follows, so that `kept` may be shown one
+            last column of that mass instead; "prefix", nothing, so that `kept` may be shown only the beginning of the row.
+            Either way, a count that reaches the end of what was shown means "here or further on".
+    """
+
+    sees: ClassVar[Sees] = "row"
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "kept" in cls.__dict__ and "kept_on_host" not in cls.__dict__:  # the twin of another `kept`
+            cls.kept_on_host = TruncationKnob.kept_on_host  # type: ignore[method-assign]
+
+    @abstractmethod
+    def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
+        """How many leading tokens each row keeps.
+
+        Args:
+            sorted_NV: (N, V) logits in descending order, after the knobs that act before this one
+                (removed tokens are -inf, at the end, and must not count).
+            value_N: (N,) values; rows at the neutral value are ignored by the caller.
+
+        Returns:
+            (N,) integer counts; the caller clamps them to 1..V.
+        """
+
+    def kept_on_host(self, sorted_NV: Any, value_N: Any) -> Any:
+        """`kept` for arrays of numpy, which a step of decoding on a CPU consists of.
+
+        Works for every knob. An author may write the formula out in numpy, whose operations start several times faster than
+        torch's; the conformance kit holds the two together.
+        """
+        return self.kept(torch.from_numpy(sorted_NV), torch.from_numpy(value_N)).numpy()
+
+    def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
+        """Logits with everything beyond the kept prefix (and its ties) at -inf; neutral rows are untouched."""
+        sorted_NV = logits_NV.sort(-1, descending=True).values
+        last_N1 = self.kept(sorted_NV, value_N).long().clamp(1, logits_NV.shape[-1]).unsqueeze(-1) - 1
+        lowest_N1 = sorted_NV.gather(-1, last_N1)
+        keep_NV = (logits_NV >= lowest_N1) | (value_N == self.neutral).unsqueeze(-1)
+        return logits_NV.masked_fill(~keep_NV, -torch.inf)
+
+
+class ContextKnob(DecodingKnob):
+    """A knob that also reads what came before: a penalty on earlier tokens, a schedule over positions, guidance.
+
+    Class variable:
+        needs: the parts of `Context` that `apply_context` reads; it is given no others.
+    """
+
+    stage: ClassVar[Stage] = Stage.CONTEXT
+    needs: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def apply_context(self, logits_NV: Tensor, value_N: Tensor, context: Context) -> Tensor:
+        """`apply` with the declared parts of the context; row n belongs to row n of each part."""
+
+    def apply_in(self, logits_NV: Tensor, value_N: Tensor, context: Context | None = None) -> Tensor:
+        """Hands over the declared parts; without any context, rows must be neutral.
+
+        Raises:
+            DecodingError: the caller did not supply one of them.
+        """
+        if context is None:
+            return self.apply(logits_NV, value_N)
+        return self.apply_context(logits_NV, value_N, context.only(self.needs, self.name))
+
+    def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
+        """Neutral rows alone can do without a context.
+
+        Raises:
+            DecodingError: a row is not at the neutral value.
+        """
+        if (value_N != self.neutral).any():
+            raise missing_part(self.name, self.needs[0])
+        return logits_NV.clone()

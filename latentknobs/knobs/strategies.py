@@ -1,0 +1,71 @@
+"""A few strategies out of many options: greedy coverage by rewards (arXiv 2603.09065, section 3).
+
+The coverage of a set S of options is F(S) = mean over prompts of the best reward that an option of S earns. It grows with
+S, each addition by less, so taking the best addition k times reaches at least 1 - 1/e of the best k options' gain over
+the worst rewards (Nemhauser, Wolsey and Fisher 1978).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from latentknobs.errors import DataError, SpaceError
+from latentknobs.knobs.space import KnobSpace
+
+
+def coverage(reward_PK: Tensor, chosen: Sequence[int]) -> float:
+    """F(chosen): mean over prompts of the best chosen option's reward."""
+    return float(reward_PK[:, list(chosen)].amax(-1).mean())
+
+
+def greedy_cover(reward_PK: Tensor, count: int) -> list[int]:
+    """Options in the order in which they are added; the first is the best constant option.
+
+    Args:
+        reward_PK: (P, K) expected reward of each option on each prompt (see `reward_table`).
+        count: how many to choose, 1..K. Where nothing more is to be gained, the best constants follow.
+
+    Raises:
+        SpaceError: `count` is not within 1..K.
+        DataError: a reward is missing or not finite.
+    """
+    prompts, options = reward_PK.shape
+    if not 1 <= count <= options:
+        raise SpaceError(f"{count} strategies cannot be chosen from {options} options. Ask for 1 to {options}.")
+    if missing := int((~reward_PK.isfinite()).sum()):
+        raise DataError(
+            f"{missing} of {prompts * options} rewards are missing or not finite. Sample every option at least once on every "
+            "prompt, or leave out the prompts and options where that was not done."
+        )
+    reward_PK = reward_PK.double()
+    mean_K = reward_PK.mean(0)
+    best_P1 = reward_PK.amin(-1, keepdim=True)  # nothing chosen is worth the worst option
+    chosen: list[int] = []
+    for _ in range(count):
+        gain_K = (reward_PK - best_P1).clamp(min=0).mean(0)
+        gain_K[chosen] = -torch.inf
+        is_best_K = gain_K >= gain_K.max() - 1e-12  # ties: the best constant, then the lowest index
+        chosen.append(int(mean_K.masked_fill(~is_best_K, -torch.inf).argmax()))
+        best_P1 = torch.maximum(best_P1, reward_PK[:, chosen[-1:]])
+    return chosen
+
+
+def select_strategies(space: KnobSpace, reward_PK: Tensor, count: int) -> KnobSpace:
+    """The space with the `count` options that together cover the prompts best, in the space's order.
+
+    Raises:
+        SpaceError: the table has another number of options than the space.
+    """
+    if reward_PK.shape[-1] != space.K:
+        raise SpaceError(f"The rewards have {reward_PK.shape[-1]} columns, and the space has {space.K} options. Give one each.")
+    return space.select(sorted(greedy_cover(reward_PK, count)))
+
+
+def reward_table(prompt_R: Tensor, option_R: Tensor, reward_R: Tensor, prompts: int, options: int) -> Tensor:
+    """(P, K) mean reward of R rollouts by prompt and option; NaN where a pair was never tried."""
+    cell_R = prompt_R.long() * options + option_R.long()
+    zero_C = torch.zeros(prompts * options, dtype=torch.float64)
+    total_C = zero_C.index_add(0, cell_R, reward_R.double())
+    count_C = zero_C.index_add(0, cell_R, torch.ones_like(reward_R, dtype=torch.float64))
+    return (total_C / count_C).view(prompts, options)

@@ -1,0 +1,1 @@
+"""Learners: how scored responses become a policy."""

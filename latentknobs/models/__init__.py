@@ -1,0 +1,1 @@
+"""Models, prompts and rewards that a config names."""

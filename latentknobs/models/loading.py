@@ -1,0 +1,111 @@
+"""The frozen language model: which device or devices it goes to, and how it is loaded."""
+
+import os
+from typing import Any
+
+import torch
+
+from latentknobs import testbed
+from latentknobs.config import TrainConfig
+from latentknobs.engines.transformers.frozen import output_embeddings
+from latentknobs.errors import ConfigError
+from latentknobs.progress import processes, speaks
+
+TESTBED = "testbed"
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that use every device
+
+
+def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
+    """A frozen causal LM in evaluation mode and its tokenizer, padded on the left.
+
+    Raises:
+        ConfigError: transformers cannot load it, or the settings contradict each other about where it goes.
+    """
+    spread = _spread(name, config)
+    device = None if spread else pick_device(config.device)
+    if name == TESTBED:
+        model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+        if config.dtype != "auto":
+            model = model.to(getattr(torch, config.dtype))
+    else:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        if not speaks():
+            logging.disable_progress_bar()
+        trust = config.trust_remote_code
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust, padding_side="left")
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, trust_remote_code=trust, **spread)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a folder or hub id of a causal LM, "
+                "or `testbed` for the packaged one."
+            ) from error
+    return freeze(model if spread else model.to(device)), tokenizer
+
+
+def pick_device(name: str) -> str:
+    """The device of this process: with several processes and CUDA, each has one of its own.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    several = processes() > 1
+    device = name
+    if name == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and several:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        fewer = " Start no more processes than there are devices." if several else ""
+        raise ConfigError(f"The device {device!r} cannot be used: {cause} Use auto, cpu or cuda.{fewer}") from None
+    return device
+
+
+def _spread(name: str, config: TrainConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that put one model on several devices; none for a model on one."""
+    given = {key: value for key in ("device_map", "tp_plan") if (value := getattr(config, key)) is not None}
+    if not given:
+        return {}
+    told = " and ".join(f"{key}={value!r}" for key, value in given.items())
+    if len(given) > 1 or config.device != "auto":
+        device = "" if config.device == "auto" else f" and device={config.device!r}"
+        raise ConfigError(f"{told}{device} each say where the model goes. Give only one of device, device_map and tp_plan.")
+    if name == TESTBED:
+        raise ConfigError(f"The packaged testbed model fits every device and knows no {told}. Leave it out, or give a model.")
+    count = processes()
+    if config.device_map is not None:
+        if count > 1 and config.device_map in MAPS:
+            raise ConfigError(
+                f"{told} puts one model on all devices, but each of the {count} processes would want them. Start one process, or "
+                "use tp_plan='auto' instead."
+            )
+        return given
+    if config.tp_plan != "auto":
+        raise ConfigError(f"There is no {told}. The plan that comes with the model is tp_plan='auto'.")
+    if count == 1:
+        raise ConfigError(f"{told} splits the model over processes, and there is one. Start with torchrun --nproc-per-node N.")
+    return {"distributed_config": _tensor_parallel()}
+
+
+def _tensor_parallel() -> Any:
+    import transformers
+    from transformers.distributed import DistributedConfig
+
+    try:
+        return DistributedConfig(tp_plan="auto")
+    except TypeError:
+        raise ConfigError(
+            f"transformers {transformers.__version__} is too old for tp_plan. pip install --upgrade transformers, or set "
+            "device_map='auto' instead."
+        ) from None
+
+
+def freeze(model: Any) -> Any:
+    """The model in evaluation mode, without gradients."""
+    output_embeddings(model)  # refuses what is no causal LM
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,133 @@
+"""What a run works on: the model, the prompts and the rewards that the config names, or the objects a caller gave."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from latentknobs import testbed
+from latentknobs.config import TrainConfig
+from latentknobs.data.preferences import Preferences, check_objective, prompt_rows, read_preferences
+from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, is_held_out, make_prompts, split_prompts
+from latentknobs.data.tables import read_rows
+from latentknobs.data.trl import SIDES
+from latentknobs.engines.transformers.frozen import context_length
+from latentknobs.errors import ConfigError, DataError, did_you_mean
+from latentknobs.models.loading import TESTBED, freeze, load_model
+from latentknobs.rewards import Rewards, RewardSpec, resolve_rewards
+
+Prompts = str | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything a run reads.
+
+    Attributes:
+        train, evaluation: disjoint prompts.
+        second: the second score of the pair rule top_bottom, if any.
+        preferences: pairs from elsewhere that take the place of the first round's rollouts, if any.
+    """
+
+    model: Any
+    tokenizer: Any
+    train: list[Prompt]
+    evaluation: list[Prompt]
+    reward: Rewards
+    second: Rewards | None
+    preferences: Preferences | None = None
+
+
+def gather(
+    config: TrainConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    prompts: Iterable[Any] | None = None,
+    eval_prompts: Iterable[Any] | None = None,
+    preferences: Iterable[Any] | None = None,
+    reward: RewardSpec | None = None,
+    second_reward: RewardSpec | None = None,
+) -> Sources:
+    """The sources of a run; arguments given as objects take the place of what the config names.
+
+    Raises:
+        ConfigError: a model without its tokenizer or with another one's, a name nobody knows, or an objective that cannot
+            learn from preferences.
+        DataError: prompts that are missing, malformed, too long, too few, or shared by both splits; malformed preferences.
+        NoPairsError: no given preference can be used.
+    """
+    pairs = preferences if preferences is not None else config.preferences
+    if pairs is not None:
+        check_objective(config.objective)
+    if model is None:
+        model, loaded = load_model(config.model, config)
+        tokenizer = tokenizer or loaded
+    elif tokenizer is None:
+        raise ConfigError("A model object needs its tokenizer: pass tokenizer=..., or give the model by name.")
+    if not callable(tokenizer):
+        raise ConfigError(f"The tokenizer {tokenizer!r} is none: pass what AutoTokenizer.from_pretrained(...) returned.")
+    freeze(model)
+    first = resolve_rewards(reward if reward is not None else config.reward, config.reward_weights)
+    other = second_reward if second_reward is not None else config.second_reward
+    second = resolve_rewards(other) if other is not None else None
+    if config.pair_rule == "top_bottom" and second is None:
+        raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
+    held_out: set[str] = set()
+    if alone := pairs is not None and prompts is None and "prompts" not in config.model_fields_set:
+        pairs = list(read_rows(pairs, SIDES, "preferences"))
+        prompts = prompt_rows(pairs)  # the run is judged on what they are about, unless other prompts are asked for
+        if eval_prompts is None and not config.eval_prompts:
+            held_out = {prompt.text for prompt in make_prompts(prompts, tokenizer) if is_held_out(prompt.text)}
+    train, evaluation = _splits(config, prompts, eval_prompts, tokenizer)
+    held_out |= {prompt.text for prompt in evaluation}
+    train = [prompt for prompt in train if prompt.text not in held_out] if alone else train
+    check_disjoint(train, evaluation)
+    check_lengths([*train, *evaluation], config.max_new_tokens, context_length(model))
+    given = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
+    _check_vocabulary(model, [*train, *evaluation, *(given.prompts + given.rollouts if given else [])])
+    return Sources(model, tokenizer, train, evaluation, first, second, given)
+
+
+def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any, held_out: set[str]) -> Preferences:
+    ends = model.generation_config.eos_token_id
+    return read_preferences(
+        pairs, tokenizer, max_new_tokens=config.max_new_tokens, context=context_length(model),
+        stops=ends if isinstance(ends, list) else [ends], held_out=held_out,
+    )  # fmt: skip
+
+
+def _check_vocabulary(model: Any, texts: Iterable[Any]) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    for text in texts:
+        if max(text.ids) >= size:
+            raise ConfigError(
+                f"The tokenizer writes {text.text[:60]!r} with the id {max(text.ids)}, but the model knows only {size} ids. "
+                "Pass the tokenizer that belongs to the model."
+            )
+
+
+def _splits(
+    config: TrainConfig, prompts: Iterable[Any] | None, eval_prompts: Iterable[Any] | None, tokenizer: Any
+) -> tuple[list[Prompt], list[Prompt]]:
+    own_evaluation = eval_prompts is not None or bool(config.eval_prompts)
+    if prompts is None and config.prompts.startswith(f"{TESTBED}:"):
+        task = config.prompts.partition(":")[2]
+        if task not in testbed.TASKS:
+            raise ConfigError(f"The testbed has no task {task!r}. {did_you_mean(task, testbed.TASKS)}")
+        pool = make_prompts(testbed.prompts(task, "train", config.train_prompts, config.seed), tokenizer)
+        if not own_evaluation:
+            return pool, make_prompts(testbed.prompts(task, "eval", config.eval_size, 0), tokenizer)
+    else:
+        pool = make_prompts(read_rows(prompts if prompts is not None else config.prompts), tokenizer)
+    if own_evaluation:
+        rows = read_rows(eval_prompts if eval_prompts is not None else str(config.eval_prompts))
+        train, evaluation = pool, make_prompts(rows, tokenizer)
+    else:
+        train, evaluation = split_prompts(pool)
+    train, evaluation = train[: config.train_prompts], evaluation[: config.eval_size]
+    if not train or (config.eval_size and not evaluation):
+        raise DataError(
+            f"{len(pool)} prompts leave {len(train)} for training and {len(evaluation)} held out. Give more prompts, or "
+            "eval_prompts of their own, or set eval_size=0 to train without an evaluation."
+        )
+    return train, evaluation

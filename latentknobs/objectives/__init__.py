@@ -1,6 +1,0 @@
-"""Pure loss functions of tensors."""
-
-from latentknobs.objectives.lpo import OBJECTIVES, LengthNorm, Objective, Responses, lpo_loss, lpo_margin
-from latentknobs.objectives.penalties import entropy, kl_divergence
-
-__all__ = ["OBJECTIVES", "LengthNorm", "Objective", "Responses", "entropy", "kl_divergence", "lpo_loss", "lpo_margin"]

@@ -1,0 +1,123 @@
+"""On a GPU: the same options, tokens and probabilities as on a CPU, and a host that does not wait for them.
+
+Skipped where there is none.
+"""
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from decoding_oracle import left_padded
+from tiny_models import VOCAB, tiny_lm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import latentknobs as lk
+from latentknobs.engines.transformers import Attached
+from latentknobs.engines.transformers.sampler import sample_values
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.likelihood.sorting import top_tokens
+from latentknobs.policies import HeadPolicy, UniformPolicy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GUIDED = lk.KnobSpace.of("temperature:0,0.6,1.5", "guidance_scale:1,1.7,3", "repetition_penalty:1,1.3", "top_p:0.8,1")
+CUT = lk.KnobSpace.of("temperature:0,0.5,1", "top_k:5,20", "top_p:0.7,0.9")
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "every:3", "delimiter:."])
+def test_a_gpu_writes_what_a_cpu_writes(level: str) -> None:
+    policy, inputs = UniformPolicy(GUIDED, parse_level(level, token_ids=(4, 7, 9))), left_padded()
+    made = []
+    for device in ("cpu", "cuda"):
+        model, here = tiny_lm("llama").double().to(device), {name: part.to(device) for name, part in inputs.items()}
+        with Attached(model, policy, seed=5) as knobs:
+            out_BL = model.generate(**here, max_new_tokens=12)
+            record = knobs.record(out_BL, 5, here["attention_mask"])
+        made.append((out_BL.cpu(), record.option_BT.cpu(), record.logps_BT.cpu()))
+    (tokens, options, logps), (their_tokens, their_options, their_logps) = made
+    assert torch.equal(tokens, their_tokens) and torch.equal(options, their_options)
+    assert torch.allclose(logps, their_logps, atol=1e-9)
+
+
+@pytest.mark.parametrize("vocabulary", [1024, 32_000, 50_257])
+@pytest.mark.parametrize("rounding", [None, 4])
+def test_the_same_logits_give_the_same_top_and_the_same_tokens(vocabulary: int, rounding: int | None) -> None:
+    logits_NV = torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
+    logits_NV = logits_NV if rounding is None else (logits_NV * rounding).round() / rounding  # many ties
+    for kernels in (False, True):
+        for ours, theirs in zip(top_tokens(logits_NV, 256), top_tokens(logits_NV.cuda(), 256, kernels), strict=True):
+            assert torch.equal(ours, theirs.cpu())
+    for space in (
+        CUT,
+        lk.KnobSpace.of("temperature:0,1,1.5"),
+        lk.KnobSpace.of("temperature:1,1.5", "top_p:0.9,1", "top_n_sigma"),
+    ):
+        value_NJ, key_N = space.values_KJ()[torch.arange(64) % space.K], torch.arange(64)
+        for wide_NV, unequal in ((logits_NV.double(), 0), (logits_NV, 3)):  # sums in float32 round otherwise on each device
+            ours_N = sample_values(wide_NV, space, value_NJ, 3, key_N, key_N)
+            theirs_N = sample_values(wide_NV.cuda(), space, value_NJ.cuda(), 3, key_N.cuda(), key_N.cuda())
+            assert (ours_N != theirs_N.cpu()).sum() <= unequal
+
+
+@pytest.mark.parametrize("space", [CUT, lk.KnobSpace.of("temperature:0,1,1.5")])
+@pytest.mark.parametrize("level", ["token", "sequence", "every:3", "delimiter:."])
+def test_replayed_steps_write_what_others_write(wide: Any, space: lk.KnobSpace, level: str) -> None:
+    inputs = {name: part.repeat(6, 1).cuda() for name, part in left_padded().items()}
+    head = OptionHead(space, 16).cuda()
+    torch.nn.init.normal_(head.mlp[-1].weight)
+    segmenter = parse_level(level, token_ids=range(0, 32_000, 3))
+    for policy in (UniformPolicy(space, segmenter), HeadPolicy(head, space, segmenter)):
+        made = []
+        for graphs in (False, True):
+            with Attached(wide, policy, seed=1, graphs=graphs) as attached:
+                texts = [wide.generate(**inputs, max_new_tokens=24, eos_token_id=VOCAB).cpu() for _ in range(2)]
+                assert torch.equal(*texts), "the second text is written by graphs that the first one left"
+                made.append(texts[1])
+                assert any(one.is_replaying for one in attached._stepper._replays.values()) == graphs
+        assert (made[0] != made[1]).any(-1).sum() <= 2, "sums round otherwise"
+
+
+def waits(model: Any, tokens: int, **settings: Any) -> Counter[str]:
+    """Where the host waited for the GPU during one call of `generate`, and how often."""
+    inputs = {name: part.cuda() for name, part in left_padded().items()}
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            model.generate(**inputs, max_new_tokens=tokens, eos_token_id=VOCAB, **settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Counter(f"{one.filename}:{one.lineno}" for one in told if "synchroniz" in str(one.message))
+
+
+def per_step(model: Any, **settings: Any) -> int:
+    """Waits of 16 steps, less those of every call."""
+    waits(model, 2, **settings)
+    return (waits(model, 20, **settings) - waits(model, 4, **settings)).total()
+
+
+@pytest.fixture(scope="module")
+def wide() -> Any:
+    """A model whose vocabulary is wider than what the sampler keeps in order."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32_000}
+    return LlamaForCausalLM(LlamaConfig(**shape, pad_token_id=0)).eval().cuda()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "more"),
+    [
+        (["temperature:0,0.5,1"], 0),
+        (["temperature:0,0.5,1", "guidance_scale:1,2", "repetition_penalty:1,1.3"], 0),
+        (["temperature:0,0.5,1", "top_k:5,20", "top_p:0.7,0.9", "min_p:0,0.1"], 1),  # whether a cut lies beyond the best tokens
+    ],
+)
+@pytest.mark.parametrize("level", ["token", "sequence", "every:3", "delimiter:."])
+def test_a_step_waits_no_more_than_a_greedy_one_does(wide: Any, knobs: list[str], more: int, level: str) -> None:
+    greedy, policy = per_step(wide, do_sample=False), UniformPolicy(lk.KnobSpace.of(*knobs), parse_level(level, token_ids=(4, 7)))
+    for graphs in (False, True):
+        with Attached(wide, policy, graphs=graphs) as attached:
+            attached.rows = torch.tensor([8, 3, 5])
+            assert per_step(wide) <= greedy + 16 * more

@@ -1,0 +1,187 @@
+"""Rows that leave their batch when they have finished: the same tokens and options as one call of `generate`."""
+
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import pytest
+import torch
+from decoding_oracle import LEVELS, SEED, SPACE, left_padded, policy_for, responses_of
+from test_modes_families import model_of
+from tiny_models import STOPS, VOCAB, tiny_lm
+from torch import Tensor
+
+import latentknobs as lk
+from latentknobs import testbed
+from latentknobs.engines.transformers import Attached
+from latentknobs.engines.transformers.leaving import Enough, sample_leaving
+from latentknobs.engines.transformers.record import stop_ids
+from latentknobs.errors import DecodingError
+from latentknobs.heads.segmenters import Every, parse_level
+from latentknobs.policies import ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
+
+TOKENS = 40
+Found = tuple[list[list[int]], list[list[int]]]
+MANY = [list(torch.randint(3, VOCAB, (1 + n % 5,), generator=torch.Generator().manual_seed(n)).tolist()) for n in range(24)]
+
+
+def options_of(option_BT: Tensor, responses: Seq[Seq[int]]) -> list[list[int]]:
+    return [row[: len(response)] for row, response in zip(option_BT.tolist(), responses, strict=True)]
+
+
+def together(model: Any, policy: Policy, prompts: Seq[Seq[int]] = MANY, **told: Any) -> Found:
+    """The slow twin: one call of `generate`."""
+    inputs = left_padded(prompts)
+    with Attached(model, policy, seed=SEED, **told) as attached:
+        sequences = model.generate(**inputs, max_new_tokens=TOKENS, pad_token_id=0)
+        responses = responses_of(sequences, inputs["input_ids"].shape[1])
+        return responses, options_of(attached.option_BT, responses)
+
+
+def leaving(model: Any, policy: Policy, prompts: Seq[Seq[int]] = MANY, **told: Any) -> tuple[Found, list[int]]:
+    """What rows that leave have said and chosen, and the rows of each call of `generate`."""
+    inputs, rows, generate = left_padded(prompts), [], model.generate
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rows.append(len(kwargs["input_ids"]))
+        return generate(*args, **kwargs)
+
+    model.generate = counted
+    try:
+        with Attached(model, policy, seed=SEED, **told) as attached:
+            ids_BP, mask_BP = inputs["input_ids"], inputs["attention_mask"]
+            token_BT, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=TOKENS, pad=0)
+    finally:
+        model.__dict__.pop("generate", None)
+    responses = responses_of(token_BT, 0)
+    return (responses, options_of(option_BT, responses)), rows
+
+
+@pytest.fixture
+def slow_ends(request: pytest.FixtureRequest) -> Any:
+    """A model of a family whose responses end at very different times."""
+    model = tiny_lm(request.param) if request.param in ("llama", "gpt2", "gemma2") else model_of(request.param)
+    model.generation_config.eos_token_id = STOPS[:2]
+    return model
+
+
+@pytest.mark.parametrize("pick", ["greedy", "sample"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("slow_ends", ["llama", "gpt2", "gemma2", "qwen3", "neox"], indirect=True)
+def test_rows_that_leave_say_and_choose_what_they_would_have_in_one_call(slow_ends: Any, level: str, pick: str) -> None:
+    policy = policy_for(slow_ends, level, pick)
+    found, rows = leaving(slow_ends, policy)
+    slow = together(slow_ends, policy)
+    assert found == slow
+    assert rows == sorted(set(rows), reverse=True) and rows[0] == len(MANY)
+    assert pick == "greedy" or (len(rows) > 1 and len({len(response) for response in found[0]}) > 3)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("names", ["guidance_scale:1,1.7,3", "repetition_penalty:1,1.5"])
+def test_knobs_that_read_earlier_tokens_or_second_logits_go_on_reading_them(names: str, level: str) -> None:
+    lm = tiny_lm("llama")
+    lm.generation_config.eos_token_id = STOPS[:2]
+    policy = policy_for(lm, level, "sample", lk.KnobSpace.of({"temperature": [0.6, 1.5]}, names))
+    found, rows = leaving(lm, policy)
+    assert found == together(lm, policy) and len(rows) > 1
+
+
+@pytest.mark.parametrize("space", [lk.KnobSpace.of({"temperature": [1.0]}), SPACE])
+def test_requests_keep_the_ids_that_they_were_given(space: lk.KnobSpace) -> None:
+    lm, policy, row_B = tiny_lm("llama"), UniformPolicy(space, Every(1)), torch.arange(len(MANY)).flip(0) * 7
+    inputs = left_padded(MANY)
+    with Attached(lm, policy, seed=SEED) as attached:
+        attached.rows = row_B
+        token_BT, _ = sample_leaving(attached, inputs["input_ids"], inputs["attention_mask"], max_new_tokens=TOKENS, pad=0)
+        sequences = lm.generate(**inputs, max_new_tokens=TOKENS, pad_token_id=0)
+    assert responses_of(token_BT, 0) == responses_of(sequences, inputs["input_ids"].shape[1])
+
+
+class Remembering(UniformPolicy):
+    """Draws an option for each row at its first token and never again, by remembering it."""
+
+    kept_NK: Tensor | None = None
+
+    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
+        if self.kept_NK is None:
+            scores_NK = logits_NV[:, : self.space.K]
+            self.kept_NK = torch.where(scores_NK == scores_NK.amax(-1, keepdim=True), 0.0, -torch.inf)
+        if len(self.kept_NK) != len(logits_NV):
+            raise AssertionError("rows have left")
+        return self.kept_NK
+
+
+def test_rows_of_a_policy_that_remembers_them_stay_together_if_it_says_so() -> None:
+    lm = tiny_lm("llama")
+    with pytest.raises(AssertionError, match="rows have left"):
+        leaving(lm, Remembering(SPACE, Every(1)))
+    policies = [Remembering(SPACE, Every(1)) for _ in range(2)]
+    for policy in policies:
+        policy.keeps_rows = True
+    found, rows = leaving(lm, policies[0])
+    assert rows == [len(MANY)] and found == together(lm, policies[1])
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"cache_implementation": "static", "compile_config": None}, {"use_cache": False}, {"repetition_penalty": 1.3},
+    {"min_new_tokens": 3}, {"max_time": 60.0}, {"eos_token_id": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_where_rows_cannot_leave_there_is_one_call(settings: dict[str, Any]) -> None:
+    lm, policy = tiny_lm("llama"), UniformPolicy(SPACE, Every(1))
+    lm.generation_config.update(**settings, disable_compile=True)
+    torch.manual_seed(0)  # `generate` draws tokens itself where logits are processed
+    found, rows = leaving(lm, policy)
+    torch.manual_seed(0)
+    assert rows == [len(MANY)] and found == together(lm, policy)
+
+
+def test_where_generate_draws_the_tokens_there_is_one_call() -> None:
+    lm, policy = tiny_lm("llama"), UniformPolicy(SPACE, Every(1))
+    torch.manual_seed(0)
+    found, rows = leaving(lm, policy, sampler="transformers")
+    torch.manual_seed(0)
+    assert rows == [len(MANY)] and found == together(lm, policy, sampler="transformers")
+
+
+def test_a_model_with_a_state_instead_of_a_cache_keeps_its_rows() -> None:
+    mamba, prompts = model_of("mamba"), [[3 + n % 9, 5, 9] for n in range(12)]
+    policy = policy_for(mamba, "token", "sample")
+    found, rows = leaving(mamba, policy, prompts)
+    assert rows == [12] and found == together(mamba, policy, prompts)
+
+
+@pytest.mark.parametrize("policy", [GreedyPolicy(SPACE), ConstantPolicy(SPACE, 0)])
+def test_greedy_rows_leave_too(policy: Policy) -> None:
+    lm = tiny_lm("llama")
+    found, rows = leaving(lm, policy)
+    assert found == together(lm, policy) and len(rows) > 1
+
+
+def test_going_on_needs_something_to_go_on_with() -> None:
+    lm = tiny_lm("llama")
+    with Attached(lm, GreedyPolicy(SPACE)) as attached, pytest.raises(DecodingError, match="Nothing was generated yet"):
+        attached.go_on(torch.arange(2))
+
+
+def test_a_call_ends_when_enough_rows_have_finished_but_not_when_all_have() -> None:
+    lm = tiny_lm("llama")
+    with Attached(lm, UniformPolicy(SPACE, Every(1))) as attached:
+        enough = Enough(attached, torch.tensor(stop_ids(lm)), 0)
+        ended = [[*[STOPS[0]] * n, *[4] * (8 - n)] for n in range(9)]
+        assert [enough._is_enough(torch.tensor(row).unsqueeze(-1)) for row in ended] == [False, False, *[True] * 6, False]
+
+
+def test_the_packaged_model_gives_the_same_rollouts_either_way() -> None:
+    from latentknobs.data.prompts import make_prompts
+    from latentknobs.data.rollouts import roll_out
+
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    prompts = make_prompts(testbed.prompts("mixture", "train", 24), tokenizer)
+    for level in ("token", "delimiter:.!?"):
+        slow, quick = (UniformPolicy(SPACE, parse_level(level, tokenizer)) for _ in range(2))
+        slow.keeps_rows = True
+        told = {"max_new_tokens": 64, "batch_size": 24, "seed": 3}
+        assert roll_out(model, tokenizer, prompts, quick, **told) == roll_out(model, tokenizer, prompts, slow, **told)
