@@ -76,7 +76,7 @@ def test_every_option_has_its_own_hash_and_neutral_ones_agree() -> None:
 def test_hashes_are_the_same_in_another_process_with_other_threads() -> None:
     names = [source.name for source in registry.sources()]
     code = (
-        "import json, sys, torch; torch.set_num_threads(2); from latentknobs import registry; "
+        "import json, sys, torch; torch.set_num_threads(2); from latentknobs.knobs import registry; "
         "from latentknobs.knobs.identity import option_hashes; "
         "print(json.dumps([option_hashes(registry.resolve(n)) for n in sys.argv[1:]]))"
     )
