@@ -13,13 +13,13 @@ reached from there (`fingerprint`), or from an attribute `version` (text or numb
 """
 
 from latentknobs.rewards.answer import ExactMatch
+from latentknobs.rewards.by_name import RewardFunction, resolve_reward, reward_names
 from latentknobs.rewards.check import Failed
 from latentknobs.rewards.classifier import Classifier
 from latentknobs.rewards.command import Command
 from latentknobs.rewards.constraint import SentenceConstraint, TextConstraint
 from latentknobs.rewards.lexicon import Lexicon
 from latentknobs.rewards.math_answer import MathAnswer
-from latentknobs.rewards.registry import RewardFunction, resolve_reward, reward_names
 from latentknobs.rewards.repetition import NgramRepetition
 from latentknobs.rewards.scoring import Score, ScoreCache, check_scored, failure_line, score_all
 from latentknobs.rewards.several import Rewards, RewardSpec, resolve_rewards, reward_identity

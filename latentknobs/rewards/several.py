@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any
 
 from latentknobs.errors import ConfigError
+from latentknobs.rewards.by_name import RewardFunction, find_reward, reward_names
 from latentknobs.rewards.fingerprint import fingerprint
 from latentknobs.rewards.identity import identity_of
 from latentknobs.rewards.modules import UnreadableError
-from latentknobs.rewards.registry import RewardFunction, find_reward, reward_names
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,27 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from latentknobs import entry_points
 from latentknobs.errors import ConfigError, PluginError, UnknownNameError
-from latentknobs.rewards import ExactMatch, NgramRepetition, registry, resolve_reward, reward_names
+from latentknobs.rewards import ExactMatch, NgramRepetition, resolve_reward, reward_names
 
+GROUP = "latentknobs.rewards"
 POINTS = [
-    EntryPoint("repetition", "latentknobs.rewards.repetition:NgramRepetition", registry.GROUP),
-    EntryPoint("exact_match", "latentknobs.rewards.answer:ExactMatch", registry.GROUP),
-    EntryPoint("testbed", "latentknobs.testbed.reward:testbed_reward", registry.GROUP),
-    EntryPoint("broken", "latentknobs_no_such_module:Reward", registry.GROUP),
-    EntryPoint("twice", "latentknobs.rewards.answer:ExactMatch", registry.GROUP),
-    EntryPoint("twice", "latentknobs.rewards.repetition:NgramRepetition", registry.GROUP),
+    EntryPoint("repetition", "latentknobs.rewards.repetition:NgramRepetition", GROUP),
+    EntryPoint("exact_match", "latentknobs.rewards.answer:ExactMatch", GROUP),
+    EntryPoint("testbed", "latentknobs.testbed.reward:testbed_reward", GROUP),
+    EntryPoint("broken", "latentknobs_no_such_module:Reward", GROUP),
+    EntryPoint("twice", "latentknobs.rewards.answer:ExactMatch", GROUP),
+    EntryPoint("twice", "latentknobs.rewards.repetition:NgramRepetition", GROUP),
 ]
 
 
 @pytest.fixture
 def points(monkeypatch):
     def fake(group, name=None):
-        return [point for point in POINTS if group == registry.GROUP and name in (None, point.name)]
+        return [point for point in POINTS if group == GROUP and name in (None, point.name)]
 
-    monkeypatch.setattr(registry, "entry_points", fake)
+    monkeypatch.setattr(entry_points, "entry_points", fake)
 
 
 @pytest.mark.usefixtures("points")
