@@ -38,7 +38,7 @@ def test_names_and_callables_mix_and_have_weights():
         (["repetition", mine], [1.0, math.inf], "must be finite numbers"),
         (["repetition", mine], [1.0, "2"], "must be finite numbers"),
         ([], None, "list of rewards is empty. Give at least one: .*repetition"),
-        ([mine, 5], None, "5 is no reward"),
+        ([mine, 5], None, "5 is not a reward"),
     ],
 )
 def test_wrong_lists_and_weights_are_named(spec, weights, told):
