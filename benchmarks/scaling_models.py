@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from latentknobs import testbed
-from latentknobs.testbed.build.recipe import corpus
-from latentknobs.testbed.build.sample_stories import read_stories, sample, starts
-from latentknobs.testbed.build.train_lm import Schedule, pack, train
+from tools.testbed.recipe import corpus
+from tools.testbed.sample_stories import read_stories, sample, starts
+from tools.testbed.train_lm import Schedule, pack, train
 
 SAMPLED = 3_200  # stories of stories260K
 PROBLEMS = 40_000  # about half of the corpus, as in the packaged recipe

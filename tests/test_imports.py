@@ -34,7 +34,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
 def modules(root: Path) -> dict[str, str]:
-    """Dotted names relative to the package, and sources. Build scripts of the testbed are tools, not the framework."""
+    """Dotted names relative to the package, and sources."""
     return {
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path.read_text()
         for path in sorted(root.rglob("*.py"))

@@ -10,8 +10,8 @@ from latentknobs.rewards import Lexicon, SentenceConstraint
 from latentknobs.rewards.text import complete_words
 from latentknobs.testbed import MAX_NEW_TOKENS, load_model, load_tokenizer, prompts
 from latentknobs.testbed import testbed_reward as reward_of
-from latentknobs.testbed.measure import complete
 from latentknobs.testbed.model_files import MODEL_DIR
+from tools.testbed.measure import complete
 
 MAX_PARAMETERS = 1_500_000
 MAX_BYTES = 3_000_000

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from latentknobs.rewards import Lexicon
-from latentknobs.testbed.build.make_lexicon import recipe_lexicon
-from latentknobs.testbed.build.recipe import Document
-from latentknobs.testbed.build.tokenizer import train_tokenizer
-from latentknobs.testbed.build.train_lm import CONTEXT, SHAPES, Schedule, new_model, next_token_loss, pack, train
+from tools.testbed.make_lexicon import recipe_lexicon
+from tools.testbed.recipe import Document
+from tools.testbed.tokenizer import train_tokenizer
+from tools.testbed.train_lm import CONTEXT, SHAPES, Schedule, new_model, next_token_loss, pack, train
 
 TEXT = "Story: Once upon a time, there was a frog. The frog had 12 friends."
 

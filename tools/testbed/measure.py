@@ -1,6 +1,6 @@
 """Measure the testbed: the reward of each task at constant temperatures, and how far apart the best ones are.
 
-    python -m latentknobs.testbed.measure --prompts 256 --seed 0 --json measured.json
+    python -m tools.testbed.measure --prompts 256 --seed 0 --json measured.json
 
 The intervals come from resampling the prompts; the same resampled prompts serve all temperatures of a task.
 """

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentknobs.testbed import measure
+from tools.testbed import measure
 
 
 def test_a_small_measurement_has_all_cells_and_repeats_itself():

@@ -1,6 +1,6 @@
 """Stories sampled from the small pretrained `stories260K`, to widen the 2 MB of real TinyStories.
 
-    python -m latentknobs.testbed.build.sample_stories --data DIR --out sampled.jsonl --n 12800 --seed 0
+    python -m tools.testbed.sample_stories --data DIR --out sampled.jsonl --n 12800 --seed 0
 
 Half of the samples continue the first sentence of a real story, half continue an opening of the testbed's own templates, so
 that the trained LM knows the openings it will be prompted with. One JSON object a line: `text`, and whether the story ended by

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from latentknobs.rewards.text import split_sentences
 from latentknobs.testbed import words
-from latentknobs.testbed.build.sample_stories import read_stories
 from latentknobs.testbed.math_problems import MAX_NUMBER, MathProblem, conclusion, equation, math_problem
 from latentknobs.testbed.tasks import constrained_prompt, math_prompt, split_of, story_prompt, with_opener
+from tools.testbed.sample_stories import read_stories
 
 SLIP_RATE = 0.1
 ADHERENCE = 0.8

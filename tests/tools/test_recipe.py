@@ -8,7 +8,8 @@ import pytest
 
 from latentknobs.rewards.text import split_sentences
 from latentknobs.testbed import words
-from latentknobs.testbed.build.recipe import (
+from latentknobs.testbed.tasks import split_of
+from tools.testbed.recipe import (
     ADHERENCE,
     SLIP_RATE,
     Document,
@@ -16,9 +17,8 @@ from latentknobs.testbed.build.recipe import (
     read_sampled,
     worked_problem,
 )
-from latentknobs.testbed.build.sample_stories import read_stories
-from latentknobs.testbed.build.tokenizer import train_tokenizer
-from latentknobs.testbed.tasks import split_of
+from tools.testbed.sample_stories import read_stories
+from tools.testbed.tokenizer import train_tokenizer
 
 STORY = Document(" ".join(f"The frog saw {i} birds." for i in range(8)) + ' "Hi," he said.')
 

@@ -1,6 +1,6 @@
 """The packaged lexicon: counts of the words of the recipe's stories.
 
-    python -m latentknobs.testbed.build.make_lexicon --data $LATENTKNOBS_DATA --sampled sampled.jsonl --out lexicon.json
+    python -m tools.testbed.make_lexicon --data $LATENTKNOBS_DATA --sampled sampled.jsonl --out lexicon.json
 
 Every word of the real TinyStories counts. A word that only the sampled stories have may be misspelled, so it counts only if
 ordinary English text (WikiText-2, GSM8K) has it too, or it is the possessive of a known word. Words of the prompts'
@@ -16,8 +16,8 @@ from pathlib import Path
 from latentknobs.rewards.lexicon import Lexicon
 from latentknobs.rewards.text import words_of
 from latentknobs.testbed import words
-from latentknobs.testbed.build.recipe import read_sampled
-from latentknobs.testbed.build.sample_stories import read_stories
+from tools.testbed.recipe import read_sampled
+from tools.testbed.sample_stories import read_stories
 
 TRUSTED_TEXTS = ("wikitext-2/valid.txt", "gsm8k/train.jsonl")
 

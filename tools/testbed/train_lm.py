@@ -1,7 +1,7 @@
 """Train the packaged LM from scratch, with its tokenizer and lexicon.
 
-    python -m latentknobs.testbed.build.sample_stories --data $LATENTKNOBS_DATA --out sampled.jsonl --seed 0
-    python -m latentknobs.testbed.build.train_lm --data $LATENTKNOBS_DATA --sampled sampled.jsonl --out model --seed 0
+    python -m tools.testbed.sample_stories --data $LATENTKNOBS_DATA --out sampled.jsonl --seed 0
+    python -m tools.testbed.train_lm --data $LATENTKNOBS_DATA --sampled sampled.jsonl --out model --seed 0
 
 A small Llama; Muon for the matrices, AdamW for the rest; linear warm-up and linear decay; packed rows of the whole context;
 bf16 autocast (measured 1.4 times faster than float32 on 2 cores). What is saved is an exponential average of the weights,
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from latentknobs.testbed.build.recipe import Document, corpus
-from latentknobs.testbed.build.tokenizer import train_tokenizer
+from tools.testbed.recipe import Document, corpus
+from tools.testbed.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 1024
 CONTEXT = 256
@@ -89,7 +90,7 @@ def pack(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> Tenso
         for document, ids in zip(chunk, encoded, strict=True):
             stream += [*ids, tokenizer.eos_token_id] if document.complete else ids
     rows = len(stream) // CONTEXT
-    return torch.tensor(stream[: rows * CONTEXT], dtype=torch.int16).view(rows, CONTEXT)
+    return rearrange(torch.tensor(stream[: rows * CONTEXT], dtype=torch.int16), "(rows t) -> rows t", t=CONTEXT)
 
 
 def next_token_loss(model: LlamaForCausalLM, ids_BT: Tensor, bos_id: int) -> Tensor:
@@ -97,7 +98,9 @@ def next_token_loss(model: LlamaForCausalLM, ids_BT: Tensor, bos_id: int) -> Ten
     with torch.autocast("cpu", torch.bfloat16):
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
     targets_BT = ids_BT[:, 1:].masked_fill(ids_BT[:, 1:] == bos_id, IGNORED)
-    return torch.nn.functional.cross_entropy(logits_BTV[:, :-1].float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED)
+    return torch.nn.functional.cross_entropy(
+        rearrange(logits_BTV[:, :-1].float(), "b t v -> b v t"), targets_BT, ignore_index=IGNORED
+    )
 
 
 def optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.Optimizer]:

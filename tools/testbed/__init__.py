@@ -1,0 +1,1 @@
+"""How the packaged LM was made (stories, corpus, tokenizer, training), and how it is measured."""
