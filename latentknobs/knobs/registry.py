@@ -57,12 +57,6 @@ def sources() -> list[Source]:
     return sorted([*_points(), *here], key=lambda source: (source.name, source.distribution))
 
 
-def is_shipped(cls: type) -> bool:
-    """Whether a class is of a package that comes with this distribution."""
-    shipped = {source.value.partition(":")[0].partition(".")[0] for source in _points() if source.distribution == "latentknobs"}
-    return cls.__module__.partition(".")[0] in {"latentknobs", *shipped}
-
-
 def names() -> list[str]:
     """Names of all knobs, sorted."""
     return sorted({source.name for source in sources()})

@@ -9,8 +9,7 @@ the hook draws it with the per-row sampler and marks it with an infinite logit: 
 position) whatever the batch. Everywhere else the hook returns the logits of the chosen options.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.frozen import output_embeddings
-from latentknobs.engines.transformers.inference import goes_unseen, leaves_nothing, make_ordinary, quickly
 from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.modes import NEUTRAL as NEUTRAL
 from latentknobs.engines.transformers.modes import (
@@ -119,7 +117,7 @@ class Attached:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before reading the options.")
         if not ledger.is_plain:
             raise DecodingError("The rows of a beam search are not the sequences it returns. Read them back with record(...).")
-        return ledger.option_BL[:, ledger.prompt_length : ledger.columns].clone()  # they may come out of inference mode
+        return ledger.option_BL[:, ledger.prompt_length : ledger.columns]
 
     @property
     def is_sampling(self) -> bool:
@@ -130,14 +128,6 @@ class Attached:
     def cache(self) -> Any:
         """The key-value cache of the `generate` that is running; None where there is none or it is of another kind."""
         return None if self._ledger is None else self._ledger.cache
-
-    @contextmanager
-    def quickly(self) -> Iterator[None]:
-        """Several calls of `generate`, in inference mode if nothing of theirs is kept or shown to anybody."""
-        with quickly(leaves_nothing(self.model, self.policy), self.model, self._stepper):
-            yield
-        if self._ledger is not None:
-            make_ordinary(vars(self._ledger))
 
     def go_on(self, row_R: Tensor) -> None:
         """The next `generate` goes on with rows (R) of the newest one: their prompts, options and uniforms.
@@ -187,11 +177,8 @@ class Attached:
         drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
         self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
         self._stepper.begin()
-        is_quick = goes_unseen(self.model, self.policy, self._originals["generate"], kwargs, own)
         try:
-            with quickly(is_quick, self.model, ledger, self._stepper):
-                made = self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
-            return made.clone() if is_quick else made  # ids: see `goes_unseen`
+            return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
         finally:
             self._stepper.end()
             ledger.sampling = self._in_generate = False

@@ -78,23 +78,22 @@ def sample_leaving(
     enough = Enough(attached, stop_E, P)
     told: dict[str, Any] = {"stopping_criteria": [enough]} if _may_end_early(model) else {}
     row_R, ids_RL, mask_RL = torch.arange(B), ids_BP, mask_BP
-    with attached.quickly():
-        while True:
-            made = model.generate(
-                input_ids=ids_RL, attention_mask=mask_RL, max_new_tokens=P + max_new_tokens - ids_RL.shape[1], pad_token_id=pad,
-                return_dict_in_generate=True, **told,
-            )  # fmt: skip
-            ids_RL, T = made.sequences, made.sequences.shape[1] - P
-            token_BT[row_R, :T] = ids_RL[:, P:].cpu()
-            option_BT[row_R, :T] = attached.option_BT[:, :T].cpu()
-            if not enough.is_met or max_new_tokens == T:
-                return token_BT[:, :T], option_BT[:, :T]
-            stay_Q = (~finished_rows(ids_RL[:, P:], stop_E)).nonzero().squeeze(-1).cpu()
-            attached.go_on(stay_Q)
-            told[cache_name(made) or ""] = cache = cache_in(made)
-            cache.batch_select_indices(stay_Q)
-            mask_RL = torch.nn.functional.pad(mask_RL, (0, ids_RL.shape[1] - mask_RL.shape[1]), value=1)
-            row_R, ids_RL, mask_RL = row_R[stay_Q], ids_RL[stay_Q], mask_RL[stay_Q]
+    while True:
+        made = model.generate(
+            input_ids=ids_RL, attention_mask=mask_RL, max_new_tokens=P + max_new_tokens - ids_RL.shape[1], pad_token_id=pad,
+            return_dict_in_generate=True, **told,
+        )  # fmt: skip
+        ids_RL, T = made.sequences, made.sequences.shape[1] - P
+        token_BT[row_R, :T] = ids_RL[:, P:].cpu()
+        option_BT[row_R, :T] = attached.option_BT[:, :T].cpu()
+        if not enough.is_met or max_new_tokens == T:
+            return token_BT[:, :T], option_BT[:, :T]
+        stay_Q = (~finished_rows(ids_RL[:, P:], stop_E)).nonzero().squeeze(-1).cpu()
+        attached.go_on(stay_Q)
+        told[cache_name(made) or ""] = cache = cache_in(made)
+        cache.batch_select_indices(stay_Q)
+        mask_RL = torch.nn.functional.pad(mask_RL, (0, ids_RL.shape[1] - mask_RL.shape[1]), value=1)
+        row_R, ids_RL, mask_RL = row_R[stay_Q], ids_RL[stay_Q], mask_RL[stay_Q]
 
 
 def rows_can_leave(attached: Attached) -> bool:
