@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentknobs.data.disk import replacing
 from latentknobs.errors import ConfigError, did_you_mean
-from latentknobs.learners.lpo import LengthNorm, Objective
-from latentknobs.learners.lpo.pairs import PairRule
+from latentknobs.learners.lpo import LengthNorm, Objective, PairRule
 from latentknobs.policies import Pick
 
 GIVEN = "(given as an object)"

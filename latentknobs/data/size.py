@@ -14,7 +14,7 @@ from latentknobs.errors import RunError
 from latentknobs.heads.features import width
 from latentknobs.heads.option_head import head_shape
 from latentknobs.heads.segmenters import Every, Sequence, parse_level
-from latentknobs.learners.lpo.pairs import PairRule
+from latentknobs.learners.lpo import PairRule
 
 TOKEN = 7 + 12 + 4  # bytes of a token in a line of JSON: its id, its text (escaped), and what separates the numbers
 LINE = 400  # bytes of a response aside from its tokens: the line around them, its scores, its place among the pairs

@@ -1,6 +1,10 @@
-"""Pure loss functions of tensors."""
+"""Latent preference optimisation (arXiv 2411.09661): its losses, its pairs, and its settings."""
 
-from latentknobs.learners.lpo.losses import OBJECTIVES, LengthNorm, Objective, Responses, lpo_loss, lpo_margin
+from latentknobs.learners.lpo.losses import OBJECTIVES, Responses, lpo_loss, lpo_margin
 from latentknobs.learners.lpo.penalties import entropy, kl_divergence
+from latentknobs.learners.lpo.settings import LengthNorm, Objective, PairRule, Settings
 
-__all__ = ["OBJECTIVES", "LengthNorm", "Objective", "Responses", "entropy", "kl_divergence", "lpo_loss", "lpo_margin"]
+__all__ = [
+    "OBJECTIVES", "LengthNorm", "Objective", "PairRule", "Responses", "Settings", "entropy", "kl_divergence",
+    "lpo_loss", "lpo_margin",
+]  # fmt: skip

@@ -7,17 +7,16 @@ the language model enters only through `option_logps_BTK`, which has no gradient
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from latentknobs.errors import ConfigError, UnreachableTokenError, did_you_mean
+from latentknobs.learners.lpo.settings import LengthNorm, Objective
 
-Objective = Literal["latent", "tokens_separate", "tokens", "nll"]
-LengthNorm = Literal["none", "mean"]
-OBJECTIVES: tuple[Objective, ...] = ("latent", "tokens_separate", "tokens", "nll")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ scores, the best by the second among the top k by the first against the worst am
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from latentknobs.errors import ConfigError, NoPairsError
+from latentknobs.learners.lpo.settings import PairRule
 
-PairRule = Literal["best_worst", "correct_incorrect", "top_bottom"]
 Scores = Mapping[int, float]  # by index of the rollout
 
 
