@@ -64,11 +64,11 @@ def writer(model: Any, B: int, **settings: Any) -> Callable[..., Any]:
     return lambda tokens=TOKENS: model.generate(**inputs, max_new_tokens=tokens, **settings)
 
 
-def adaptive(model: Any, policy: HeadPolicy, B: int, sampler: Sampler = "own", graphs: bool = False) -> Callable[..., Any]:
+def adaptive(model: Any, policy: HeadPolicy, B: int, sampler: Sampler = "own") -> Callable[..., Any]:
     """The same by a twin of the model, of the same weights, that the policy stays attached to."""
     weights = (*model.parameters(), *model.buffers())
     twin = deepcopy(model, {id(part): part for part in weights})
-    Attached(twin, policy, sampler=sampler, graphs=graphs)
+    Attached(twin, policy, sampler=sampler)
     return writer(twin, B)
 
 
@@ -95,7 +95,7 @@ def on_gpu(model: Any, B: int, rounds: int) -> list[Row]:
     for K, space in ((6, SIX), (384, SPACE)):
         for width in (256, 2048):
             policy, what = policy_for(model, space, width), f"{K} options, head {width}"
-            runs |= {what: adaptive(model, policy, B), f"{what}, graphs": adaptive(model, policy, B, graphs=True)}
+            runs[what] = adaptive(model, policy, B)
     seconds = turns(runs, rounds)
     asked = {what: waits(run) for what, run in runs.items()}
     rows: list[Row] = []

@@ -13,15 +13,14 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from benchmarks.timing import Row, interleaved, peak_extra, report, synthetic_logits
 from latentknobs import KnobSpace, option_logps
-from latentknobs.likelihood.hidden import Projection, option_logps_from_hidden
 
 SIX = KnobSpace.of("temperature")
 JOINT = KnobSpace.of("temperature", "top_k", "top_p", "min_p")
 HOT = KnobSpace.of({"temperature": [0, 0.4, 0.7, 1.0, 1.2, 1.5]}, "top_k", "top_p", "min_p")
 GOALS = {
-    512: {"joint": 200, "six": 1.0, "compiled": 2},
-    32_000: {"joint": 1000, "six": 2.3, "compiled": 15},
-    128_256: {"joint": 1500, "six": 4.4, "compiled": 16},
+    512: {"joint": 200, "six": 1.0},
+    32_000: {"joint": 1000, "six": 2.3},
+    128_256: {"joint": 1500, "six": 4.4},
 }
 
 
@@ -52,9 +51,7 @@ def targets_of(logits_NV: Tensor) -> Tensor:
     return torch.cat([part.softmax(-1).multinomial(1).squeeze(-1) for part in logits_NV.split(32)])
 
 
-def compare(
-    name: str, space: KnobSpace, N: int, V: int, goal: float | None, compiled: bool, rounds: int, device: str = "cpu"
-) -> Row:
+def compare(name: str, space: KnobSpace, N: int, V: int, goal: float | None, rounds: int, device: str = "cpu") -> Row:
     """One row of the table."""
     logits_NV = synthetic_logits(N, V).to(device)
     targets_N = targets_of(logits_NV)
@@ -65,7 +62,7 @@ def compare(
         scale = space.K / len(options)
     run: dict[str, Callable[[], object]] = {
         "loop": lambda: loop(logits_NV[:rows], targets_N[:rows], options),
-        "ours": lambda: option_logps(logits_NV, targets_N, space, compiled=compiled),
+        "ours": lambda: option_logps(logits_NV, targets_N, space),
         "read": lambda: logits_NV.sum(),
     }
     seconds = interleaved(run, rounds)
@@ -80,56 +77,26 @@ def compare(
     }  # fmt: skip
 
 
-def from_hidden(space: KnobSpace, name: str, compiled: bool, goal: float | None, D: int = 1024, V: int = 128_256) -> Row:
-    """Tables from hidden states against the projection alone."""
-    targets_N = torch.randint(V, (256,))
-    weight_VD = torch.randn(V, D) * (2 / D**0.5)  # a bulk of deviation 2, as in `synthetic_logits`
-    hidden_ND = torch.randn(256, D) + 4.5 * weight_VD[targets_N]  # and one token some 18 nats above it
-    projection = Projection(weight_VD)
-    seconds = interleaved(
-        {
-            "projection": lambda: projection.logits(hidden_ND),
-            "ours": lambda: option_logps_from_hidden(hidden_ND, targets_N, space, projection, compiled=compiled),
-        },
-        rounds=3,
-    )
-    ratio = seconds["ours"] / seconds["projection"]
-    return {
-        "what": name, "V": V, "D": D, "projection us/token": seconds["projection"] / 256 * 1e6,
-        "ours us/token": seconds["ours"] / 256 * 1e6, "x projection": ratio, "target": goal,
-        "met": None if goal is None else ratio <= goal,
-    }  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="folder for the figures")
     parser.add_argument("--vocabularies", type=int, nargs="*", default=[512, 32_000, 128_256])
-    parser.add_argument("--no-compile", action="store_true", help="leave out what needs a C++ compiler")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (eager tables only)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if args.device != "cpu":
         each = [("384 options", JOINT), ("384 options, T up to 1.5", HOT), ("6 temperatures", SIX)]
-        rows = [compare(name, space, 256, V, None, False, 5, args.device) for V in args.vocabularies for name, space in each]
+        rows = [compare(name, space, 256, V, None, 5, args.device) for V in args.vocabularies for name, space in each]
         report("Likelihood tables on a GPU", rows, args.json and f"{args.json}/likelihood_gpu.json")
         return
     rows = []
     for V in args.vocabularies:
         goals: dict[str, float] = GOALS.get(V, {})
-        rows.append(compare("384 options", JOINT, 256, V, goals.get("joint"), False, 5 if V < 1000 else 3))
-        rows.append(compare("384 options, T up to 1.5", HOT, 256, V, None, False, 3))
-        rows.append(compare("6 temperatures", SIX, 256, V, goals.get("six"), False, 15 if V < 1000 else 5))
-        if not args.no_compile:
-            rows.append(compare("384 options, compiled", JOINT, 256, V, goals.get("joint"), True, 3))
-            rows.append(compare("6 temperatures, compiled", SIX, 2048, V, goals.get("compiled"), True, 15 if V < 1000 else 3))
+        rows.append(compare("384 options", JOINT, 256, V, goals.get("joint"), 5 if V < 1000 else 3))
+        rows.append(compare("384 options, T up to 1.5", HOT, 256, V, None, 3))
+        rows.append(compare("6 temperatures", SIX, 256, V, goals.get("six"), 15 if V < 1000 else 5))
     report("Likelihood tables against a loop of transformers' warpers", rows, args.json and f"{args.json}/likelihood.json")
-    if 128_256 in args.vocabularies:
-        hidden = [from_hidden(SIX, "6 temperatures", False, 1.3), from_hidden(JOINT, "384 options", False, None)]
-        if not args.no_compile:
-            hidden.append(from_hidden(SIX, "6 temperatures, compiled", True, 1.3))
-        report("From hidden states", hidden, args.json and f"{args.json}/likelihood_hidden.json")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 One thread. Each of our rows has knob values of its own, temperature 0 included; transformers gives all rows the same ones.
 Without top-k, transformers runs its other three warpers. Rows with top-k have 20 to 200, top-p 0.9, min-p 0.05.
-With `--device cuda`: larger batches; a sampler that sorts whole rows (sort, softmax, cumulative mass, multinomial: top-p alone,
-for all rows the same) as another contestant; and ours also replayed as a graph, as `Attached(..., graphs=True)` does it.
+With `--device cuda`: larger batches, and a sampler that sorts whole rows (sort, softmax, cumulative mass, multinomial: top-p
+alone, for all rows the same) as another contestant.
 """
 
 import argparse
@@ -15,9 +15,7 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 
 from benchmarks.timing import Row, interleaved, report, synthetic_logits
 from latentknobs import KnobSpace
-from latentknobs.engines.transformers.replay import Replay
-from latentknobs.engines.transformers.sampler import finish_draw, first_draw, sample_values
-from latentknobs.engines.transformers.uniforms import TOKENS, uniforms
+from latentknobs.engines.transformers.sampler import sample_values
 
 SPACE = KnobSpace.of("temperature", "top_k", "top_p", "min_p")
 GOALS = {
@@ -54,24 +52,11 @@ def sorting_step(logits_BV: Tensor) -> Tensor:
     return token_BV.gather(-1, torch.multinomial(prob_BV, 1))
 
 
-def sampler_of(logits_BV: Tensor, values_BJ: Tensor, graphs: bool = False) -> Callable[[], Tensor]:
-    """Our step; with a graph as inside `generate`, from uniforms made some steps ahead."""
+def sampler_of(logits_BV: Tensor, values_BJ: Tensor) -> Callable[[], Tensor]:
+    """Our step."""
     row_B = torch.arange(len(logits_BV), device=logits_BV.device)
     step = iter(range(10**9))
-    if not graphs:
-        return lambda: sample_values(logits_BV, SPACE, values_BJ, 0, row_B, torch.full_like(row_B, next(step)))
-    ahead_P = torch.arange(64, device=row_B.device)
-    u_PB = uniforms(0, TOKENS, row_B.repeat(64), ahead_P.repeat_interleave(len(row_B))).view(64, -1)
-    replay = Replay(lambda logits_BV, u_B: first_draw(logits_BV, SPACE, values_BJ, u_B, kernels=True))
-
-    def ours() -> Tensor:
-        u_B = u_PB[next(step) % 64]
-        token_B, cut = replay(logits_BV, u_B)
-        return finish_draw(token_B, cut, logits_BV, SPACE, values_BJ, u_B, lambda rows: u_B[rows])
-
-    for _ in range(5):
-        ours()
-    return ours
+    return lambda: sample_values(logits_BV, SPACE, values_BJ, 0, row_B, torch.full_like(row_B, next(step)))
 
 
 def compare(V: int, B: int, kind: str, device: str) -> Row:
@@ -81,15 +66,14 @@ def compare(V: int, B: int, kind: str, device: str) -> Row:
     ways: dict[str, Callable[[], Tensor]] = {"theirs": lambda: transformers_step(logits_BV, kind)}
     ways["ours"] = sampler_of(logits_BV, values_BJ)
     if device != "cpu":
-        ways |= {"sorting": lambda: sorting_step(logits_BV), "replayed": sampler_of(logits_BV, values_BJ, graphs=True)}
+        ways["sorting"] = lambda: sorting_step(logits_BV)
     seconds = interleaved(ways, {1: 60, 8: 20}.get(B, 5) if device == "cpu" else 40)
     ratio, goal = seconds["theirs"] / seconds["ours"], GOALS.get((V, kind), {}).get(B)
     row: Row = {"V": V, "B": B, "rows": kind, "transformers ms": seconds["theirs"] * 1e3, "ours ms": seconds["ours"] * 1e3}
     if device == "cpu":
         return row | {"ratio": ratio, "target": goal, "met": None if goal is None else ratio >= goal}
-    by_sort, goal = seconds["sorting"] / seconds["replayed"], 10 if B == 128 and kind != "temperature only" else None
-    row |= {"replayed ms": seconds["replayed"] * 1e3, "sort ms": seconds["sorting"] * 1e3}
-    row |= {"sort / ours": seconds["sorting"] / seconds["ours"], "sort / replayed": by_sort, "target": goal}
+    by_sort, goal = seconds["sorting"] / seconds["ours"], 10 if B == 128 and kind != "temperature only" else None
+    row |= {"sort ms": seconds["sorting"] * 1e3, "sort / ours": by_sort, "target": goal}
     return row | {"met": None if goal is None else by_sort >= goal}
 
 

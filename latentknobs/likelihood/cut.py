@@ -1,7 +1,7 @@
 """How far each row is cut by knob values of its own, read off its best tokens instead of a sorted row.
 
-On a GPU, where asking for values would be waiting, all operations are done, to be replayed as one graph. A host that sees the
-values leaves out most of them: see `host`.
+On a GPU, where reading values would be waiting, all operations are done. A host that sees the values leaves out most of them:
+see `host`.
 """
 
 from collections.abc import Sequence
@@ -82,17 +82,13 @@ class Cut:
         return replace(self, scaled=Scaled(self.scaled.top_RM[rows], self.scaled.whole, None), **parts)
 
 
-def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, kernels: bool = False) -> Cut:
-    """How far each row is cut by its own knob values, read off its best tokens; order-preserving knobs only.
-
-    Args:
-        kernels: read the rows with Triton kernels (see `sorting.kernels_for`).
-    """
+def cut_rows(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor) -> Cut:
+    """How far each row is cut by its own knob values, read off its best tokens; order-preserving knobs only."""
     if host_sees(logits_NV):
         host = HostCut(logits_NV, space, value_NJ, TOP, lists_greedy=True)
         return told(host, range(host.N))
-    top_NM, token_NM = top_tokens(logits_NV, TOP, kernels)
-    cutting = _Cutting(logits_NV, Scaled(top_NM, top_NM.shape[1] == logits_NV.shape[1], None), kernels)
+    top_NM, token_NM = top_tokens(logits_NV, TOP)
+    cutting = _Cutting(logits_NV, Scaled(top_NM, top_NM.shape[1] == logits_NV.shape[1], None))
     for knob, value_N in zip(space.knobs, value_NJ.unbind(-1), strict=True):
         is_neutral_N = value_N == knob.neutral
         if isinstance(knob, ScalingKnob):
@@ -124,8 +120,8 @@ class _Cutting:
     counts is taking the smaller of the two closed ones.
     """
 
-    def __init__(self, logits_NV: Tensor, scaled: Scaled, kernels: bool) -> None:
-        self.logits_NV, self.scaled, self.kernels = logits_NV, scaled, kernels
+    def __init__(self, logits_NV: Tensor, scaled: Scaled) -> None:
+        self.logits_NV, self.scaled = logits_NV, scaled
         self.kept_N: Tensor | None = None  # nothing has cut any row yet
         self.is_closed = True
         self.temperature_N: Tensor | None = None
@@ -176,7 +172,7 @@ class _Cutting:
         """(N,) log of the mass of the tokens beyond the top, as a logit."""
         scaled = self.scaled
         temperature_N = torch.ones_like(scaled.top_RM[:, 0]) if self.temperature_N is None else self.temperature_N
-        mass_N = row_log_masses(self.logits_NV, temperature_N, self.kernels)
+        mass_N = row_log_masses(self.logits_NV, temperature_N)
         rest_N = (mass_N.double().exp() - scaled.mass_RM[:, -1]).clamp(min=0).log()
         return rest_N.to(scaled.top_RM.dtype) + scaled.top_RM[:, 0]
 

@@ -22,16 +22,13 @@ CELLS = 1 << 15  # tokens of tops in work at once: 128 rows of 256, and a few Mi
 
 
 @torch.no_grad()
-def option_logps(
-    logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context: Context | None = None, *, compiled: bool = False
-) -> Tensor:
+def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context: Context | None = None) -> Tensor:
     """log P(target | option) of every row under every option.
 
     Args:
         logits_NV: (N, V) the frozen LM's logits, any floating dtype; no gradient is kept.
         targets_N: (N,) token ids.
         context: what `space.needs` names, for spaces that need anything.
-        compiled: let `torch.compile` fuse the passes over whole rows (needs a C++ compiler on a CPU).
 
     Returns:
         (N, K) nats, float32 or wider; -inf where the option removes the target.
@@ -40,35 +37,35 @@ def option_logps(
     if not logits_NV.numel():
         return logits_NV.new_zeros(len(logits_NV), space.K, dtype=dtype)
     if all(is_ordered(knob) for knob in space.knobs):
-        return _ordered(logits_NV, targets_N, space, compiled)
+        return _ordered(logits_NV, targets_N, space)
     size = max(1, 8 * WORK // logits_NV.shape[1])
     parts = []
     for first in range(0, len(logits_NV), size):
         rows = slice(first, first + size)
         part = None if context is None else context.rows(rows)
-        parts.append(_dense(logits_NV[rows].to(dtype), targets_N[rows], space, part, compiled))
+        parts.append(_dense(logits_NV[rows].to(dtype), targets_N[rows], space, part))
     return torch.cat(parts)
 
 
-def _dense(logits_RV: Tensor, targets_R: Tensor, space: KnobSpace, context: Context | None, compiled: bool) -> Tensor:
+def _dense(logits_RV: Tensor, targets_R: Tensor, space: KnobSpace, context: Context | None) -> Tensor:
     """Applies knobs to whole rows until only order-preserving ones remain."""
     if not space.knobs:
         return logits_RV.log_softmax(-1).gather(-1, targets_R.unsqueeze(-1))
     if all(is_ordered(knob) for knob in space.knobs):
-        return _ordered(logits_RV, targets_R, space, compiled)
+        return _ordered(logits_RV, targets_R, space)
     out_RK = logits_RV.new_empty(len(logits_RV), space.K)
     knob = space.knobs[0]
     for branch in tree(space):
         rest = KnobSpace(space.knobs[1:], tuple(space.grid_KJ[k][1:] for k in branch.ks), space.order)
         value_R = torch.full_like(logits_RV[:, 0], branch.value)
         changed_RV = logits_RV if branch.is_neutral else knob.apply_in(logits_RV, value_R, context)
-        out_RK[:, branch.ks] = _dense(changed_RV, targets_R, rest, context, compiled)
+        out_RK[:, branch.ks] = _dense(changed_RV, targets_R, rest, context)
     return out_RK
 
 
-def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, compiled: bool) -> Tensor:
+def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace) -> Tensor:
     need = needs(space)
-    best_N, log_mass_NQ = log_masses(logits_NV, [product(key) for key in need.keys], compiled)
+    best_N, log_mass_NQ = log_masses(logits_NV, [product(key) for key in need.keys])
     logit_N = logits_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1).to(best_N.dtype)
     first_N = first_argmax(logits_NV) if need.greedy else targets_N
     targets = Targets(logit_N, best_N, targets_N == first_N, log_mass_NQ)

@@ -6,26 +6,22 @@ temperatures that have a common multiple of a kind: see `powers`.
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentknobs.likelihood.powers import add_masses, families, masses, slots
-from latentknobs.likelihood.sorting import kernels_for
+from latentknobs.likelihood.powers import add_masses, slots
 
 WORK = 1 << 17  # elements in work at once: half a MiB of float32, about the size of a level-2 cache
 PRODUCTS = 1 << 18  # the same where a few rows go through some twenty operations, each of which takes time to start
 
 
-def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool = False) -> tuple[Tensor, Tensor]:
+def log_masses(logits_NV: Tensor, temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
     """How much mass each row has at each temperature, relative to its best token.
 
     Args:
         logits_NV: (N, V) of any floating dtype.
         temperatures: Q of them, all above 0.
-        compiled: one fused pass by `torch.compile` (needs a C++ compiler on a CPU); the same numbers to float32 rounding.
 
     Returns:
         (N,) the largest logit; (N, Q) log sum exp((z - max) / T), in nats; float32 or wider.
@@ -33,11 +29,6 @@ def log_masses(logits_NV: Tensor, temperatures: Sequence[float], compiled: bool 
     N, V = logits_NV.shape
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     best_N = logits_NV.amax(-1).to(dtype)
-    if compiled and N:
-        marked = [logits_NV.view_as(logits_NV), best_N]  # views, so that the marks do not stay on the caller's tensors
-        for tensor in marked:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return best_N, _compiled(tuple(temperatures))(*marked)
     out_QN = torch.zeros(len(temperatures), N, dtype=dtype, device=logits_NV.device)
     rows, columns = (max(1, PRODUCTS // V), min(V, PRODUCTS)) if logits_NV.device.type == "cpu" else (max(N, 1), V)
     gaps, *work = _scratch(slots(tuple(temperatures)) + 1, min(rows, N) * columns, dtype, logits_NV.device)
@@ -69,26 +60,11 @@ def _scratch(count: int, size: int, dtype: torch.dtype, device: torch.device) ->
     return _kept.buffer[: count * size].view(count, size)
 
 
-def row_log_masses(logits_NV: Tensor, temperature_N: Tensor, kernels: bool = False) -> Tensor:
+def row_log_masses(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
     """(N,) log sum exp((z - max) / T) of whole rows, each at its own temperature above 0."""
-    if kernels and (triton := kernels_for(logits_NV)) is not None:
-        best_NU, mass_NU = triton.part_masses(logits_NV, temperature_N)
-        weight_NU: Tensor = (best_NU - best_NU.amax(-1, keepdim=True)).exp().double() * mass_NU
-        return weight_NU.sum(-1).log().float()
     V = logits_NV.shape[1]
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     rows = max(1, WORK // V) if logits_NV.device.type == "cpu" else len(logits_NV)
     parts = zip(logits_NV.split(max(rows, 1)), temperature_N.to(dtype).split(max(rows, 1)), strict=True)
     masses = [-torch.softmax(z_RV.to(dtype) / t_R.unsqueeze(-1), -1).amax(-1).log() for z_RV, t_R in parts]
     return torch.cat(masses) if masses else temperature_N.new_zeros(0, dtype=dtype)
-
-
-@lru_cache(maxsize=16)
-def _compiled(temperatures: tuple[float, ...]) -> Any:
-    groups = families(temperatures)
-
-    def fused(logits_NV: Tensor, best_N: Tensor) -> Tensor:
-        masses_Q = masses(logits_NV.to(best_N.dtype) - best_N.unsqueeze(-1), groups)
-        return torch.stack([mass_N.log() for mass_N in masses_Q], -1)
-
-    return torch.compile(fused)

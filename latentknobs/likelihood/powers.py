@@ -77,7 +77,10 @@ def add_masses(gap_RC: Tensor, temperatures: tuple[float, ...], out_QR: Tensor, 
         torch.mul(gap_RC, 1 / family.unit, out=held[1]).exp_()  # exp2 would round by the place of a number in the buffer
         _add(held[1], family.wanted.get(1, []), out_QR)
         for n, factors in family.products:
-            power_RC = [_held_above(held[factor.power], factor, in_place=True) for factor in factors]
+            for factor in factors:
+                if factor.least is not None:  # in place: smaller powers have been summed, and later products hold it above more
+                    held[factor.power].clamp_(min=factor.least)
+            power_RC = [held[factor.power] for factor in factors]
             free += [held.pop(factor.power) for factor in factors if factor.is_last_use]
             held[n] = torch.mul(power_RC[0], power_RC[-1], out=free.pop())
             _add(held[n], family.wanted.get(n, []), out_QR)
@@ -94,30 +97,11 @@ def slots(temperatures: tuple[float, ...]) -> int:
     return most
 
 
-def masses(gap_NV: Tensor, groups: tuple[Family, ...]) -> list[Tensor]:
-    """The same of whole rows, (N,) for each temperature of some families, as one expression for a compiler to fuse."""
-    out: dict[int, Tensor] = {}
-    for family in groups:
-        held = {1: torch.exp2(gap_NV * (math.log2(math.e) / family.unit))}
-        for n, factors in family.products:
-            power_NV = [_held_above(held[factor.power], factor, in_place=False) for factor in factors]
-            held[n] = power_NV[0] * power_NV[-1]
-        out |= {q: held[n].sum(-1) for n, indices in family.wanted.items() for q in indices}
-    return [out[q] for q in sorted(out)]
-
-
 def _add(power_RC: Tensor, indices: list[int], out_QR: Tensor) -> None:
     if indices:
         mass_R = power_RC.sum(-1)
         for q in indices:
             out_QR[q].add_(mass_R)
-
-
-def _held_above(power: Tensor, factor: Factor, in_place: bool) -> Tensor:
-    """In place, smaller powers have been summed already, and later products hold this one above more."""
-    if factor.least is None:
-        return power
-    return power.clamp_(min=factor.least) if in_place else power.clamp(min=factor.least)
 
 
 def _powers(ratio_of: dict[int, Fraction]) -> dict[int, int]:

@@ -5,10 +5,8 @@ finds the block winners; what remains is a few thousand candidates. On a CPU num
 torch, which always carries indices along.
 """
 
-import importlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -75,7 +73,7 @@ def candidates(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor | None]:
     return value_NMB.flatten(1), block_NM * BLOCK
 
 
-def top_tokens(logits_NV: Tensor, M: int, kernels: bool = False) -> tuple[Tensor, Tensor]:
+def top_tokens(logits_NV: Tensor, M: int) -> tuple[Tensor, Tensor]:
     """The M largest logits of each row, in an order that nothing but the row decides: descending, equal ones by index.
 
     Which of several equal tokens make the top, and in which order, must not depend on device or batch: samplers count on it.
@@ -89,9 +87,6 @@ def top_tokens(logits_NV: Tensor, M: int, kernels: bool = False) -> tuple[Tensor
     if logits_NV.dtype == torch.float64:
         value_NV, token_NV = logits_NV.sort(dim=-1, descending=True, stable=True)
         return value_NV[:, :M], token_NV[:, :M]
-    if kernels and (triton := kernels_for(logits_NV)) is not None and triton.fits(logits_NV, M):
-        found: tuple[Tensor, Tensor] = triton.top_tokens(logits_NV, M)
-        return found
     logits_NV = logits_NV.float()
     token_NM = _top_by_key(logits_NV, M)
     return logits_NV.gather(-1, token_NM), token_NM
@@ -180,20 +175,6 @@ def _keys(value: Tensor, index: Tensor) -> Tensor:
     bits = (value + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: the two zeros are equal
     rank = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (rank.long() << 32) | (0xFFFFFFFF - index)
-
-
-def kernels_for(logits_NV: Tensor) -> Any:
-    """The module of Triton kernels where it can read these rows: on an NVIDIA GPU, no wider than float32; else None."""
-    is_fit = logits_NV.device.type == "cuda" and torch.version.hip is None and logits_NV.dtype != torch.float64
-    return _triton() if is_fit and logits_NV.stride(-1) == 1 and len(logits_NV) else None
-
-
-@cache
-def _triton() -> Any:
-    try:
-        return importlib.import_module("latentknobs.likelihood.kernels")
-    except ImportError:  # Triton comes with torch for NVIDIA GPUs; torch itself does the same in more steps
-        return None
 
 
 def _largest(value_NC: Tensor, M: int) -> Tensor:

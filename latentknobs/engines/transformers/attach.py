@@ -55,8 +55,6 @@ class Attached:
         seed: decides which options are drawn when the policy samples them, and which tokens with the own sampler.
         sampler: "own" draws tokens in the hook where `generate` would only draw one token per row from the logits;
             "transformers" always leaves that to `generate` and its global random state.
-        graphs: on an NVIDIA GPU, replay what the own sampler does at each token as one CUDA graph, with Triton kernels. The same
-            tokens, except where a uniform falls on rounding. To be asked for, until it has been measured (docs/speed.md).
 
     Attributes:
         rows: (B,) ids that stand for the rows in the uniforms, one per response (per prompt in a beam search); None counts
@@ -68,12 +66,12 @@ class Attached:
 
     rows: Tensor | None = None
 
-    def __init__(self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own", *, graphs: bool = False) -> None:
+    def __init__(self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own") -> None:
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         embeddings = output_embeddings(model)
         self.model, self.policy, self.seed, self.sampler = model, policy, seed, sampler
-        self._stepper = Stepper(policy, graphs)
+        self._stepper = Stepper(policy)
         self._hidden: Tensor | None = None
         self._in_generate = False
         self._paused = False

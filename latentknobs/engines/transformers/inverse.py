@@ -1,33 +1,27 @@
 """Tokens by inverse CDF over whole rows, in index order: first the block of tokens, then the token in it."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from latentknobs.likelihood.masses import WORK
 from latentknobs.likelihood.rows import host_sees
-from latentknobs.likelihood.sorting import kernels_for
 
 BLOCK = 256  # tokens per step of the CDF
 SHORT = 4 * BLOCK  # tokens of a row whose CDF is written down as a whole
 
 
-def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None, kernels: bool = False) -> Tensor:
+def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) -> Tensor:
     """(N,) tokens by inverse CDF. Never returns a token of weight 0, unless a whole row has none.
 
     Args:
         u_N: (N,) float64 in [0, 1).
         temperature_N: (N,) above 0; None: 1.
-        kernels: read the rows with Triton kernels, where they can be.
     """
     N, V = logits_NV.shape
     u_N = u_N.clamp(max=1 - 2.0**-53)
     if V <= SHORT:
         return _draw_short(logits_NV, u_N, temperature_N)
-    if kernels and (triton := kernels_for(logits_NV)) is not None:
-        return _draw_by_parts(triton, logits_NV, u_N, temperature_N)
     is_host = host_sees(logits_NV)
     rows = max(1, WORK // V) if is_host else max(1, N)
     parts = []
@@ -73,19 +67,6 @@ def _probs(logits_NV: Tensor, temperature_N: Tensor | None) -> Tensor:
     """Widened first: quotients of bfloat16 would be bfloat16."""
     logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     return (logits_NV if temperature_N is None else logits_NV / temperature_N.unsqueeze(-1)).softmax(-1)
-
-
-def _draw_by_parts(triton: Any, logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None) -> Tensor:
-    """`_draw` with kernels: one read of the rows, and then only the block in question."""
-    V = logits_NV.shape[1]
-    temperature_N = torch.ones_like(u_N, dtype=torch.float32) if temperature_N is None else temperature_N
-    best_NU, mass_NU = triton.part_masses(logits_NV, temperature_N)
-    best_N1 = best_NU.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    block_N, target_N1 = _block((best_NU - best_N1).exp().double() * mass_NU, u_N)
-    token_NB = (block_N * BLOCK).unsqueeze(-1) + torch.arange(BLOCK, device=logits_NV.device)
-    logit_NB = logits_NV.gather(-1, token_NB.clamp(max=V - 1)).float().masked_fill(token_NB >= V, -torch.inf)
-    inside_NB = (logit_NB / temperature_N.unsqueeze(-1) - best_N1).exp()
-    return block_N * BLOCK + _place(inside_NB, target_N1)
 
 
 def _block(mass_NU: Tensor, u_N: Tensor) -> tuple[Tensor, Tensor]:

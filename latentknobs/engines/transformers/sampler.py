@@ -60,23 +60,20 @@ def sample_values(
     return finish_draw(token_N, cut, logits_NV, space, value_NJ, u_N, again)
 
 
-def first_draw(
-    logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor, kernels: bool = False
-) -> tuple[Tensor, Cut | HostCut | None]:
+def first_draw(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> tuple[Tensor, Cut | HostCut | None]:
     """(N,) tokens, right in all rows that are not open, and what the knobs cut. On a GPU, nothing here asks the host.
 
     Args:
         space: order-preserving knobs only; others as in `sample_values`.
         u_N: (N,) in [0, 1).
-        kernels: read the rows with Triton kernels, where they can be.
     """
     value_NJ = value_NJ.to(torch.float64 if logits_NV.dtype == torch.float64 else torch.float32)
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
-        return _sample_scaled(logits_NV, space, value_NJ, u_N, kernels), None
+        return _sample_scaled(logits_NV, space, value_NJ, u_N), None
     if host_sees(logits_NV):
         host = HostCut(logits_NV, space, value_NJ, TOP)
         return torch.from_numpy(np.array(host.draw(u_N.tolist()), np.int64)), host
-    cut = cut_rows(logits_NV, space, value_NJ, kernels)
+    cut = cut_rows(logits_NV, space, value_NJ)
     mass_NM = cut.scaled.mass_RM
     target_N1 = u_N.unsqueeze(-1) * mass_NM.gather(-1, (cut.count_N - 1).unsqueeze(-1))
     place_N1 = torch.searchsorted(mass_NM, target_N1, right=True)  # u < 1: never beyond the last one kept
@@ -107,7 +104,7 @@ def finish_draw(
     return token_N.index_copy(0, rows, token_R)
 
 
-def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor, kernels: bool) -> Tensor:
+def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> Tensor:
     """Tokens where nothing truncates: the CDF is in index order."""
     temperature_N: Tensor | None = None
     for j, knob in enumerate(space.knobs):
@@ -116,11 +113,11 @@ def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: T
         own_N = torch.where(value_N == knob.neutral, 1.0, knob.temperature(value_N))
         temperature_N = own_N if temperature_N is None else temperature_N * own_N
     if temperature_N is None:
-        return draw(logits_NV, u_N, None, kernels)
+        return draw(logits_NV, u_N)
     if host_sees(temperature_N) and 0.0 not in temperature_N.tolist():
-        return draw(logits_NV, u_N, temperature_N, kernels)
+        return draw(logits_NV, u_N, temperature_N)
     is_greedy_N = temperature_N == 0
-    token_N = draw(logits_NV, u_N, temperature_N.masked_fill(is_greedy_N, 1.0), kernels)
+    token_N = draw(logits_NV, u_N, temperature_N.masked_fill(is_greedy_N, 1.0))
     return torch.where(is_greedy_N, first_argmax(logits_NV), token_N)
 
 

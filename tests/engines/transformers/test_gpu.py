@@ -16,10 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import latentknobs as lk
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.sampler import sample_values
-from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.likelihood.sorting import top_tokens
-from latentknobs.policies import HeadPolicy, UniformPolicy
+from latentknobs.policies import UniformPolicy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GUIDED = lk.KnobSpace.of("temperature:0,0.6,1.5", "guidance_scale:1,1.7,3", "repetition_penalty:1,1.3", "top_p:0.8,1")
@@ -46,9 +45,8 @@ def test_a_gpu_writes_what_a_cpu_writes(level: str) -> None:
 def test_the_same_logits_give_the_same_top_and_the_same_tokens(vocabulary: int, rounding: int | None) -> None:
     logits_NV = torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
     logits_NV = logits_NV if rounding is None else (logits_NV * rounding).round() / rounding  # many ties
-    for kernels in (False, True):
-        for ours, theirs in zip(top_tokens(logits_NV, 256), top_tokens(logits_NV.cuda(), 256, kernels), strict=True):
-            assert torch.equal(ours, theirs.cpu())
+    for ours, theirs in zip(top_tokens(logits_NV, 256), top_tokens(logits_NV.cuda(), 256), strict=True):
+        assert torch.equal(ours, theirs.cpu())
     for space in (
         CUT,
         lk.KnobSpace.of("temperature:0,1,1.5"),
@@ -59,24 +57,6 @@ def test_the_same_logits_give_the_same_top_and_the_same_tokens(vocabulary: int, 
             ours_N = sample_values(wide_NV, space, value_NJ, 3, key_N, key_N)
             theirs_N = sample_values(wide_NV.cuda(), space, value_NJ.cuda(), 3, key_N.cuda(), key_N.cuda())
             assert (ours_N != theirs_N.cpu()).sum() <= unequal
-
-
-@pytest.mark.parametrize("space", [CUT, lk.KnobSpace.of("temperature:0,1,1.5")])
-@pytest.mark.parametrize("level", ["token", "sequence", "every:3", "delimiter:."])
-def test_replayed_steps_write_what_others_write(wide: Any, space: lk.KnobSpace, level: str) -> None:
-    inputs = {name: part.repeat(6, 1).cuda() for name, part in left_padded().items()}
-    head = OptionHead(space, 16).cuda()
-    torch.nn.init.normal_(head.mlp[-1].weight)
-    segmenter = parse_level(level, token_ids=range(0, 32_000, 3))
-    for policy in (UniformPolicy(space, segmenter), HeadPolicy(head, space, segmenter)):
-        made = []
-        for graphs in (False, True):
-            with Attached(wide, policy, seed=1, graphs=graphs) as attached:
-                texts = [wide.generate(**inputs, max_new_tokens=24, eos_token_id=VOCAB).cpu() for _ in range(2)]
-                assert torch.equal(*texts), "the second text is written by graphs that the first one left"
-                made.append(texts[1])
-                assert any(one.is_replaying for one in attached._stepper._replays.values()) == graphs
-        assert (made[0] != made[1]).any(-1).sum() <= 2, "sums round otherwise"
 
 
 def waits(model: Any, tokens: int, **settings: Any) -> Counter[str]:
@@ -117,7 +97,6 @@ def wide() -> Any:
 @pytest.mark.parametrize("level", ["token", "sequence", "every:3", "delimiter:."])
 def test_a_step_waits_no_more_than_a_greedy_one_does(wide: Any, knobs: list[str], more: int, level: str) -> None:
     greedy, policy = per_step(wide, do_sample=False), UniformPolicy(lk.KnobSpace.of(*knobs), parse_level(level, token_ids=(4, 7)))
-    for graphs in (False, True):
-        with Attached(wide, policy, graphs=graphs) as attached:
-            attached.rows = torch.tensor([8, 3, 5])
-            assert per_step(wide) <= greedy + 16 * more
+    with Attached(wide, policy) as attached:
+        attached.rows = torch.tensor([8, 3, 5])
+        assert per_step(wide) <= greedy + 16 * more

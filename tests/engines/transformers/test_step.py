@@ -1,18 +1,14 @@
-"""A policy's step: which rows begin a segment, uniforms made ahead, and what a replay does where there is nothing to replay."""
+"""A policy's step: which rows begin a segment, and uniforms made ahead."""
 
 import pytest
 import torch
-from torch import Tensor
 
 import latentknobs as lk
 from latentknobs.engines.transformers.ledger import AHEAD, Ledger
 from latentknobs.engines.transformers.modes import begins_at
-from latentknobs.engines.transformers.replay import Replay
-from latentknobs.engines.transformers.step import Stepper
 from latentknobs.engines.transformers.uniforms import OPTIONS, TOKENS, uniforms
-from latentknobs.heads.option_head import OptionHead
-from latentknobs.heads.segmenters import Every, parse_level
-from latentknobs.policies import ConstantPolicy, HeadPolicy, UniformPolicy
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.policies import ConstantPolicy, UniformPolicy
 
 SIX = lk.KnobSpace.of("temperature")
 
@@ -36,31 +32,3 @@ def test_the_host_knows_where_segments_begin(level: str) -> None:
             assert (begins_B == told).all()
             assert isinstance(told, bool) or (told.any() and level.startswith("delimiter"))
     assert begins_at(ConstantPolicy(SIX, 2), 5, torch.tensor([5])) is True, "no state to carry"
-
-
-def test_without_a_gpu_a_replay_calls_its_function_every_time() -> None:
-    calls: list[Tensor] = []
-    replay = Replay(lambda part: calls.append(part) or part + 1)
-    for n in range(9):
-        assert replay(torch.tensor(n)).item() == n + 1
-    assert len(calls) == 9 and not replay.is_replaying
-
-
-def test_graphs_are_dropped_where_the_policy_is_no_longer_the_one_they_hold() -> None:
-    policy = HeadPolicy(OptionHead(SIX, 4), SIX, Every(1))
-    stepper = Stepper(policy, graphs=True)
-
-    def survives() -> bool:
-        stepper._replays = {"all": Replay(torch.neg)}
-        stepper.begin()
-        return bool(stepper._replays)
-
-    stepper.begin()
-    assert survives()
-    with torch.no_grad():
-        policy.head.mlp[0].weight.add_(1.0)  # in place: a graph reads the new values
-    assert survives()
-    policy.head.mlp[0].weight = torch.nn.Parameter(policy.head.mlp[0].weight.detach().clone())
-    assert not survives()
-    policy.pick = "sample"
-    assert not survives()
