@@ -20,7 +20,8 @@ COMMANDS = {
     "generate": ("generate", "generate", "Write text with an adapter, coloured by what it chose."),
     "report": ("report", "report", "Show the results of a run and write its HTML report again."),
     "export": ("export", "export", "Write the preferences of a run in TRL's format."),
-    "knobs": ("knobs", "knobs", "The knobs that are installed."),
+    "knobs": ("installed", "knobs", "The knobs that are installed."),
+    "rewards": ("installed", "rewards", "The rewards that are installed."),
 }
 
 

@@ -23,7 +23,17 @@ def group_of(kind: str) -> str:
 
 def names(kind: str) -> list[str]:
     """The names of everything installed of a kind, sorted."""
-    return sorted({point.name for point in entry_points(group=group_of(kind))})
+    return sorted({point.name for point in points(kind)})
+
+
+def points(kind: str) -> list[EntryPoint]:
+    """All entry points of a kind, sorted by name."""
+    return sorted(entry_points(group=group_of(kind)), key=lambda point: (point.name, point.value))
+
+
+def owner(point: EntryPoint) -> str:
+    """The distribution of an entry point, with its version."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
 
 
 def split(spec: str) -> tuple[str, str]:
@@ -57,8 +67,7 @@ def resolve(kind: str, spec: str, **given: Any) -> tuple[Any, dict[str, Any]]:
     name, tail = split(spec)
     point = find(kind, name)
     target = _loaded(kind, point)
-    distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
-    origin: dict[str, Any] = {"entry point": f"{name} = {point.value}", "distribution": distribution, "settings": {}}
+    origin: dict[str, Any] = {"entry point": f"{name} = {point.value}", "distribution": owner(point), "settings": {}}
     if not isinstance(target, type) and kind == "reward":  # a function is the reward itself
         if tail:
             raise ConfigError(f"The {kind} {name!r} is a plain function and takes no settings: write {name!r}, not {spec!r}.")
@@ -75,13 +84,13 @@ def resolve(kind: str, spec: str, **given: Any) -> tuple[Any, dict[str, Any]]:
 def find(kind: str, name: str) -> EntryPoint:
     """The entry point of a name; see `load` for the errors."""
     found = entry_points(group=group_of(kind), name=name)
-    points = {(point.value, point.dist.name if point.dist else "?"): point for point in found}
-    if not points:
+    offers = {(point.value, point.dist.name if point.dist else "?"): point for point in found}
+    if not offers:
         raise UnknownNameError(f"There is no {kind} {name!r}. {did_you_mean(name, names(kind))}")
-    if len(points) > 1:
-        owners = " and ".join(f"{value!r} of {owner}" for value, owner in points)
+    if len(offers) > 1:
+        owners = " and ".join(f"{value!r} of {name}" for value, name in offers)
         raise PluginError(f"Two plugins offer the {kind} {name!r}: {owners}. Uninstall one, or pass the object itself.")
-    return next(iter(points.values()))
+    return next(iter(offers.values()))
 
 
 def parse_settings(kind: str, spec: str, target: Callable[..., Any]) -> dict[str, Any]:
@@ -107,10 +116,9 @@ def _loaded(kind: str, point: EntryPoint) -> Any:
     try:
         return point.load()
     except Exception as error:
-        owner = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
         raise PluginError(
-            f"The {kind} {point.name!r} cannot be loaded: entry point '{point.name} = {point.value}' of {owner} failed with "
-            f"{type(error).__name__}: {error}. Repair or uninstall it; nothing else is affected."
+            f"The {kind} {point.name!r} cannot be loaded: entry point '{point.name} = {point.value}' of {owner(point)} failed "
+            f"with {type(error).__name__}: {error}. Repair or uninstall it; nothing else is affected."
         ) from error
 
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import latentknobs
+from latentknobs import entry_points
 from latentknobs.cli import COMMANDS, cli
 from latentknobs.commands.settings import given
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml
@@ -296,7 +297,7 @@ class TestSettings:
         assert given({"steps": None, "knobs": (), "factorised": None}) == {}
 
 
-class TestKnobs:
+class TestInstalled:
     def test_list_says_where_each_knob_is_from_and_what_it_means(self) -> None:
         lines = latent("knobs", "list").stdout.splitlines()
         row = next(line for line in lines if line.lstrip().startswith("temperature"))
@@ -309,6 +310,27 @@ class TestKnobs:
         result = latent("knobs", "list")
         text = " ".join(result.stdout.split())
         assert result.exit_code == 0 and "wobble" in text and "broken:" in text and "Divides logits" in text
+
+    def test_rewards_are_listed_with_their_settings_and_a_broken_one_is_a_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        broken = EntryPoint("wobble", "no_such_module:Wobble", "latentknobs.rewards")
+        real = entry_points.entry_points
+
+        def found(group: str, name: str | None = None) -> list[EntryPoint]:
+            return [point for point in (*real(group=group), broken) if name in (None, point.name)]
+
+        monkeypatch.setattr(entry_points, "entry_points", found)
+        lines = latent("rewards", "list").stdout.splitlines()
+        row = next(line for line in lines if line.startswith("repetition"))
+        assert f"latentknobs {latentknobs.__version__}" in row and "n=3" in row and "minus the share of" in row
+        assert "wobble" in " ".join(lines) and "broken:" in " ".join(lines)
+
+    @pytest.mark.parametrize(("arguments", "code", "text"), [
+        (("knobs", "check", "top_p:0.5,1"), 0, "26 of 26 checks passed."),
+        (("knobs", "check", "topp"), 2, 'Did you mean "top_p"'),
+    ])  # fmt: skip
+    def test_check_runs_the_conformance_suite_of_the_kind(self, arguments: tuple[str, ...], code: int, text: str) -> None:
+        result = latent(*arguments)
+        assert result.exit_code == code and text in result.output
 
 
 class TestOverview:

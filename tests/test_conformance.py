@@ -3,17 +3,17 @@
 import pytest
 from broken_knobs import BROKEN, GOOD, LIARS
 
-from latentknobs.conformance import CHECKS, ConformanceError, check_knob, report, run_checks
 from latentknobs.errors import LatentKnobsError, UnknownNameError
 from latentknobs.knobs import registry
-from latentknobs.testing import KnobConformance
+from latentknobs.testing import KNOBS, ConformanceError, KnobConformance, check_knob, report
 
+CHECKS = KNOBS.checks
 SHIPPED = sorted(source.name for source in registry.sources() if source.distribution == "latentknobs")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_knob_passes_every_check(name: str) -> None:
-    assert [outcome for outcome in run_checks(name) if not outcome.passed] == []
+    assert [outcome for outcome in KNOBS.outcomes(name) if not outcome.passed] == []
 
 
 @pytest.mark.parametrize("knob", GOOD, ids=lambda knob: knob.name)
@@ -27,12 +27,12 @@ def test_every_check_has_a_knob_that_it_must_catch() -> None:
 
 @pytest.mark.parametrize("check", BROKEN)
 def test_each_broken_knob_is_caught_by_the_check_meant_for_it_and_by_no_other(check: str) -> None:
-    assert {outcome.check: outcome.message for outcome in run_checks(BROKEN[check]) if not outcome.passed}.keys() == {check}
+    assert {outcome.check: outcome.message for outcome in KNOBS.outcomes(BROKEN[check]) if not outcome.passed}.keys() == {check}
 
 
 @pytest.mark.parametrize("knob", LIARS, ids=lambda knob: f"{knob.name} sees {knob.sees}")
 def test_a_false_promise_of_what_a_truncation_sees_is_caught_by_that_check_alone(knob) -> None:
-    assert [outcome.check for outcome in run_checks(knob) if not outcome.passed] == ["sees_is_true"]
+    assert [outcome.check for outcome in KNOBS.outcomes(knob) if not outcome.passed] == ["sees_is_true"]
 
 
 WORDS = {
@@ -49,7 +49,7 @@ WORDS = {
 
 @pytest.mark.parametrize("check", WORDS)
 def test_a_verdict_says_on_which_value_what_happened_and_what_to_do(check: str) -> None:
-    told = {outcome.check: outcome.message for outcome in run_checks(BROKEN[check])}
+    told = {outcome.check: outcome.message for outcome in KNOBS.outcomes(BROKEN[check])}
     assert WORDS[check] in told[check]
 
 
@@ -66,7 +66,7 @@ def test_a_knob_that_raises_fails_the_check_with_its_own_error() -> None:
         def temperature(self, value_N):
             raise ZeroDivisionError("no luck")
 
-    told = {outcome.check: outcome.message for outcome in run_checks(Raises())}
+    told = {outcome.check: outcome.message for outcome in KNOBS.outcomes(Raises())}
     assert told["never_makes_nan"] == "it raised ZeroDivisionError: no luck"
     assert told["survives_json"] == ""
 

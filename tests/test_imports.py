@@ -19,7 +19,6 @@ LAYERS = [
     {"likelihood"},
     {"heads"},
     {"policies"},
-    {"conformance", "testing"},
     {"engines", "rewards"},
     {"learners", "data", "testbed"},
     {"config"},
@@ -28,6 +27,7 @@ LAYERS = [
     {"evaluation"},
     {"reporting"},
     {"training"},  # above reporting: its last stage writes the report
+    {"conformance", "testing"},  # above whatever has a contract to check
     {"commands", "cli", "__main__", "__init__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -7,11 +7,9 @@ import torch
 from latentknobs.conformance.rows import (
     N,
     V,
-    Violation,
     context_for,
     long_rows,
     random_rows,
-    require,
     run,
     same,
     seeded,
@@ -19,6 +17,7 @@ from latentknobs.conformance.rows import (
     tied_rows,
     values_of,
 )
+from latentknobs.conformance.suite import Violation, require
 from latentknobs.errors import PluginError
 from latentknobs.knobs.declaration import check_class
 from latentknobs.knobs.grid import show

@@ -9,7 +9,6 @@ from latentknobs.conformance.rows import (
     context_for,
     is_greedy,
     random_rows,
-    require,
     run,
     same,
     same_distribution,
@@ -17,6 +16,7 @@ from latentknobs.conformance.rows import (
     tied_rows,
     values_of,
 )
+from latentknobs.conformance.suite import require
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import DecodingKnob, ScalingKnob, Stage, TruncationKnob
 

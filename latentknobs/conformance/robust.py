@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from latentknobs.conformance.rows import N, V, call, context_for, random_rows, require, run, some_removed, values_of
+from latentknobs.conformance.rows import N, V, call, context_for, random_rows, run, some_removed, values_of
+from latentknobs.conformance.suite import require
 from latentknobs.knobs.knob import DecodingKnob
 
 

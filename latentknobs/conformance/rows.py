@@ -12,16 +12,6 @@ from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob
 N, V, L = 7, 23, 5
 
 
-class Violation(Exception):
-    """A check's verdict: what the knob did, on which value, and what it should do."""
-
-
-def require(is_good: bool, fact: str) -> None:
-    """Raises `Violation(fact)` unless `is_good`."""
-    if not is_good:
-        raise Violation(fact)
-
-
 def random_rows(seed: int = 0, n: int = N, v: int = V) -> Tensor:
     """(n, v) float64 logits, from flat to peaked, without ties."""
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import latentknobs as lk
-from latentknobs.conformance import CHECKS
+from latentknobs.conformance.knobs import CHECKS
 from latentknobs.knobs import registry
 from latentknobs.knobs.knob import API_VERSION, Stage
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import ClassifierFreeGuidanceLogitsProcessor
 
 import latentknobs as lk
-from latentknobs.conformance import check_knob
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import ContextKnob
 from latentknobs.likelihood.reference import apply_options, apply_values, option_logps
+from latentknobs.testing import check_knob
 
 
 class Guidance(ContextKnob):
