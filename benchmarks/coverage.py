@@ -23,11 +23,11 @@ from benchmarks.joint import MIN_P, TEMPERATURE, TOP_P
 from benchmarks.testbed import save
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
-from latentknobs.data.features import FeatureCache
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import Prompt, is_held_out, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level

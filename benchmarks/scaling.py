@@ -22,11 +22,11 @@ from benchmarks.scaling_pages import save_pages, summarise, tables
 from benchmarks.scaling_plan import SHALLOW, Cell, Plan, choose_pairs
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
-from latentknobs.data.features import FeatureCache
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, write_lines
 from latentknobs.data.scores import score_rollouts
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
 from latentknobs.knobs.space import KnobSpace

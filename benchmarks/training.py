@@ -22,7 +22,7 @@ from benchmarks import timing
 from benchmarks.timing import Row, report
 from latentknobs import KnobSpace
 from latentknobs.config import make_config
-from latentknobs.data.features import FeatureCache
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.heads.option_head import OptionHead

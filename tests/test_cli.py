@@ -16,7 +16,7 @@ from latentknobs.cli import COMMANDS, cli
 from latentknobs.commands.settings import given
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml
 from latentknobs.knobs import registry
-from latentknobs.training.played import load_round
+from latentknobs.training.round_data import load_round
 
 TINY = {"train_prompts": 8, "rollouts": 4, "eval_size": 4, "eval_seeds": 1, "tune_size": 4, "steps": 5, "max_new_tokens": 8,
         "pairs_per_step": 4, "hidden": 8, "knobs": ["temperature:0.2,1.5"], "prompts": "testbed:stories"}  # fmt: skip

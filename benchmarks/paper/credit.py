@@ -13,14 +13,14 @@ import torch
 from benchmarks.paper.worlds import World
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import make_config
-from latentknobs.data.features import FeatureCache
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import is_held_out
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
 from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.training.optimise import fit_head
-from latentknobs.training.played import load_round
+from latentknobs.training.round_data import load_round
 
 
 def spread_credit(adapter: KnobAdapter, run: Path, world: World, settings: dict[str, Any]) -> KnobAdapter:

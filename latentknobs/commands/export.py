@@ -17,7 +17,7 @@ def export(run: Path, number: int | None, path: Path | None) -> None:
     them back token by token.
     """
     from latentknobs.data.trl import preference_rows, write_preferences
-    from latentknobs.training.played import load_round
+    from latentknobs.training.round_data import load_round
 
     played = load_round(run, number)
     rows = preference_rows(played.prompts, played.rollouts, played.pairs, played.scores)

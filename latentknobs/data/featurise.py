@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from latentknobs.data.features import FeatureCache
 from latentknobs.data.moments import Moments
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.engines.transformers.second import read_contexts
 from latentknobs.errors import UnreachableTokenError

@@ -1,34 +1,29 @@
 """One file of features: the segments of some responses, and the sums that would otherwise need all of them again.
 
-A shard is a safetensors file, mapped into memory while rows are copied out of it and no longer. Mapped pages count as memory of
-the process, so they are given back as it goes. Touching a page that the file does not have any more ends a process (SIGBUS);
-so whether the file is still the one that was opened is asked before each mapping, and a file cut between two batches is an error
-like any other. What remains is the instant between that question and the last copy, the fetching of some rows: a file
-cut just then, or a disk that fails to read a page, ends the process, and the run must be started again.
+A shard is a safetensors file. Rows are read at their positions (`os.preadv`) straight into the tensor that is wanted, so memory
+holds nothing else of the file, and a file that is cut short meanwhile is an error like any other.
 """
 
 import json
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentknobs.data.disk import save_tensors
-from latentknobs.data.features import COLUMNS
 from latentknobs.data.featurise import Featurised
 from latentknobs.data.moments import Moments
+from latentknobs.data.segment_batches import COLUMNS
 from latentknobs.errors import RunError
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
-PIECE = 1 << 20  # about so many bytes of a file are in memory at once
-AROUND = 1 << 18  # counted for what a touched page brings along: the system maps 64 KiB, newer ones up to 2 MiB
 SMALL = ("start_R1", "mean_F", "square_F", "unreachable_U", "count_2")  # count_2: segments left out, and segments
 
 
@@ -98,37 +93,28 @@ class Shard:
 
     @contextmanager
     def reading(self) -> Iterator[Read]:
-        """The file, mapped until the context ends.
+        """The file, open until the context ends.
 
         Raises:
             RunError: it is missing, or was cut short or replaced since.
         """
-        copied = 0
-
-        def read(name: str, first: int, out: Tensor) -> None:
-            nonlocal copied
-            column = self.columns[name]
-            start = column.offset + first * column.row_bytes
-            rows = out.flatten().view(torch.uint8).numpy().data
-            rows[:] = data[start : start + len(rows)]
-            copied += len(rows) + AROUND
-            if copied > PIECE:
-                mapped.madvise(mmap.MADV_DONTNEED)
-                copied = 0
-
         try:
-            with self.path.open("rb", buffering=0) as file, self._map(file) as mapped, memoryview(mapped) as data:
-                yield read
+            with self.path.open("rb", buffering=0) as file:
+                if _stamp(os.fstat(file.fileno())) != self._stamp:
+                    raise OSError("it was cut short or replaced while it was in use")
+                yield partial(self._read, file.fileno())
         except OSError as error:
             raise _damaged(self.path, error) from error
 
-    def _map(self, file: IO[bytes]) -> mmap.mmap:
-        size, time = _stamp(os.fstat(file.fileno()))
-        if size < self._stamp[0]:
-            raise OSError("it ends early")
-        if (size, time) != self._stamp:
-            raise OSError("it is another file than before")
-        return mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+    def _read(self, handle: int, name: str, first: int, out: Tensor) -> None:
+        column = self.columns[name]
+        rows = memoryview(out.flatten().view(torch.uint8).numpy())
+        start = column.offset + first * column.row_bytes
+        while len(rows):
+            count = os.preadv(handle, [rows], start)
+            if not count:
+                raise OSError("it ends early")
+            rows, start = rows[count:], start + count
 
     def _whole(self, name: str) -> Tensor:
         out = torch.empty(self.columns[name].shape, dtype=self.columns[name].dtype)
@@ -169,5 +155,5 @@ def _check(columns: dict[str, Column], start_R1: Tensor, mean_F: Tensor) -> None
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"{str(path)!r} is missing or damaged ({error}). Delete it and give the same command again: it will be made anew."
+        f"{str(path)!r} is missing or damaged ({error}). Delete it and give the same command again: that makes it again."
     )

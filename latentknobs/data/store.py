@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentknobs.data.features import COLUMNS, PADDED, Batch, FeatureCache, make_batch, stride, widen
 from latentknobs.data.moments import Moments
+from latentknobs.data.segment_batches import COLUMNS, PADDED, Batch, FeatureCache, make_batch, stride, widen
 from latentknobs.data.shard import Shard
 from latentknobs.errors import ConfigError, RunError, UnreachableTokenError
 
@@ -85,7 +85,7 @@ class FeatureStore:
             with self.shards[s].reading() as read:
                 for b in here:
                     read("feature_NF", spans[b][1], feature_NF[start_B1[b] : start_B1[b + 1]])
-                for name, out_BS in zip(PADDED, padded, strict=True):  # rising places in the file, so each page is mapped once
+                for name, out_BS in zip(PADDED, padded, strict=True):  # rising positions
                     for b in here:
                         _, first, length = spans[b]
                         read(name, first, out_BS[b, :length])
@@ -162,7 +162,7 @@ class FeatureStore:
             if any(shard.columns[name].kind != first.columns[name].kind for name in COLUMNS):
                 raise RunError(
                     f"{str(shard.path)!r} and {str(first.path)!r} hold different features or options, so they are of different "
-                    "runs. Delete both and give the same command again: they will be made anew."
+                    "runs. Delete both and give the same command again: that makes them again."
                 )
         if not self.total:
             raise UnreachableTokenError(

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from latentknobs.config import TrainConfig
-from latentknobs.data.features import Features
+from latentknobs.data.segment_batches import Features
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.learners.lpo import entropy
 from latentknobs.learners.lpo.pairs import Pair

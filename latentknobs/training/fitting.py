@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.disk import save_tensors
-from latentknobs.data.features import Features
+from latentknobs.data.segment_batches import Features
 from latentknobs.heads.option_head import SIZING, OptionHead
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.learners.lpo.pairs import Pair

@@ -19,7 +19,7 @@ from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
 from latentknobs.progress import Advance
 from latentknobs.training.rundir import RunDir, Task, write_text
-from latentknobs.training.sampling import Asked, rate, read_all, read_scores, sample
+from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
 from latentknobs.training.subject import digest
 
 SUMMARY = "evaluation/summary.json"
@@ -35,8 +35,8 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
     policies = {HEAD: adapter.policy(config.pick), **baselines(adapter, config.pick)}
     learned = f"{head_key} {config.features} {config.pick}"
 
-    def asked(chosen: dict[str, Policy]) -> list[Asked]:
-        return [Asked(_slug(name), one, learned if name in (HEAD, ENTROPY) else name) for name, one in chosen.items()]
+    def asked(chosen: dict[str, Policy]) -> list[PolicyRun]:
+        return [PolicyRun(_slug(name), one, learned if name in (HEAD, ENTROPY) else name) for name, one in chosen.items()]
 
     fixed = constants(adapter)
     tune = sources.train[: config.tune_size]
@@ -57,13 +57,13 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
 
 
 def _scored(
-    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], asked: Sequence[Asked],
+    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], asked: Sequence[PolicyRun],
     copies: int, part: int, key: str,
 ) -> tuple[list[NDArray[np.float64]], str]:  # fmt: skip
     """For each policy its (copies, prompts) scores, NaN where the reward failed, and a digest of all of them."""
     files = sample(run, config, sources, stage, prompts, asked, copies=copies, seed=config.seed + part, key=key)
     flat = [path for paths in files for path in paths]
-    scores = rate(run, sources.reward, stage, prompts, flat)
+    scores = score_files(run, sources.reward, stage, prompts, flat)
     values = []
     for number, paths in enumerate(files):
         mine = scores[number * len(paths) : (number + 1) * len(paths)]

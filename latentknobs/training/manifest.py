@@ -1,9 +1,7 @@
 """What a run has finished: one line for every file, with a hash of its content and the key it was made under.
 
-The manifest is only ever appended to, and each line is sealed by a hash of itself and of the line before, so that an
-edited line is noticed. A file counts as finished when some line names it with the wanted key and the hash of what is on disk
-now: stale, truncated and half-written files are never taken for good. Each process of a run appends to a manifest of
-its own; all of them are read.
+A file counts as finished when some line names it with the wanted key and the hash of what is on disk now, so stale, truncated
+and half-written files are never reused. Each process of a run appends to a manifest of its own; all of them are read.
 """
 
 import hashlib
@@ -11,7 +9,8 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from latentknobs.errors import RunError
 
@@ -43,17 +42,20 @@ class Entry:
     ended: float
 
 
+ENTRY = TypeAdapter(Entry)
+
+
 class Manifest:
     """The entries of a run directory.
 
     Raises:
-        RunError: a line was changed after it was written, or names a file outside the run directory.
+        RunError: a line is not an entry, or names a file outside the run directory.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
         self._own = folder / (f"{NAME}.jsonl" if rank == 0 else f"{NAME}.{rank}.jsonl")
-        self._seal, self._length = "", 0
+        self._length = 0
         self._checked: dict[tuple[str, int, int], str] = {}
         self.entries: list[Entry] = []
         self.reload()
@@ -62,12 +64,10 @@ class Manifest:
         """Reads what this and other processes have written."""
         entries: list[Entry] = []
         for path in sorted(self.folder.glob(f"{NAME}*.jsonl")):
-            seal = ""
-            for number, line in enumerate(_whole_lines(path), 1):
-                entry, seal = _parse(line, seal, f"Line {number} of {str(path)!r}", self.folder)
-                entries.append(entry)
+            lines = _whole_lines(path)
+            entries += [_parse(line, f"Line {number} of {str(path)!r}", self.folder) for number, line in enumerate(lines, 1)]
             if path == self._own:
-                self._seal, self._length = seal, sum(len(line) + 1 for line in _whole_lines(path))
+                self._length = sum(len(line) + 1 for line in lines)
         self.entries = entries
         self._known: dict[tuple[str, str], list[Entry]] = {}
         for entry in entries:
@@ -105,15 +105,13 @@ class Manifest:
 
     def add(self, entry: Entry) -> None:
         """Appends an entry, on disk before this returns."""
-        body = asdict(entry)
-        seal = _seal(body, self._seal)
-        data = (json.dumps(body | {"seal": seal}) + "\n").encode()
+        data = (json.dumps(asdict(entry)) + "\n").encode()
         with self._own.open("ab") as file:
             file.truncate(self._length)  # a line that an interruption or a full disk left half-written
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        self._seal, self._length = seal, self._length + len(data)
+        self._length += len(data)
         self.entries.append(entry)
         self._known.setdefault((entry.file, entry.key), []).append(entry)
 
@@ -128,23 +126,14 @@ def _whole_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1]
 
 
-def _seal(body: dict[str, Any], before: str) -> str:
-    return hashlib.sha256((before + json.dumps(body, sort_keys=True)).encode()).hexdigest()[:16]
-
-
-def _parse(line: bytes, before: str, where: str, folder: Path) -> tuple[Entry, str]:
+def _parse(line: bytes, where: str, folder: Path) -> Entry:
     try:
-        body = json.loads(line)
-        seal = body.pop("seal")
-        entry = Entry(**body)
-        whole = seal == _seal(body, before)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        whole = False
-    if not whole:
+        entry = ENTRY.validate_json(line, strict=True)
+    except ValidationError:
         raise RunError(
-            f"{where} was changed after it was written, so it cannot tell which stages are finished. Put the original "
-            "back, delete the file to run every stage again, or choose another output_dir."
-        )
+            f"{where} is not an entry of a manifest, so it does not say which stages are finished. Delete the file to run every "
+            "stage again, or choose another output_dir."
+        ) from None
     if not (folder / entry.file).resolve().is_relative_to(folder.resolve()):
         raise RunError(f"{where} names {entry.file!r}, which is outside the run directory. It is not read.")
-    return entry, seal
+    return entry

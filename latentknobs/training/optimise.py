@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from latentknobs.config import TrainConfig
-from latentknobs.data.features import Features
+from latentknobs.data.segment_batches import Features
 from latentknobs.errors import ConfigError, NoPairsError, RunError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.learners.lpo import entropy

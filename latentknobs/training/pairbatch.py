@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from latentknobs.config import TrainConfig
-from latentknobs.data.features import Features
+from latentknobs.data.segment_batches import Features
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.learners.lpo import Objective, entropy, kl_divergence
 from latentknobs.learners.lpo.losses import uniform_like

@@ -26,9 +26,9 @@ from latentknobs.progress import Advance
 from latentknobs.training.diagnostics import Count, Facts
 from latentknobs.training.facts import facts_of_round
 from latentknobs.training.fitting import PARTS, Fitting, Heads
-from latentknobs.training.played import prompt_lines, read_pairs
+from latentknobs.training.round_data import prompt_lines, read_pairs
 from latentknobs.training.rundir import RunDir, Task
-from latentknobs.training.sampling import Asked, count_lines, rate, read_all, read_scores, sample, shares_model
+from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read_scores, sample, score_files, shares_model
 from latentknobs.training.subject import asked_of_model, asked_of_reward
 
 BASELINE = "entropy"  # the one feature of the baseline head, always the last column of the store
@@ -101,16 +101,16 @@ class Round:
         run, config, sources = self.run, self.config, self.sources
         if self.previous is None:
             first = {"uniform": UniformPolicy, "balanced": BalancedPolicy}[config.first_round]
-            asked = Asked("", first(self.space, self.segmenter), config.first_round)
+            asked = PolicyRun("", first(self.space, self.segmenter), config.first_round)
         else:
             policy = HeadPolicy(self.previous.main, self.space, self.segmenter, config.features, "sample")
-            asked = Asked("", policy, f"{self.previous.key} {config.features}")
+            asked = PolicyRun("", policy, f"{self.previous.key} {config.features}")
         [rollouts] = sample(
             run, config, sources, self.name, sources.train, [asked], copies=config.rollouts,
             seed=config.seed * 1009 + self.number, key=self.key,
         )  # fmt: skip
-        scores = rate(run, sources.reward, self.name, sources.train, rollouts)
-        second = rate(run, sources.second, self.name, sources.train, rollouts, "second_scores") if sources.second else None
+        scores = score_files(run, sources.reward, self.name, sources.train, rollouts)
+        second = score_files(run, sources.second, self.name, sources.train, rollouts, "second_scores") if sources.second else None
 
         def make(path: Path, advance: Advance) -> None:
             prompt_N = [rollout.prompt for rollout in read_all(rollouts)]

@@ -54,7 +54,7 @@ class RunDir:
         track: also receives every row of metrics.
 
     Raises:
-        RunError: another run works in the folder, or the manifest was edited.
+        RunError: another run works in the folder, or its manifest is damaged.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ GENERATING = ("max_new_tokens", "batch_size", "shard_size", "dtype")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PolicyRun:
     """A policy whose responses are wanted.
 
     Attributes:
@@ -41,7 +41,7 @@ class Asked:
 
 
 def sample(
-    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], asked: Sequence[Asked], *,
+    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], asked: Sequence[PolicyRun], *,
     copies: int, seed: int, key: str,
 ) -> list[list[Path]]:  # fmt: skip
     """For each policy the files of its rollouts, in order: `copies` responses to every prompt.
@@ -55,7 +55,7 @@ def sample(
     parts = [batches[start : start + size] for start in range(0, len(batches), size)]
     key = config.digest(*GENERATING, then=f"{key} {copies} {seed} {asked_of_model(prompts)}")
 
-    def task(one: Asked, number: int) -> Task:
+    def task(one: PolicyRun, number: int) -> Task:
         def make(path: Path, advance: Advance) -> None:
             write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], seed, advance))
 
@@ -84,7 +84,7 @@ def shares_model(config: TrainConfig) -> bool:
     return config.tp_plan is not None
 
 
-def rate(
+def score_files(
     run: RunDir, reward: Rewards, stage: str, prompts: Sequence[Prompt], rollouts: Sequence[Path], what: str = "scores"
 ) -> list[Path]:
     """One file of scores for every file of rollouts. A reward that cannot be identified is asked again in every run.

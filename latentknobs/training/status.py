@@ -59,7 +59,7 @@ def read_status(path: Path) -> Status:
     """The state of a run directory.
 
     Raises:
-        RunError: it is none, or its manifest was edited.
+        RunError: there is no run, or its plan or manifest is damaged.
     """
     plan = Plan.read(path)
     manifest = Manifest(path)

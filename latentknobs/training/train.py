@@ -8,11 +8,11 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
-from latentknobs.data.size import check_space, estimate
+from latentknobs.data.size import disk_warning, feature_bytes
 from latentknobs.engines.transformers.frozen import hidden_size
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import HEAD, Report
-from latentknobs.heads.features import check_features
+from latentknobs.heads.features import check_features, width
 from latentknobs.heads.segmenters import Segmenter, parse_level
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.ranks import check_ranks
@@ -112,11 +112,10 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
     check_ranks(space)
     say(f"{space!r}")
     given = len(sources.preferences.rollouts) if sources.preferences else None
-    size = estimate(config, hidden_size(sources.model), space.K, len(sources.train), given)
-    say(size.sentence())
     with RunDir(config.output_dir, say, processes) as run, Trackers(config.trackers, run.path, config.model_dump()) as trackers:
         if processes.is_main:
-            check_space(run.path, size)
+            if warning := disk_warning(run.path, _feature_bytes(config, sources, space)):
+                say(warning)
             with explained(run.path, "config.yaml"):
                 tell_changes(run.path, config)
                 write_yaml(config, run.path / "config.yaml")
@@ -134,6 +133,17 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
         report_path = _finish(run, sources, adapter, report, facts) if processes.is_main else None
         processes.barrier()
     return Run(run.path, adapter, report, report_path, processes.is_main)
+
+
+def _feature_bytes(config: TrainConfig, sources: Sources, space: KnobSpace) -> int:
+    """Most bytes of all rounds' features: two responses for each pair that a prompt may give."""
+    pairs = min(config.pairs_per_prompt, config.rollouts // 2) if config.pair_rule == "best_worst" else 1
+    others = len(sources.preferences.rollouts) if sources.preferences else None
+    rounds = config.rounds - (others is not None)
+    return feature_bytes(
+        F=width(config.features, hidden_size(sources.model)) + 1, K=space.K, dtype=config.feature_dtype, level=config.level,
+        tokens=config.max_new_tokens, responses=2 * pairs * len(sources.train) * rounds + (others or 0),
+    )  # fmt: skip
 
 
 def _finish(run: RunDir, sources: Sources, adapter: KnobAdapter, report: Report | None, facts: Facts) -> Path | None:

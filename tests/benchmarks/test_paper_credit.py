@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.paper.credit import of_first_token
-from latentknobs.data.features import FeatureCache
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.learners.lpo.losses import latent_score, log_marginals
 
 

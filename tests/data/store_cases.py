@@ -2,9 +2,9 @@
 
 import torch
 
-from latentknobs.data.features import FeatureCache
 from latentknobs.data.featurise import Featurised
 from latentknobs.data.moments import Moments
+from latentknobs.data.segment_batches import FeatureCache
 
 
 def make_cache(seed: int, lengths: list[int], dtype: torch.dtype = torch.float32, F: int = 5, K: int = 3) -> FeatureCache:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 import latentknobs as lk
 from latentknobs import testbed
-from latentknobs.data.features import COLUMNS
 from latentknobs.data.featurise import Featurised, featurise
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.data.segment_batches import COLUMNS
 from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.errors import UnreachableTokenError
 from latentknobs.heads.option_head import OptionHead

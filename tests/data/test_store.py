@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from store_cases import as_made, make_cache
 
 import latentknobs as lk
-from latentknobs.data.features import FeatureCache, Features
 from latentknobs.data.moments import Moments
+from latentknobs.data.segment_batches import FeatureCache, Features
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
 from latentknobs.errors import ConfigError, RunError, UnreachableTokenError
@@ -160,7 +160,7 @@ from pathlib import Path
 import torch
 from latentknobs.data.store import FeatureStore
 
-def peak():  # of all resident memory, mapped pages of files included. Not ru_maxrss: that begins with the peak of the parent
+def peak():  # of all resident memory. Not ru_maxrss: that begins with the peak of the parent
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
@@ -199,8 +199,8 @@ def measure(folder, ram_bytes: float):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_times_the_memory_streams_through(large_store):
-    """The process grows by what it may hold, some batches, and the pages that are mapped at one time, whatever the size of the
-    store. Measured is the peak of all resident memory, so pages that stay mapped would show like a store that is loaded."""
+    """The process grows by what it may hold, and some batches, whatever the size of the store. Measured is the peak of all
+    resident memory."""
     folder, size = large_store
     grown, is_streamed, is_last_streamed, total = measure(folder, CAP)
     assert is_streamed and not is_last_streamed, "the one feature of the baseline fits under the cap, and is held"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from latentknobs import KnobSpace
-from latentknobs.data.features import FeatureCache
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.learners.lpo.pairs import Pair

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from latentknobs.config import make_config
-from latentknobs.data.features import Batch, FeatureCache
+from latentknobs.data.segment_batches import Batch, FeatureCache
 from latentknobs.errors import ConfigError, NoPairsError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level

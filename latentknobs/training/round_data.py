@@ -14,7 +14,7 @@ from latentknobs.training.sampling import read_all, read_scores
 
 
 @dataclass(frozen=True)
-class Played:
+class RoundData:
     """What a round made.
 
     Attributes:
@@ -40,7 +40,7 @@ def read_pairs(path: Path) -> list[Pair]:
     return [Pair(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def load_round(run: Path, number: int | None = None) -> Played:
+def load_round(run: Path, number: int | None = None) -> RoundData:
     """A round of a run; None is the last that has pairs.
 
     Raises:
@@ -64,7 +64,7 @@ def load_round(run: Path, number: int | None = None) -> Played:
         raise RunError(
             f"A file in {str(folder)!r} is missing or damaged ({error!r}). `latentknobs train --resume` makes it again."
         ) from error
-    return Played(prompts, rollouts, scores, pairs)
+    return RoundData(prompts, rollouts, scores, pairs)
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_cases import make_cache
 
-from latentknobs.data.features import COLUMNS, FeatureCache, Features
 from latentknobs.data.moments import Moments
+from latentknobs.data.segment_batches import COLUMNS, FeatureCache, Features
 from latentknobs.learners.lpo import lpo_loss
 from latentknobs.learners.lpo.losses import log_marginals
 
