@@ -108,7 +108,7 @@ class Shard:
 
     def _read(self, handle: int, name: str, first: int, out: Tensor) -> None:
         column = self.columns[name]
-        rows = memoryview(out.flatten().view(torch.uint8).numpy())
+        rows = out.flatten().view(torch.uint8).numpy().data
         start = column.offset + first * column.row_bytes
         while len(rows):
             count = os.preadv(handle, [rows], start)
