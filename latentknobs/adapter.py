@@ -1,38 +1,84 @@
 """An adapter: what training leaves behind. A space, a head, and what is needed to refuse the wrong model.
 
 On disk it is a folder: `knob_config.json`, `knob_head.safetensors`, `README.md` (a model card), and, when training made
-it, `entropy_head.safetensors`: the baseline head that sees only the entropy. Loading imports nothing named in a file.
+it, `entropy_head.safetensors`: the baseline head that sees only the entropy. Loading imports nothing named in a file, believes
+no size before the file has shown it, and accepts no weight that is not a number.
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jinja2 import Environment, PackageLoader
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 import latentknobs
+from latentknobs.data.disk import replacing, save_tensors
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.frozen import hidden_size, input_device
 from latentknobs.errors import AdapterError, LatentKnobsError
-from latentknobs.heads.features import width
+from latentknobs.files import fit, path_of, public_name, read_json, without_folders
+from latentknobs.heads.features import check_features, width
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Delimiter, Segmenter, parse_level
+from latentknobs.knobs.identity import Word
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import HeadPolicy, Pick
 
 FORMAT = 1
 CONFIG, HEAD, ENTROPY, CARD = "knob_config.json", "knob_head.safetensors", "entropy_head.safetensors", "README.md"
+COPY = "Copy the whole folder again, or save the adapter again."
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
+
+
+class _Saved(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class SavedHead(_Saved):
+    """The shape of a head; adapters from before there was a rank do not name it."""
+
+    hidden: Size
+    rank: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    factorised: bool
+
+
+class SavedModel(_Saved):
+    """`describe_model`."""
+
+    name: Word
+    type: Word
+    hidden_size: Size
+    layers: Annotated[int, Field(ge=0, lt=2**31)]
+    vocabulary: Size
+
+
+class SavedAdapter(_Saved):
+    """`knob_config.json`, its format and version aside. Without `entropy_head`, both heads have the shape of `head`."""
+
+    base: SavedModel
+    space: dict[str, Any]  # see `KnobSpace.from_dict`
+    level: Word
+    delimiter_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
+    features: Annotated[list[Word], Field(max_length=64)]
+    head: SavedHead
+    entropy_head: SavedHead | None = None
+    training: dict[str, Any] = {}
 
 
 def describe_model(model: Any) -> dict[str, Any]:
-    """What an adapter remembers of its base model: name, family and sizes."""
+    """What an adapter remembers of its base model: name (of a model from a folder the folder's own), family and sizes."""
     size = hidden_size(model)  # refuses what is no causal LM
     text = model.config.get_text_config()
     return {
-        "name": str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+        "name": public_name(str(getattr(model.config, "_name_or_path", ""))) or type(model).__name__,
         "type": str(text.model_type),
         "hidden_size": size,
         "layers": int(getattr(text, "num_hidden_layers", 0)),
@@ -88,64 +134,67 @@ class KnobAdapter:
         return Attached(model, self.policy(pick), seed=seed)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the adapter's folder and returns its path."""
-        folder = Path(folder)
+        """Writes the adapter's folder and returns its path. Folders of this machine are left out of what is written."""
+        folder = path_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(self.head), folder / HEAD)
+        save_tensors(_tensors(self.head), folder / HEAD)
         if self.entropy_head is not None:
-            save_file(_tensors(self.entropy_head), folder / ENTROPY)
+            save_tensors(_tensors(self.entropy_head), folder / ENTROPY)
         else:
             (folder / ENTROPY).unlink(missing_ok=True)
         config = self._config()
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         card = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=False, trim_blocks=True)
-        text = card.get_template("card.md").render(config=config, space=repr(self.space), training=self.training)
-        (folder / CARD).write_text(text + "\n", encoding="utf-8")
+        card.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
+        text = card.get_template("card.md").render(config=config, space=repr(self.space))
+        for path, content in ((folder / CONFIG, json.dumps(config, indent=2)), (folder / CARD, text)):
+            with replacing(path) as partial:
+                partial.write_text(content + "\n", encoding="utf-8", errors="replace")
         return folder
 
     def _config(self) -> dict[str, Any]:
         ids = list(self.segmenter.token_ids) if isinstance(self.segmenter, Delimiter) else None
+        notes = {name: without_folders(value) if isinstance(value, str) else value for name, value in self.training.items()}
         return {
             "format": FORMAT,
             "latentknobs": latentknobs.__version__,
-            "base": self.base,
+            "base": self.base | {"name": public_name(str(self.base["name"]))},
             "space": self.space.to_dict(),
             "level": self.segmenter.level,
             "delimiter_ids": ids,
             "features": list(self.features),
             "head": _shape(self.head),
             "entropy_head": None if self.entropy_head is None else _shape(self.entropy_head),
-            "training": self.training,
+            "training": notes,
         }
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, model: Any = None) -> "KnobAdapter":
+    def from_pretrained(cls, folder: str | os.PathLike[str], model: Any = None) -> "KnobAdapter":
         """Reads an adapter's folder.
 
         Args:
-            model: the LM it will be attached to; given here, a mismatch is refused now rather than at `attach`.
+            model: the LM it will be attached to; with it, a mismatch is refused now rather than at `attach`.
 
         Raises:
-            AdapterError: a file is missing or damaged, the format is newer than this version, a knob is not installed,
-                or the model is another one.
+            AdapterError: a file is missing or damaged, a weight is not a number, the format is newer than this version, a knob
+                is not installed, or the model is another one.
         """
-        folder = Path(folder)
-        config = _read_config(folder)
+        folder = path_of(folder)
         try:
-            space = KnobSpace.from_dict(config["space"])
-            segmenter = parse_level(config["level"], token_ids=config["delimiter_ids"])
-            features, base = tuple(config["features"]), config["base"]
-            inputs = width(features, int(base["hidden_size"]))
-            head = _head(folder / HEAD, space, inputs, config["head"])
-            shape = config.get("entropy_head") or config["head"]  # older adapters have one shape for both
-            entropy = _head(folder / ENTROPY, space, 1, shape) if (folder / ENTROPY).exists() else None
+            saved: SavedAdapter = fit(_read_config(folder), SavedAdapter)
+        except ValueError as error:
+            raise AdapterError(f"The adapter {str(folder)!r} has a damaged {CONFIG}: {error}. {COPY}") from None
+        try:
+            space = KnobSpace.from_dict(saved.space)
+            segmenter = parse_level(saved.level, token_ids=saved.delimiter_ids)
+            features = check_features(saved.features)
+            head = _load_head(folder / HEAD, space, width(features, saved.base.hidden_size), saved.head)
+            has_entropy = (folder / ENTROPY).exists()
+            entropy = _load_head(folder / ENTROPY, space, 1, saved.entropy_head or saved.head) if has_entropy else None
         except LatentKnobsError as error:
             raise AdapterError(f"The adapter {str(folder)!r} cannot be used here: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-            raise AdapterError(f"The adapter {str(folder)!r} has a damaged {CONFIG}: {error!r}. Save it again.") from None
-        adapter = cls(space, head, segmenter, features, base, entropy, config.get("training", {}))
+        adapter = cls(space, head, segmenter, features, saved.base.model_dump(), entropy, saved.training)
         if model is not None:
-            check_base(base, describe_model(model), strict=True)
+            check_base(adapter.base, describe_model(model), strict=True)
         return adapter
 
 
@@ -155,8 +204,8 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> No
     Raises:
         AdapterError: naming what differs.
     """
-    told = {"hidden_size": "hidden size", "vocabulary": "vocabulary", "layers": "number of layers", "type": "family"}
-    for key, words in told.items():
+    compared = {"hidden_size": "hidden size", "vocabulary": "vocabulary", "layers": "number of layers", "type": "family"}
+    for key, words in compared.items():
         if saved.get(key) != found[key]:
             raise AdapterError(
                 f"This adapter was trained on {saved.get('name')!r} with {words} {saved.get(key)}, but the model "
@@ -170,18 +219,14 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> No
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AdapterError(f"There is no adapter in {str(folder)!r}: {CONFIG} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
-        raise AdapterError(f"The adapter {str(folder)!r} has a damaged {CONFIG}: {error}. Save it again.") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
+    if not (folder / CONFIG).exists():
+        raise AdapterError(f"There is no adapter in {str(folder)!r}: it has no {CONFIG}. Give an adapter's folder.")
+    config: dict[str, Any] = read_json(folder / CONFIG, dict[str, Any], AdapterError, COPY)
+    if config.get("format") != FORMAT:
         raise AdapterError(
-            f"The adapter {str(folder)!r} has format {found}; this version of latentknobs ({latentknobs.__version__}) "
-            f"reads format {FORMAT}. It was saved by {config.get('latentknobs') if isinstance(config, dict) else '?'}: "
-            "install that version, or train again."
+            f"The adapter {str(folder)!r} has format {config.get('format')!r:.40}; this version of latentknobs "
+            f"({latentknobs.__version__}) reads format {FORMAT}. It was saved by {config.get('latentknobs', '?')!r:.40}: install "
+            "that version, or train again."
         )
     return config
 
@@ -190,17 +235,35 @@ def _shape(head: OptionHead) -> dict[str, Any]:
     return {"hidden": head.hidden, "rank": head.rank, "factorised": head.factorised}
 
 
-def _tensors(head: OptionHead) -> dict[str, torch.Tensor]:
+def _tensors(head: OptionHead) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
 
 
-def _head(path: Path, space: KnobSpace, inputs: int, shape: dict[str, Any]) -> OptionHead:
-    head = OptionHead(space, inputs, int(shape["hidden"]), bool(shape["factorised"]), shape.get("rank") or 0)
+def _load_head(path: Path, space: KnobSpace, inputs: int, shape: SavedHead) -> OptionHead:
+    """A head from a file. The file's header must show the shapes that the config claims before either is allocated."""
+
+    def made() -> OptionHead:
+        return OptionHead(space, inputs, shape.hidden, shape.factorised, shape.rank)
+
+    what = f"{path.name} does not hold a head for {inputs} features, {space.K} options and hidden width {shape.hidden}"
     try:
-        head.load_state_dict(load_file(path))
-    except OSError:
-        raise AdapterError(f"{path.name} is missing. Copy the whole folder.") from None
-    except Exception as error:
-        wanted = f"{inputs} features, {space.K} options, hidden width {shape['hidden']}"
-        raise AdapterError(f"{path.name} does not hold a head for {wanted}: {error}") from None
+        with torch.device("meta"):
+            wanted = {name: list(value.shape) for name, value in made().state_dict().items()}
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: one.get_shape() if one.get_dtype() in FLOATS else one.get_dtype() for name, one in slices.items()}
+        for name in sorted({*wanted, *found}):
+            if wanted.get(name) != found.get(name):
+                raise AdapterError(f"{what}: {name:.60} is {found.get(name)}, not {wanted.get(name)}. {COPY}")
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise AdapterError(f"{path.name} is missing. {COPY}") from None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise AdapterError(f"{what}: {str(error).splitlines()[0]:.200}. {COPY}") from None
+    for name, value in tensors.items():  # the scale of a feature that never varied is infinite
+        if not (value > 0).all() if name == "scale_F" else not value.isfinite().all():
+            raise AdapterError(f"{path.name} has weights that are not numbers, in {name}: its training diverged, or the file is "
+                               "damaged. Copy the folder again, or train again, with a lower learning_rate.")  # fmt: skip
+    head = made()
+    head.load_state_dict(tensors)
     return head.eval()

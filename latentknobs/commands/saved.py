@@ -1,5 +1,6 @@
 """What the user names by ADAPTER_OR_RUN: an adapter's folder, or a run directory that holds one."""
 
+import reprlib
 import shlex
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,16 @@ from typing import Any
 from latentknobs.adapter import CONFIG, KnobAdapter
 from latentknobs.commands.settings import LISTS, check_repeatable, given, run_settings
 from latentknobs.errors import ConfigError
+from latentknobs.files import path_of
 
 
 def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
-    """The adapter, and the folder it is in.
+    """The adapter, and the folder that it is in.
 
     Raises:
         AdapterError: there is none, or it cannot be used.
     """
+    path = path_of(path)
     folder = path / "adapter" if (path / "adapter" / CONFIG).exists() else path
     return KnobAdapter.from_pretrained(folder), folder
 
@@ -22,7 +25,7 @@ def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
 def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
     """Some settings that the adapter was trained with: from its run, or from what the adapter itself remembers.
 
-    A folder may have come from anywhere, so it never switches trust_remote_code on: that is asked for anew.
+    A folder may have come from anywhere, so it never switches trust_remote_code on: that is said anew.
 
     Raises:
         ConfigError: one of them was a Python object, or the reward is a program.
@@ -34,15 +37,20 @@ def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> d
         return settings
     remembered = {name: adapter.training[name] for name in names if adapter.training.get(name) not in (None, "None")}
     for name, value in remembered.items():
+        if not isinstance(value, str | int | float):
+            raise ConfigError(
+                f"The adapter in {str(folder)!r} notes {name}={reprlib.repr(value)}, which is not a setting. "
+                f"Give --{name.replace('_', '-')} here."
+            )
         check_repeatable(name, value, folder)
-    settings = given({n: (v,) if n in LISTS else v for n, v in remembered.items()})
+    settings = given({n: (str(v),) if n in LISTS else v for n, v in remembered.items()})
     check_reward(settings.get("reward"), folder)
     return {"model": adapter.base["name"]} | settings
 
 
-def check_reward(reward: str | list[str] | None, where: Path) -> None:
+def check_reward(reward: Any, where: Path) -> None:
     """Refuses to start a program because a folder, which may have come from anywhere, names it."""
-    specs = [reward] if isinstance(reward, str) else reward or []
+    specs = [str(spec) for spec in (reward if isinstance(reward, list | tuple) else [reward])]
     if any(spec.partition(":")[0].strip() == "command" for spec in specs):
         flags = " ".join(f"--reward {shlex.quote(spec)}" for spec in specs)
         raise ConfigError(

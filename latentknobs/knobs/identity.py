@@ -7,9 +7,10 @@ the outputs are rounded to 1e-6 nats, so that the hash is the same on every mach
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from latentknobs.errors import AdapterError, UnknownNameError
@@ -18,6 +19,21 @@ from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.registry import HERE, knob_class, source_of, sources
 
 ROWS, VOCABULARY, HISTORY = 8, 61, 5
+Word = Annotated[str, Field(max_length=200)]  # of a file
+
+
+class SavedKnob(BaseModel):
+    """What `knob_identity` writes and `resolve_saved` reads; only the name and the grid are always there."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    name: Word
+    options: list[float]
+    settings: dict[str, Any] = {}
+    distribution: Word = HERE
+    version: Word = ""
+    position: int = 0
+    hashes: list[Word] = []
 
 
 def probe() -> tuple[Tensor, Context]:
@@ -70,7 +86,7 @@ def resolve_saved(saved: Mapping[str, Any]) -> DecodingKnob:
         raise UnknownNameError(f"There is no knob {name!r} here; it was saved from {origin(saved)}. To load it, {remedy}.")
     is_clash = len(offers) > 1 and any(source.distribution == distribution for source in offers)
     cls = knob_class(f"{distribution}:{name}" if is_clash else name)
-    return cls(options=saved["options"], **saved.get("settings", {}))
+    return cls(**{**saved.get("settings", {}), "options": saved["options"]})
 
 
 def origin(saved: Mapping[str, Any]) -> str:

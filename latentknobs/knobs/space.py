@@ -9,16 +9,19 @@ import itertools
 import json
 import math
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from latentknobs.errors import SpaceError, did_you_mean
-from latentknobs.knobs.identity import check_identity, knob_identity, resolution_fingerprint, resolve_saved
+from latentknobs.files import fit
+from latentknobs.knobs.identity import SavedKnob, check_identity, knob_identity, resolution_fingerprint, resolve_saved
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, Stage
 from latentknobs.knobs.registry import KnobSpec, resolve
 
@@ -32,6 +35,16 @@ _STAGES = {
 }
 LARGEST = 2**17  # options; more than this is a grid by mistake
 ORDERS: dict[str, tuple[Stage, ...]] = {engine: tuple(map(Stage, text.split())) for engine, text in _STAGES.items()}
+
+
+class SavedSpace(BaseModel):
+    """What `KnobSpace.to_dict` writes and `from_dict` reads; `grid` is None for the full product."""
+
+    model_config = ConfigDict(strict=True)
+
+    order: Literal["transformers", "vllm", "llama.cpp", "given"]
+    knobs: Annotated[list[SavedKnob], Field(min_length=1, max_length=64)]
+    grid: Annotated[list[list[int]], Field(min_length=1, max_length=LARGEST)] | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +105,7 @@ class KnobSpace:
         if bad := [row for row in rows if not 0 <= row < self.K]:
             raise SpaceError(f"There is no option {bad[0]}: this space has options 0 to {self.K - 1}.")
         if len(set(rows)) < len(rows):
-            raise SpaceError(f"The subset {rows} names an option twice.")
+            raise SpaceError(f"The subset {reprlib.repr(rows)} names an option twice.")
         return KnobSpace(self.knobs, tuple(self.grid_KJ[row] for row in rows), self.order)
 
     def index(self, option: Mapping[str, float]) -> int:
@@ -161,15 +174,28 @@ class KnobSpace:
         """The space that `to_dict` described. Knobs come from the registry; nothing named in the data is imported.
 
         Raises:
+            SpaceError, GridError: the data is damaged, or describes no space.
             UnknownNameError, PluginError: a knob is not installed here, or its plugin is broken.
             AdapterError: a knob no longer does what it did; the message names the options that changed.
         """
-        knobs = tuple(resolve_saved(item) for item in data["knobs"])
-        for position, (knob, item) in enumerate(zip(knobs, data["knobs"], strict=True)):
-            check_identity(knob, item, position)
+        try:
+            saved: SavedSpace = fit(data, SavedSpace)
+        except ValueError as error:
+            raise SpaceError(f"The saved space is damaged: {error}.") from None
+        items = [item.model_dump(exclude_unset=True) for item in saved.knobs]
+        knobs = [resolve_saved(item) for item in items]
         space = cls.of(*knobs, order=[knob.name for knob in knobs])
-        grid = space.grid_KJ if data["grid"] is None else tuple(tuple(map(int, row)) for row in data["grid"])
-        return cls(space.knobs, grid, str(data["order"]))
+        for position, (knob, item) in enumerate(zip(knobs, items, strict=True)):
+            check_identity(knob, item, position)
+        rows = None if saved.grid is None else [tuple(row) for row in saved.grid]
+        if rows is not None:
+            if bad := [list(row) for row in rows if row not in space._row]:
+                sizes = [len(knob.options) for knob in knobs]
+                raise SpaceError(
+                    f"The saved grid is damaged: it holds {reprlib.repr(bad[0])}, and the knobs have {sizes} values."
+                )
+            space = space.select(space._row[row] for row in rows)
+        return cls(space.knobs, space.grid_KJ, saved.order)
 
     def fingerprint(self) -> str:
         """64 hex digits, equal exactly where the same options, order and knob versions behave the same (all ranks of a run)."""

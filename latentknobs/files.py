@@ -1,0 +1,117 @@
+"""Files that may have come from anywhere: paths as users write them, and JSON that is read in bounded memory and time.
+
+Whatever is wrong with a file is one short paragraph: the file, what is wrong in it, and the reader's next step.
+"""
+
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from latentknobs.errors import LatentKnobsError
+
+MB = 2**20
+LARGEST = 16 * MB  # bytes of a file that is read as a whole, where its reader allows no more
+DEEPEST = 32  # levels of lists and objects in it
+T = TypeVar("T")
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """A path as its writer meant it: a leading `~` is the home folder, where there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
+def read_text(path: Path, error: type[LatentKnobsError], cure: str, largest: int = LARGEST) -> str:
+    """The text of a file.
+
+    Args:
+        error: what is raised.
+        cure: the reader's next step, the end of the message.
+        largest: most bytes; more are not read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a file")
+        with path.open("rb") as file:
+            data = file.read(largest + 1)
+        if len(data) > largest:
+            raise ValueError(f"it is larger than {largest / MB:g} MB")
+        return data.decode("utf-8-sig")
+    except (OSError, ValueError) as problem:
+        raise error(f"{str(path)!r} cannot be read: {getattr(problem, 'strerror', None) or problem}. {cure}") from None
+
+
+def read_json(path: Path, kind: Any, error: type[LatentKnobsError], cure: str, largest: int = LARGEST) -> Any:
+    """The data of a JSON file, as a type that pydantic knows; see `read_text` for the arguments."""
+    text = read_text(path, error, cure, largest)
+    try:
+        return parse_json(text, kind)
+    except ValueError as problem:
+        raise error(f"{str(path)!r} is damaged: {problem}. {cure}") from None
+
+
+def parse_json(text: str, kind: Any) -> Any:
+    """JSON as a type that pydantic knows.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or does not fit the type; in few words.
+    """
+    try:
+        data = json.loads(text)
+        if _depth(data) > DEEPEST:
+            raise RecursionError
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
+    return fit(data, kind)
+
+
+def fit(data: Any, kind: Any) -> Any:
+    """Data as a type that pydantic knows.
+
+    Raises:
+        ValueError: it does not fit; with the place, the value in a few characters, and how many more there are.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as problem:
+        first, *more = problem.errors(include_url=False)
+        place = ".".join(map(str, first["loc"])) or "it"
+        what = first["msg"].removeprefix("Value error, ")
+        rest = f", and {len(more)} more" if more else ""
+        raise ValueError(f"{place} is {reprlib.repr(first['input']):.80}, but: {what[:1].lower()}{what[1:]}{rest}") from None
+
+
+def public_name(path: str) -> str:
+    """What a model may be called in public: a hub id as it is, of a folder only its own name, or the id it was loaded from.
+
+    >>> public_name("/home/mia/models/SmolLM2-135M"), public_name("HuggingFaceTB/SmolLM2-135M")
+    ('SmolLM2-135M', 'HuggingFaceTB/SmolLM2-135M')
+    """
+    if cached := re.search(r"/models--([^/]+?)--([^/]+)/snapshots/", path):
+        return "/".join(cached.groups())
+    is_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) and not path_of(path).exists()
+    return path if is_id else Path(path).name
+
+
+def without_folders(text: str) -> str:
+    """A setting without the folders of the absolute paths in it: `dataset:/home/mia/rows:train` -> `dataset:rows:train`."""
+    return re.sub(r"(?<![\w.~/-])~?/([^\s/:,'\"]+/)*(?=[^\s/:,'\"])", "", text)
+
+
+def _depth(data: Any) -> int:
+    level, depth = [data], 0
+    while level:
+        level, depth = [inner for item in level for inner in _inside(item)], depth + 1
+    return depth
+
+
+def _inside(item: Any) -> Iterator[Any]:
+    return iter(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
