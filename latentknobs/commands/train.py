@@ -37,7 +37,7 @@ def train(config: str | None, resume: str | None, num_processes: int | None, **f
     from latentknobs.reporting import print_report, read_findings
     from latentknobs.training.train import train as run_training
 
-    run = run_training(config=config, **settings)
+    run = run_training(config=config, resume=resume is not None, **settings)
     if not run.is_main:
         return
     if run.report is not None:

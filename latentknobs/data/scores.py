@@ -1,4 +1,4 @@
-"""The scores of rollouts: what the reward is told about each of them."""
+"""The scores of rollouts: what the reward receives of each of them."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,12 +23,13 @@ def score_rollouts(
             prompt without some column has None there.
     """
     names = sorted({name for prompt in prompts for name in prompt.columns})
-    asked = [prompts[rollout.prompt] for rollout in rollouts]
+    answered = [prompts[rollout.prompt] for rollout in rollouts]
     return score_all(
         reward,
-        [prompt.text if prompt.messages is None else prompt.messages for prompt in asked],
+        [prompt.text if prompt.messages is None else prompt.messages for prompt in answered],
         [rollout.text for rollout in rollouts],
-        {name: [prompt.columns.get(name) for prompt in asked] for name in names},
+        {name: [prompt.columns.get(name) for prompt in answered] for name in names},
+        completion_ids=[rollout.ids for rollout in rollouts],
         cache=cache,
         whole=whole,
         advance=advance,

@@ -1,4 +1,4 @@
-"""Scores that need not be asked again: one JSON line for each, under a hash of everything the score depends on."""
+"""Scores that are computed once: one JSON line for each, under a hash of everything the score depends on."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 from latentknobs.errors import RunError
 
 
-def score_key(identity: str | None, prompt: Any, completion: Any, columns: Mapping[str, Any]) -> str | None:
-    """A hash of a reward and of all it is told about one completion; None if these cannot be told exactly.
+def score_key(identity: str | None, prompt: Any, completion: Any, ids: Any, columns: Mapping[str, Any]) -> str | None:
+    """A hash of a reward and of everything it receives of one completion; None where that cannot be written exactly.
 
     Args:
-        identity: see `reward_identity`; without one there is no key.
+        identity: see `Part.identity`; without one there is no key.
+        ids: the tokens of the completion, if they are passed.
         columns: what JSON cannot hold has no key. A column without a value is the same as no column.
     """
     if identity is None:
         return None
-    told = {name: value for name, value in columns.items() if value is not None}
+    present = {name: value for name, value in columns.items() if value is not None}
     try:
-        data = json.dumps([identity, prompt, completion, told], sort_keys=True)
+        data = json.dumps([identity, prompt, completion, ids, present], sort_keys=True)
     except (TypeError, ValueError):
         return None
     return hashlib.sha256(data.encode()).hexdigest()
@@ -31,8 +32,7 @@ def score_key(identity: str | None, prompt: Any, completion: Any, columns: Mappi
 class ScoreCache:
     """Scores by their `score_key`, kept in a JSONL file that is only ever appended to.
 
-    Lines that were not written to their end, because a process was killed, are passed over: their scores are asked again.
-    Failures are never kept.
+    Lines that a killed process left incomplete are skipped: their scores are computed again. Failures are never kept.
 
     Args:
         path: where scores are added.
@@ -72,7 +72,7 @@ class ScoreCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" + "\n".join(lines) + "\n")  # an own line, even after one that was cut short
+                file.write("\n" + "\n".join(lines) + "\n")  # a line of its own, even after one that was cut short
         except OSError as error:
             raise RunError(
                 f"The score cache {str(self.path)!r} cannot be written: {error.strerror}. Make room, and start the same "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
-from latentknobs.rewards.check import Failed
+from latentknobs.rewards.returned import Failed
 from latentknobs.rewards.text import Messages, text_of
 
 if TYPE_CHECKING:

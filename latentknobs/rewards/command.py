@@ -15,8 +15,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from latentknobs.errors import BrokenRewardError, ConfigError
-from latentknobs.rewards.check import Failed
 from latentknobs.rewards.identity import content_hash
+from latentknobs.rewards.returned import Failed
 from latentknobs.rewards.text import Messages
 
 END = 4000  # bytes of the standard error that are looked at

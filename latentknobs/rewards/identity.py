@@ -1,7 +1,8 @@
-"""When two rewards are the same one: so that a score can be kept, and is asked again when the reward has changed."""
+"""When two rewards are the same one: so that a score can be kept, and is computed again when the reward has changed."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -11,24 +12,25 @@ from typing import Any
 
 
 def identity_of(function: Callable[..., Any], origin: Mapping[str, Any] | None) -> str | None:
-    """A hash of what decides the scores of a reward, None where nothing tells.
+    """A hash of what decides the scores of a reward; None where nothing says so.
 
     Args:
-        origin: of a reward asked for by name: its entry point, distribution, and settings. They count together with the
-            code of its module and the content of files and folders among the settings. A reward that is code has no
-            origin; an attribute `version` (text or number), which its author must change with it, tells all of it; for one
-            without see `fingerprint`.
+        function: code is identified by an attribute `version` (text or number), which its author changes with all that the
+            scores depend on, its qualified name and its settings: the arguments of its class that an object keeps under
+            their own names, or those of a `functools.partial`.
+        origin: of a reward that was named: its entry point, distribution and settings. They count together with `version`,
+            the code of its module, and the content of files and model folders among the settings.
     """
-    version = getattr(function, "version", None)
-    version = version if isinstance(version, str | int | float) else None
+    inner = function.func if isinstance(function, functools.partial) else function
+    version = next((v for v in map(_version, (function, inner, getattr(inner, "__self__", None))) if v is not None), None)
     if origin is None and version is None:
         return None
-    code = function if inspect.isroutine(function) else type(function)
-    told = {"code": f"{code.__module__}:{code.__qualname__}", "version": version, **(origin or {})}
+    code = inner if inspect.isroutine(inner) else type(inner)
+    parts = {"code": f"{code.__module__}:{code.__qualname__}", "version": version, "arguments": _arguments(function)}
     if origin is not None:
-        told["source"] = _source_hash(code)
-        told["contents"] = {name: content_hash(value) for name, value in origin["settings"].items()}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+        contents = {name: content_hash(value) for name, value in origin["settings"].items()}
+        parts = {**parts, "arguments": None, **origin, "source": _source_hash(code), "contents": contents}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def content_hash(name: Any) -> str | None:
@@ -37,7 +39,7 @@ def content_hash(name: Any) -> str | None:
     try:
         if path is None or not (path.is_file() or (path / "config.json").is_file()):
             return None
-    except (OSError, ValueError):  # a text that could be no file's name
+    except (OSError, ValueError):  # a text that cannot be a file's name
         return None
     files = [path] if path.is_file() else sorted(part for part in path.rglob("*") if part.is_file())
     digest = hashlib.sha256()
@@ -48,8 +50,27 @@ def content_hash(name: Any) -> str | None:
     return digest.hexdigest()
 
 
+def _version(function: Any) -> str | int | float | None:
+    version = getattr(function, "version", None)
+    return version if isinstance(version, str | int | float) else None
+
+
+def _arguments(function: Any) -> Any:
+    """What a partial, a bound method's object or an object was made with."""
+    if isinstance(function, functools.partial):
+        return [_arguments(function.func), function.args, function.keywords]
+    if inspect.isroutine(function):
+        owner = getattr(function, "__self__", None)
+        return None if owner is None or inspect.ismodule(owner) else _arguments(owner)
+    try:
+        names = inspect.signature(type(function)).parameters
+    except (TypeError, ValueError):
+        return None
+    return {name: getattr(function, name) for name in names if hasattr(function, name)}
+
+
 def _source_hash(code: Any) -> str | None:
     try:
         return content_hash(inspect.getsourcefile(code))
-    except TypeError:  # built in, or made in an interpreter
+    except TypeError:  # built in, or written in an interpreter
         return None

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from latentknobs.errors import BrokenRewardError, ConfigError
-from latentknobs.rewards.check import Failed
+from latentknobs.rewards.returned import Failed
 from latentknobs.rewards.text import Messages, text_of
 
 MARKER = "####"

@@ -1,19 +1,17 @@
-"""Asking a reward: in batches, from the cache where it is known, and without losing a run over one bad answer."""
+"""The scores of completions: in batches, from the cache where they are known, and without losing a run over one bad answer."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from latentknobs.errors import BrokenRewardError, RewardError
 from latentknobs.rewards.cache import ScoreCache, score_key
-from latentknobs.rewards.check import Answer, check_rewards, listed
-from latentknobs.rewards.several import Part, Rewards, RewardSpec, resolve_rewards, reward_identity
+from latentknobs.rewards.calling import DATA, Arguments, arguments_of, call
+from latentknobs.rewards.returned import Answer, check_answer, listed
+from latentknobs.rewards.spec import Part, Rewards, RewardSpec, resolve_rewards
 from latentknobs.rewards.text import Messages
-
-__all__ = ["Score", "ScoreCache", "check_scored", "failure_line", "reward_identity", "score_all"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,11 @@ class Score:
 
 
 class Item(NamedTuple):
-    """What a reward is told about one completion."""
+    """What a reward receives of one completion; `completion_ids` may be unknown."""
 
-    prompt: str | list[dict[str, Any]]
-    completion: str | list[dict[str, Any]]
+    prompts: str | list[dict[str, Any]]
+    completions: str | list[dict[str, Any]]
+    completion_ids: list[int] | None
     columns: dict[str, Any]
 
 
@@ -45,39 +44,46 @@ def score_all(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     *,
+    completion_ids: Sequence[Sequence[int]] | None = None,
     batch: int = 1024,
     cache: ScoreCache | None = None,
     whole: bool = True,
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[Score]:
-    """The score of every completion, through TRL's signature `reward(prompts, completions, **columns)`.
+    """The score of every completion, from rewards that are called as in TRL (see `calling`).
 
-    A reward that raises an exception on a batch is asked again item by item, and only the items on which it still does
-    have no score; nor has an item for which it returned no finite number. Of several rewards, one that returns None for an
-    item does not apply to it and adds nothing, as in TRL; if all do, or one fails, there is no score.
+    A reward that raises an exception on a batch is called again item by item, and only the items on which it still does
+    have no score; nor has an item for which it returned something other than a finite number. Of several rewards, one that
+    returns None for an item does not apply to it and adds nothing, as in TRL; if all do, or one fails, there is no score.
 
     Args:
         prompts: texts, or conversations; the reward then receives the messages, and the completion as one assistant message.
         columns: the other columns of the prompts, one value for each completion.
+        completion_ids: the tokens of each completion.
         batch: completions in one call of the reward.
-        cache: knows and keeps the scores of rewards whose answers stand for themselves (see `Part.item_identity`).
-        whole: False where these are some of many, so that it is not for this call to judge that the reward judges nothing.
+        cache: knows and keeps the scores of rewards that have an identity, one by one.
+        whole: if False, do not raise when no item is scored.
         advance: called with the number of items just finished.
 
     Raises:
         RewardError: the reward cannot be called like this, returns the wrong number of values, or scored no item at all.
     """
     rewards = resolve_rewards(reward)
-    for part in rewards.parts:
-        _check_call(part, columns)
-    rows = zip(prompts, completions, strict=True)
-    items = [_item(*row, {name: values[n] for name, values in columns.items()}) for n, row in enumerate(rows)]
+    if reserved := [name for name in columns if name in DATA]:
+        raise RewardError(f"The prompts have a column {reserved[0]!r}, the name of an argument of every reward. Rename it.")
+    offered = (*(DATA if completion_ids is not None else DATA[:2]), *columns)
+    arguments = [arguments_of(part.function, offered, part.name) for part in rewards.parts]
+    ids = [None] * len(prompts) if completion_ids is None else list(map(list, completion_ids))
+    items = [
+        _item(prompt, completion, tokens, {name: values[n] for name, values in columns.items()})
+        for n, (prompt, completion, tokens) in enumerate(zip(prompts, completions, ids, strict=True))
+    ]
     scores: list[Score] = []
     for start in range(0, len(items), batch):
-        asked = items[start : start + batch]
-        answers = [_answers(part, asked, cache) for part in rewards.parts]
+        group = items[start : start + batch]
+        answers = [_answers(*each, group, cache) for each in zip(rewards.parts, arguments, strict=True)]
         scores += [_total(rewards, row) for row in zip(*answers, strict=True)]
-        advance(len(asked))
+        advance(len(group))
     if whole:
         check_scored(scores, rewards.name)
     return scores
@@ -102,62 +108,49 @@ def failure_line(scores: Sequence[Score]) -> str | None:
     return f"{len(errors)} of {len(scores)} completions have no score. The first: {errors[0]}" if errors else None
 
 
-def _item(prompt: str | Messages, completion: str, columns: dict[str, Any]) -> Item:
+def _item(prompt: str | Messages, completion: str, ids: list[int] | None, columns: dict[str, Any]) -> Item:
     if isinstance(prompt, str):
-        return Item(prompt, completion, columns)
-    return Item([dict(message) for message in prompt], [{"role": "assistant", "content": completion}], columns)
+        return Item(prompt, completion, ids, columns)
+    return Item([dict(message) for message in prompt], [{"role": "assistant", "content": completion}], ids, columns)
 
 
-def _answers(part: Part, items: Sequence[Item], cache: ScoreCache | None) -> list[Answer]:
-    """The answers of one reward. Of equal items that can be kept only one is asked."""
-    if cache is None or part.item_identity is None:
-        return _ask(part, items)
-    keys: list[Any] = [score_key(part.item_identity, *item) or n for n, item in enumerate(items)]
+def _answers(part: Part, arguments: Arguments, items: Sequence[Item], cache: ScoreCache | None) -> list[Answer]:
+    """The answers of one reward. Of equal items that can be kept only one is scored."""
+    if cache is None or part.identity is None:
+        return _score(part, arguments, items)
+    keys: list[Any] = [score_key(part.identity, *item) or n for n, item in enumerate(items)]
     answers = {key: Answer(cache[key]) for key in keys if key in cache}
     fresh = {key: item for key, item in zip(keys, items, strict=True) if key not in answers}
     if fresh:
-        found = dict(zip(fresh, _ask(part, list(fresh.values())), strict=True))
-        cache.add({key: got.value for key, got in found.items() if isinstance(key, str) and got.error is None})
+        found = dict(zip(fresh, _score(part, arguments, list(fresh.values())), strict=True))
+        cache.add({key: answer.value for key, answer in found.items() if isinstance(key, str) and answer.error is None})
         answers |= found
     return [answers[key] for key in keys]
 
 
-def _ask(part: Part, items: Sequence[Item]) -> list[Answer]:
-    prompts, completions, rows = zip(*items, strict=True)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+def _score(part: Part, arguments: Arguments, items: Sequence[Item]) -> list[Answer]:
+    values: dict[str, list[Any]] = {name: [getattr(item, name) for item in items] for name in DATA}
+    values |= {name: [item.columns[name] for item in items] for name in items[0].columns}
     try:
-        got = listed(part.function(list(prompts), list(completions), **columns), len(items), part.name)
+        return [check_answer(item) for item in listed(call(part.function, arguments, values), len(items), part.name)]
     except BrokenRewardError:
         raise
     except Exception as error:  # whatever the user's code may raise
         if len(items) == 1:
             text = " ".join(str(error).split())[:300].rstrip(".")
             return [Answer(None, f"{type(error).__name__}: {text}.")]
-        return [answer for item in items for answer in _ask(part, [item])]
-    return check_rewards(got, len(items), part.name)
+        return [answer for item in items for answer in _score(part, arguments, [item])]
 
 
 def _total(rewards: Rewards, answers: Sequence[Answer]) -> Score:
     values = tuple(answer.value for answer in answers)
     several = len(answers) > 1
     counted = [(part, answer) for part, answer in zip(rewards.parts, answers, strict=True) if part.weight]
-    errors = [f"{part.name}: {got.error}" if several else got.error for part, got in counted if got.error is not None]
+    errors = [f"{part.name}: {answer.error}" if several else answer.error for part, answer in counted if answer.error is not None]
     if errors:
         return Score(None, values, " ".join(errors))
-    given = [(part.weight, answer.value) for part, answer in counted if answer.value is not None]
-    if not given:
+    weighted = [part.weight * answer.value for part, answer in counted if answer.value is not None]
+    if not weighted:
         return Score(None, values, "The reward does not apply to it: it returned None.")
-    total = check_rewards([sum(weight * value for weight, value in given)], 1, rewards.name)[0]
+    total = check_answer(sum(weighted))
     return Score(total.value, values, total.error)
-
-
-def _check_call(part: Part, columns: Mapping[str, Any]) -> None:
-    try:
-        inspect.signature(part.function).bind([], [], **columns)
-    except TypeError as error:
-        raise BrokenRewardError(
-            f"The reward {part.name!r} cannot be called as reward(prompts, completions, "
-            f"{', '.join(columns) or '**columns'}): {error}. End its signature with **columns."
-        ) from None
-    except ValueError:  # a callable without a signature, e.g. of C: let the call speak for itself
-        return

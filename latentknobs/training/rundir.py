@@ -36,7 +36,7 @@ class Task:
         key: digest of everything its content depends on.
         make: writes it, complete or not at all, and tells how many items are done.
         items: responses (or steps) in it, for the estimate of the time that is left.
-        fresh: made again in every run, because nothing says what its content depends on.
+        fresh: made again although it is finished, because its key does not say all that its content depends on.
     """
 
     file: str
@@ -51,6 +51,7 @@ class RunDir:
 
     Attributes:
         plan: if set, notes every stage that is reached.
+        resume: finished files are trusted where their key does not say all that they depend on.
         track: also receives every row of metrics.
 
     Raises:
@@ -58,10 +59,12 @@ class RunDir:
     """
 
     def __init__(
-        self, path: str | Path, say: Callable[[str], None] = lambda text: None, processes: Processes | None = None
-    ) -> None:
+        self, path: str | Path, say: Callable[[str], None] = lambda text: None, processes: Processes | None = None,
+        resume: bool = False,
+    ) -> None:  # fmt: skip
         self.path = Path(path)
         self.say = say
+        self.resume = resume
         self.processes = processes or Processes()
         try:
             self.path.mkdir(parents=True, exist_ok=True)

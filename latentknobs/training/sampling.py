@@ -18,8 +18,7 @@ from latentknobs.errors import RewardError
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
 from latentknobs.progress import Advance
-from latentknobs.rewards.scoring import Score, ScoreCache, check_scored, failure_line, reward_identity
-from latentknobs.rewards.several import Rewards
+from latentknobs.rewards import Rewards, Score, ScoreCache, check_scored, failure_line
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.subject import asked_of_model, asked_of_reward
 
@@ -87,20 +86,14 @@ def shares_model(config: TrainConfig) -> bool:
 def score_files(
     run: RunDir, reward: Rewards, stage: str, prompts: Sequence[Prompt], rollouts: Sequence[Path], what: str = "scores"
 ) -> list[Path]:
-    """One file of scores for every file of rollouts. A reward that cannot be identified is asked again in every run.
+    """One file of scores for every file of rollouts. Without a `version`, only a resumed run reuses finished files.
 
     Raises:
-        RewardError: the reward scored nothing at all; it is asked again by the next run.
+        RewardError: the reward scored nothing at all; these scores are computed again by the next run.
     """
     folder = run.path / "reward_cache"
     cache = ScoreCache(folder / f"{run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
-    identity, asked = reward_identity(reward), asked_of_reward(prompts)
-    for part in reward.parts if identity is None else ():
-        if part.unread is not None:
-            run.say(
-                f"{stage}/{what}: the answers of {part.name!r} may depend on something that cannot be read, {part.unread}, so it "
-                "is asked in every run. Give it an attribute `version`, change that with it, and scores are kept."
-            )
+    key, fresh = f"{reward.key} {asked_of_reward(prompts)}", bool(reward.unversioned) and not run.resume
 
     def task(path: Path, content: str) -> Task:
         def make(out: Path, advance: Advance) -> None:
@@ -108,7 +101,7 @@ def score_files(
             write_lines(out, map(_row, scores))
 
         file = f"{stage}/{what}/{path.stem}.jsonl"
-        return Task(file, f"{identity} {asked} {content}", make, count_lines(path), fresh=identity is None)
+        return Task(file, f"{key} {content}", make, count_lines(path), fresh=fresh)
 
     tasks = [task(*both) for both in zip(rollouts, run.content(rollouts), strict=True)]
     paths = run.stage(f"{stage}/{what}", tasks)
@@ -120,8 +113,8 @@ def score_files(
         for path in paths if run.processes.is_main else ():
             path.unlink()
         raise
-    if told := failure_line(scores):
-        run.say(f"{stage}/{what}: {told}")
+    if failures := failure_line(scores):
+        run.say(f"{stage}/{what}: {failures}")
     return paths
 
 

@@ -65,6 +65,7 @@ def train(
     reward: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None,
     second_reward: str | Callable[..., Any] | None = None,
     config: str | Path | TrainConfig | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> Run:
     """Learns to choose decoding options and shows whether that was worth it.
@@ -80,6 +81,7 @@ def train(
         reward, second_reward: names, or callables with TRL's signature `reward(prompts, completions, **columns)`; for `reward`
             also a list of these, which are added up with `reward_weights`.
         config: a YAML file or a `TrainConfig`; arguments given here win over it.
+        resume: also reuse the finished scores of a callable reward without `version`, which a new run computes again.
         settings: any field of `TrainConfig`.
 
     Raises:
@@ -100,10 +102,10 @@ def train(
         settings["knobs"] = [_spec(knob) for knob in specs]
     made = make_config(base | settings)
     space = KnobSpace.of(*(specs if specs is not None else made.knobs), order=made.order)
-    return run_training(made, space, gather(made, tokenizer=tokenizer, **objects))
+    return run_training(made, space, gather(made, tokenizer=tokenizer, **objects), resume)
 
 
-def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run:
+def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
     """All stages of a run, on sources that are already loaded. See `train`."""
     segmenter = parse_level(config.level, sources.tokenizer)
     check_features(config.features)
@@ -112,7 +114,12 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources) -> Run
     check_ranks(space)
     say(f"{space!r}")
     given = len(sources.preferences.rollouts) if sources.preferences else None
-    with RunDir(config.output_dir, say, processes) as run, Trackers(config.trackers, run.path, config.model_dump()) as trackers:
+    if unversioned := unversioned_line(sources, resume):
+        say(unversioned)
+    with (
+        RunDir(config.output_dir, say, processes, resume) as run,
+        Trackers(config.trackers, run.path, config.model_dump()) as trackers,
+    ):
         if processes.is_main:
             if warning := disk_warning(run.path, _feature_bytes(config, sources, space)):
                 say(warning)
@@ -144,6 +151,17 @@ def _feature_bytes(config: TrainConfig, sources: Sources, space: KnobSpace) -> i
         F=width(config.features, hidden_size(sources.model)) + 1, K=space.K, dtype=config.feature_dtype, level=config.level,
         tokens=config.max_new_tokens, responses=2 * pairs * len(sources.train) * rounds + (others or 0),
     )  # fmt: skip
+
+
+def unversioned_line(sources: Sources, resume: bool) -> str | None:
+    """One sentence on rewards of which nothing says whether they have changed, None if there are none."""
+    names = [repr(name) for rewards in (sources.reward, sources.second) if rewards for name in rewards.unversioned]
+    if not names:
+        return None
+    fact = f"The reward {' and '.join(dict.fromkeys(names))} has no `version`"
+    if resume:
+        return f"{fact}: finished scores are reused because this run is resumed."
+    return f"{fact}: every new run computes its scores again, and resume=True keeps those that an earlier run has finished."
 
 
 def _finish(run: RunDir, sources: Sources, adapter: KnobAdapter, report: Report | None, facts: Facts) -> Path | None:

@@ -26,7 +26,7 @@ def test_each_rollout_comes_with_its_prompt_and_every_column_of_the_run():
     scores = score_rollouts(reward, PROMPTS, rollouts(1, 0, 1))
     assert seen["prompts"] == ["two", "one", "two"]
     assert seen["completions"] == ["text 0", "text 1", "text 2"]
-    assert seen["columns"] == {"answer": [None, 1, None], "task": ["b", None, "b"]}
+    assert seen["columns"] == {"answer": [None, 1, None], "task": ["b", None, "b"], "completion_ids": [[7]] * 3}
     assert [score.value for score in scores] == [3.0] * 3
 
 

@@ -14,7 +14,7 @@ from transformers import (
 
 from latentknobs import testbed
 from latentknobs.errors import ConfigError, RewardError
-from latentknobs.rewards import Classifier, resolve_reward, reward_identity, score_all
+from latentknobs.rewards import Classifier, resolve_reward, resolve_rewards, score_all
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
 KIND = ["a kind happy dog", "the happy kind frog", "he was so happy and kind", "kind and happy they were"]
@@ -221,12 +221,12 @@ class TestRefused:
 
 def test_other_weights_are_another_reward(kind, tmp_path):
     spec = f"classifier:path={kind}"
-    assert reward_identity(spec) == reward_identity(spec) != reward_identity(f"{spec},batch_size=2")
+    assert resolve_rewards(spec).key == resolve_rewards(spec).key != resolve_rewards(f"{spec},batch_size=2").key
     for file in kind.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    before = reward_identity(f"classifier:path={tmp_path}")
+    before = resolve_rewards(f"classifier:path={tmp_path}").key
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():
         model.score.weight[0, 0] += 1e-3
     model.save_pretrained(tmp_path)
-    assert reward_identity(f"classifier:path={tmp_path}") != before
+    assert resolve_rewards(f"classifier:path={tmp_path}").key != before

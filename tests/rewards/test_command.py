@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
-from latentknobs.rewards import Command, ScoreCache, resolve_reward, reward_identity, score_all
+from latentknobs.rewards import Command, ScoreCache, resolve_reward, resolve_rewards, score_all
 
 READ = "import json, os, subprocess, sys, time\nrows = [json.loads(line) for line in sys.stdin]\n"
 EACH = READ + "for row in rows:\n    text = row['completion']\n"
@@ -96,7 +96,7 @@ def test_garbage_costs_its_own_line_only():
     found = scores(program(EACH + "    print({'a': 'good', 'b': '{\"a\": 1}', 'c': 'true', 'd': 'NaN'}.get(text, 1))"), "abcde")
     assert [s.value for s in found] == [None] * 4 + [1.0]
     assert found[0].error == "It printed 'good', where a number, null or {\"score\": number} was expected."
-    assert "nan, which is no finite number" in found[3].error
+    assert "nan, which is not a finite number" in found[3].error
 
 
 def test_another_number_of_lines_is_never_guessed_at():
@@ -196,13 +196,13 @@ def test_an_edited_script_is_asked_again_and_an_unchanged_one_is_not(tmp_path):
     note, count = starts(tmp_path)
     script.write_text(note + "print(1)")
     spec = f"command:run={sys.executable} {script}"
-    before = reward_identity(spec)
+    before = resolve_rewards(spec).key
     for wanted in (1, 1):
         cache = ScoreCache(tmp_path / "cache.jsonl")
         assert [s.value for s in score_all(spec, ["p"], ["a"], {}, cache=cache)] == [1.0]
         assert count() == wanted
     script.write_text(note + "print(2)")
-    assert reward_identity(spec) != before != reward_identity(f"{spec} --strict")
+    assert resolve_rewards(spec).key != before != resolve_rewards(f"{spec} --strict").key
     assert [s.value for s in score_all(spec, ["p"], ["a"], {}, cache=ScoreCache(tmp_path / "cache.jsonl"))] == [2.0]
 
 

@@ -47,17 +47,20 @@ def test_equal_items_are_asked_once(tmp_path):
 
 
 def test_whatever_a_score_depends_on_is_part_of_its_key():
-    base = ("i", "p", "c", {"answer": 1})
-    changed = [("j", "p", "c", {"answer": 1}), ("i", "q", "c", {"answer": 1}), ("i", "p", "d", {"answer": 1}),
-               ("i", "p", "c", {"answer": 2}), ("i", "p", "c", {"answer": "1"}), ("i", "p", "c", {}),
-               ("i", [{"role": "user", "content": "p"}], "c", {"answer": 1})]  # fmt: skip
+    base = ("i", "p", "c", [7, 8], {"answer": 1})
+    changed = [
+        ("j", "p", "c", [7, 8], {"answer": 1}), ("i", "q", "c", [7, 8], {"answer": 1}), ("i", "p", "d", [7, 8], {"answer": 1}),
+        ("i", "p", "c", [78], {"answer": 1}), ("i", "p", "c", None, {"answer": 1}), ("i", "p", "c", [7, 8], {"answer": 2}),
+        ("i", "p", "c", [7, 8], {"answer": "1"}), ("i", "p", "c", [7, 8], {}),
+        ("i", [{"role": "user", "content": "p"}], "c", [7, 8], {"answer": 1}),
+    ]  # fmt: skip
     keys = {score_key(*item) for item in (base, *changed)}
     assert len(keys) == len(changed) + 1 and all(len(key) == 64 for key in keys)
-    assert score_key("i", "p", "c", {"answer": 1, "task": None}) == score_key(*base)
+    assert score_key("i", "p", "c", [7, 8], {"answer": 1, "task": None}) == score_key(*base)
 
 
 def test_columns_that_json_cannot_hold_have_no_key_and_are_asked(tmp_path):
-    assert score_key("i", "p", "c", {"what": object()}) is None
+    assert score_key("i", "p", "c", None, {"what": object()}) is None
     judge, cache = Judge(), ScoreCache(tmp_path / "c")
     columns = {"what": [object(), object()]}
     assert ask(judge, ["a", "a"], cache, columns) == ask(judge, ["a", "a"], cache, columns) == [1 / 3, 1 / 3]
@@ -66,7 +69,7 @@ def test_columns_that_json_cannot_hold_have_no_key_and_are_asked(tmp_path):
 
 def test_a_reward_without_identity_is_always_asked(tmp_path):
     judge, cache = Judge(), ScoreCache(tmp_path / "c")
-    judge.version, judge.client = None, iter(())  # nothing can be told of an iterator
+    judge.version = None
     ask(judge, ["a"], cache)
     ask(judge, ["a"], cache)
     assert judge.asked == ["a", "a"] and len(cache) == 0 and not (tmp_path / "c").exists()
@@ -126,7 +129,7 @@ def test_what_was_asked_before_an_interrupt_is_kept(tmp_path):
 def test_a_file_cut_anywhere_loses_its_last_line_only(tmp_path, cut, values):
     file = tmp_path / "c"
     file.unlink(missing_ok=True)
-    keys = [score_key("i", "p", text, {}) for text in "abc"]
+    keys = [score_key("i", "p", text, None, {}) for text in "abc"]
     for key, value in zip(keys, values, strict=True):
         ScoreCache(file).add({key: value})
     whole = file.read_bytes()
@@ -166,15 +169,3 @@ def test_a_full_disk_is_explained(tmp_path):
     (tmp_path / "c").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"No space left on device. Make room"):
         cache.add({"k": 1.0})
-
-
-def test_a_callable_that_compares_the_completions_of_a_call_is_asked_about_all_of_them(tmp_path):
-    """It has an identity, but an answer of it does not stand for itself."""
-
-    def rank(prompts, completions, **columns):
-        return [float(sorted(completions).index(text)) for text in completions]
-
-    cache = ScoreCache(tmp_path / "c")
-    assert resolve_rewards(rank).parts[0].identity is not None
-    assert ask(rank, ["b", "c"], cache) == [0.0, 1.0]
-    assert ask(rank, ["a", "b"], cache) == [0.0, 1.0] and len(cache) == 0

@@ -1,4 +1,4 @@
-"""A script as a user writes it: a reward in it, a helper module beside it, every call noted. Used by test_paid.py."""
+"""A script as a user writes it: a reward in it that notes every completion it scores. Used by test_paid.py."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import sys
 
 import latentknobs as lk
 
-LOG, FOLDER, KILL_AFTER = sys.argv[1], sys.argv[2], int(sys.argv[3])
+LOG, FOLDER, KILL_AFTER, RESUME = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "resume"
 SETTINGS = {
     "knobs": ["temperature:0,0.5,1"], "prompts": "testbed:stories", "train_prompts": 10, "rollouts": 3, "eval_size": 0,
     "max_new_tokens": 8, "batch_size": 8, "shard_size": 8, "hidden": 8, "steps": 4, "pairs_per_step": 4,
@@ -14,17 +14,13 @@ SETTINGS = {
 
 
 def reward(prompts, completions, **columns):
-    """Worth what the helper says; the process ends itself when it was asked for so many."""
-    import paid_helper
-
+    """The process ends itself once it has scored so many."""
     with open(LOG, "a", encoding="utf-8") as log:
         log.writelines(f"{text!r}\n" for text in completions)
     with open(LOG, encoding="utf-8") as log:
-        if int(os.environ["KILL_AFTER"]) <= len(log.readlines()):
+        if len(log.readlines()) >= KILL_AFTER:
             os.kill(os.getpid(), signal.SIGKILL)
-    return [paid_helper.worth(text) for text in completions]
+    return [float(len(text) * 7 % 11) for text in completions]
 
 
-os.environ["KILL_AFTER"] = str(KILL_AFTER)
-del KILL_AFTER
-lk.train(reward=reward, output_dir=FOLDER, **SETTINGS)
+lk.train(reward=reward, output_dir=FOLDER, resume=RESUME, **SETTINGS)

@@ -1,13 +1,19 @@
 """Lists of rewards with weights, and what makes two rewards the same."""
 
+import functools
 import math
 from pathlib import Path
 
 import pytest
 
 from latentknobs.errors import ConfigError, UnknownNameError
-from latentknobs.rewards import NgramRepetition, resolve_rewards, reward_identity
+from latentknobs.rewards import NgramRepetition, resolve_rewards
 from latentknobs.rewards.identity import content_hash
+
+
+def reward_identity(reward):
+    rewards = resolve_rewards(reward)
+    return None if rewards.unversioned else rewards.key
 
 
 def mine(prompts, completions, **columns):
@@ -39,6 +45,8 @@ def test_names_and_callables_mix_and_have_weights():
         (["repetition", mine], [1.0, "2"], "must be finite numbers"),
         ([], None, "list of rewards is empty. Give at least one: .*repetition"),
         ([mine, 5], None, "5 is not a reward"),
+        ({mine}, None, "is not a reward"),
+        (NgramRepetition, None, "The reward NgramRepetition is a class: pass an object of it"),
     ],
 )
 def test_wrong_lists_and_weights_are_named(spec, weights, told):
@@ -63,27 +71,24 @@ class TestIdentity:
         names = ["repetition", "repetition:n=3", "repetition:n=4", "exact_match", "word_surprise"]
         assert len({reward_identity(name) for name in names}) == len(names)
 
-    def test_a_plain_callable_is_known_by_what_it_is_made_of(self):
-        assert reward_identity(mine) == reward_identity(mine) is not None
-        assert (
-            reward_identity(NgramRepetition(n=3))
-            == reward_identity(NgramRepetition(n=3))
-            != reward_identity(NgramRepetition(n=4))
-        )
-        assert reward_identity(["repetition", mine]) is not None
+    def test_a_callable_without_version_is_not_known_and_nor_is_a_list_with_it(self):
+        for reward in (mine, NgramRepetition(n=3), functools.partial(mine), ["repetition", mine]):
+            assert reward_identity(reward) is None
+        rewards = resolve_rewards(["repetition", functools.partial(mine), NgramRepetition()])
+        assert rewards.unversioned == ("mine", "repetition(n=3)")
 
-    def test_what_cannot_be_read_is_not_known_and_nor_is_a_list_with_it(self):
-        client = iter(())
+    @pytest.mark.parametrize("version", [None, ("1",), ["1"], {"a": 1}, lambda: "1", object()])
+    def test_only_a_text_or_a_number_is_a_version(self, version):
+        def versioned(prompts, completions, **columns):
+            return [0.0] * len(completions)
 
-        def asks(prompts, completions, **columns):
-            return [next(client) for _ in completions]
+        versioned.version = version
+        assert reward_identity(versioned) is None
 
-        assert reward_identity(asks) is None
-        assert reward_identity(["repetition", asks]) is None
-        assert [part.unread for part in resolve_rewards(["repetition", asks]).parts] == [
-            None,
-            "its variable `client`, a tuple_iterator",
-        ]
+    def test_a_key_tells_unversioned_rewards_apart_by_name_and_weight(self):
+        others = [mine, NgramRepetition(), NgramRepetition(n=4), ["repetition", mine]]
+        keys = {resolve_rewards(mine, [2.0]).key, *(resolve_rewards(one).key for one in others)}
+        assert len(keys) == 5
 
     def test_a_version_makes_a_callable_known(self):
         class Judge:
@@ -95,7 +100,7 @@ class TestIdentity:
 
         assert reward_identity(Judge("1")) == reward_identity(Judge("1"))
         assert len({reward_identity(Judge(version)) for version in ("1", "2", 1)}) == 3
-        assert reward_identity(Judge(None)) not in (None, reward_identity(Judge("1")))
+        assert reward_identity(Judge(None)) is None
 
         def other(prompts, completions, **columns):
             return [0.0] * len(completions)
@@ -103,9 +108,39 @@ class TestIdentity:
         other.version = "1"
         assert reward_identity(other) not in (None, reward_identity(Judge("1")))
 
+    def test_settings_count_beside_the_version(self):
+        class Judge:
+            version = 1
+
+            def __init__(self, words, client=None):
+                self.words, self._client, self.calls = words, client, 0
+
+            def __call__(self, prompts, completions, **columns):
+                self.calls += 1
+                return [0.0] * len(completions)
+
+            def strict(self, prompts, completions, **columns):
+                return [1.0] * len(completions)
+
+        judge = Judge(["a"])
+        before = reward_identity(judge)
+        judge(["p"], ["c"])
+        assert reward_identity(judge) == reward_identity(Judge(["a"], client=object())) == before is not None
+        assert reward_identity(Judge(["b"])) not in (None, before)
+        assert reward_identity(judge.strict) not in (None, before)
+        assert reward_identity(judge.strict) == reward_identity(Judge(["a"]).strict) != reward_identity(Judge(["b"]).strict)
+
+        def scaled(prompts, completions, factor, **columns):
+            return [factor] * len(completions)
+
+        scaled.version = "1"
+        once, twice = functools.partial(scaled, factor=1), functools.partial(scaled, factor=2)
+        assert len({reward_identity(reward) for reward in (once, twice, scaled)} - {None}) == 3
+        assert reward_identity(functools.partial(scaled, factor=2)) == reward_identity(twice)
+
     def test_weights_and_order_count(self):
         both = ["repetition", "word_surprise"]
-        found = {reward_identity(resolve_rewards(both, weights)) for weights in (None, [1, 2], [2, 1])}
+        found = {resolve_rewards(both, weights).key for weights in (None, [1, 2], [2, 1])}
         assert len(found) == 3 and None not in found
         assert reward_identity(both) != reward_identity(both[::-1])
 
