@@ -22,6 +22,7 @@ from latentknobs.heads.features import read_features
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import option_logps
+from latentknobs.tensors import pick, segment_sum
 
 Unreachable = Literal["refuse", "drop"]
 
@@ -82,7 +83,7 @@ def featurise(
         for r, prompt, rollout, (hidden_TD, logits_TV), context in zip(batch, asked, given, read, contexts, strict=True):
             ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
             logps_TK = option_logps(logits_TV, ids_T, space, context).clamp(min=-torch.inf if floor is None else floor).cpu()
-            base_T = logits_TV.float().log_softmax(-1).gather(-1, ids_T.unsqueeze(-1)).squeeze(-1)
+            base_T = pick(logits_TV.float().log_softmax(-1), ids_T)
             feature_TF = read_features(features, hidden_TD, logits_TV)
             feature_TF = feature_TF.to("cpu", dtype or feature_TF.dtype)
             previous_T = torch.tensor([prompt.ids[-1], *rollout.ids[:-1]])
@@ -108,8 +109,7 @@ def _by_segment(segment_T: Tensor, feature_TF: Tensor, logps_TK: Tensor, option_
     """One response."""
     first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
     S = len(first_S)
-    logps_SK = logps_TK.new_zeros(S, logps_TK.shape[1]).index_add(0, segment_T, logps_TK)
-    base_S = base_T.new_zeros(S).index_add(0, segment_T, base_T)
+    logps_SK, base_S = segment_sum(logps_TK, segment_T, S), segment_sum(base_T, segment_T, S)
     return FeatureCache(feature_TF[first_S], logps_SK, option_T[first_S], base_S, torch.tensor([0, S]))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentknobs.errors import DataError, SpaceError
 from latentknobs.knobs.space import KnobSpace
+from latentknobs.tensors import segment_sum
 
 
 def coverage(reward_PK: Tensor, chosen: Sequence[int]) -> float:
@@ -65,7 +66,6 @@ def select_strategies(space: KnobSpace, reward_PK: Tensor, count: int) -> KnobSp
 def reward_table(prompt_R: Tensor, option_R: Tensor, reward_R: Tensor, prompts: int, options: int) -> Tensor:
     """(P, K) mean reward of R rollouts by prompt and option; NaN where a pair was never tried."""
     cell_R = prompt_R.long() * options + option_R.long()
-    zero_C = torch.zeros(prompts * options, dtype=torch.float64)
-    total_C = zero_C.index_add(0, cell_R, reward_R.double())
-    count_C = zero_C.index_add(0, cell_R, torch.ones_like(reward_R, dtype=torch.float64))
+    reward_R, cells = reward_R.double(), prompts * options
+    total_C, count_C = segment_sum(reward_R, cell_R, cells), segment_sum(torch.ones_like(reward_R), cell_R, cells)
     return (total_C / count_C).view(prompts, options)

@@ -14,7 +14,7 @@ from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import reference
 from latentknobs.likelihood.cut import cut_rows
 from latentknobs.likelihood.prefix import is_ordered
-from latentknobs.likelihood.rows import perhaps
+from latentknobs.tensors import any_or_unknown
 
 
 def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context: Context | None = None) -> Tensor:
@@ -37,7 +37,7 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
         cut = cut_rows(logits_NV, space, value_NJ)
         last_N1 = cut.top_NM.gather(-1, cut.count_N.unsqueeze(-1) - 1)
         last_N1 = torch.where(cut.is_uncut_N.unsqueeze(-1), -torch.inf, last_N1)
-    scaled_NV = logits_NV / cut.temperature_N.unsqueeze(-1) if perhaps(cut.temperature_N != 1) else logits_NV
+    scaled_NV = logits_NV / cut.temperature_N.unsqueeze(-1) if any_or_unknown(cut.temperature_N != 1) else logits_NV
     out_NV = scaled_NV.masked_fill(scaled_NV < last_N1, -torch.inf)
     if cut.is_greedy_N is not None and len(rows := cut.is_greedy_N.nonzero().squeeze(-1)):
         first_R1 = cut.token_NM[rows, :1]

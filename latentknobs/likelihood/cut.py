@@ -17,8 +17,8 @@ from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.host import HostCut
 from latentknobs.likelihood.masses import row_log_masses
 from latentknobs.likelihood.prefix import UNCUT, Scaled, sees
-from latentknobs.likelihood.rows import host_sees
 from latentknobs.likelihood.sorting import top_tokens
+from latentknobs.tensors import host_sees
 
 TOP = 256  # part of what a seed means: another number would order the CDF of uncut rows differently (see decoding.sampler)
 

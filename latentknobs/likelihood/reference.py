@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.likelihood.rows import perhaps
+from latentknobs.tensors import any_or_unknown
 
 ROWS = 256  # rows of logits in work at once: bounds memory at a few copies of (ROWS, V), whatever N and K are
 
@@ -27,7 +27,7 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
     out_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
     value_NJ = value_NJ.to(out_NV)
     for j, knob in enumerate(space.knobs):
-        if perhaps(value_NJ[:, j] != knob.neutral):
+        if any_or_unknown(value_NJ[:, j] != knob.neutral):
             out_NV = knob.apply_in(out_NV, value_NJ[:, j], context)
     return out_NV
 

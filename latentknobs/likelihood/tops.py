@@ -13,7 +13,7 @@ from torch import Tensor
 from latentknobs.knobs.knob import TruncationKnob
 from latentknobs.likelihood.plan import Scale
 from latentknobs.likelihood.prefix import Key, sees
-from latentknobs.likelihood.rows import host_sees
+from latentknobs.tensors import host_sees
 
 FIRST = 16  # columns that a knob is shown at first
 STACK = 1 << 16  # elements shown in one call: a quarter of a MiB of float32, whatever is asked

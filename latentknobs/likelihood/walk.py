@@ -9,8 +9,8 @@ from torch import Tensor
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.plan import Plan, Scale, Truncate, plan_of
 from latentknobs.likelihood.prefix import UNCUT, UNKNOWN, Branch, Key, product, sees, tree
-from latentknobs.likelihood.rows import perhaps
 from latentknobs.likelihood.tops import Tops
+from latentknobs.tensors import any_or_unknown
 
 INDICES = 2**31 - 1  # places that an int32 index tells apart
 
@@ -122,7 +122,7 @@ def walk(space: KnobSpace, top_RM: Tensor, targets: Targets, whole: bool) -> tup
             cut_PR, is_any_open = _truncated(step, tops, cut_PR, is_any_open)
     rank_R = torch.searchsorted(-top_RM, -targets.logit_R.unsqueeze(-1), out_int32=True).squeeze(-1)  # tokens above the target
     logps_RK = _settled(plan, tops, cut_PR, targets, rank_R)
-    if not is_any_open or not perhaps(is_open_PR := _is_open(cut_PR, top_RM.shape[1])):
+    if not is_any_open or not any_or_unknown(is_open_PR := _is_open(cut_PR, top_RM.shape[1])):
         return logps_RK, None
     return logps_RK, torch.cat([is_open_PR, torch.zeros_like(is_open_PR[:1])]).index_select(0, plan.place_K).T.contiguous()
 
@@ -154,7 +154,7 @@ def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) ->
     value_C = step.value_A.to(tops.top_QRM).repeat_interleave(R)
     if step.parent_B is None:
         own_AR = tops.counts(step.knob, row_X, None, of_C, value_C).view(A, R)
-        is_any_open = is_any_open or (not tops.whole and perhaps(own_AR > M))
+        is_any_open = is_any_open or (not tops.whole and any_or_unknown(own_AR > M))
         own_AR = torch.cat([own_AR, torch.full_like(cut_PR[:1], UNCUT)])
         own_PR = own_AR.index_select(0, step.place_P)
         return torch.minimum(cut_PR.index_select(0, step.parent_P), own_PR), is_any_open
@@ -163,12 +163,12 @@ def _truncated(step: Truncate, tops: Tops, cut_PR: Tensor, is_any_open: bool) ->
     if sees(step.knob) == "row" and not tops.whole:
         made_AR, is_any_open = torch.full_like(before_AR, UNKNOWN), True
     else:
-        cut_X = before_BR.view(-1) if perhaps(before_BR != UNCUT) else None
+        cut_X = before_BR.view(-1) if any_or_unknown(before_BR != UNCUT) else None
         own_AR = tops.counts(step.knob, row_X, cut_X, of_C, value_C).view(A, R)
         made_AR = torch.minimum(before_AR, own_AR)
         if is_any_open:
             made_AR.masked_fill_(_is_open(before_AR, M), UNKNOWN)
-        is_any_open = is_any_open or (not tops.whole and perhaps(own_AR > M))
+        is_any_open = is_any_open or (not tops.whole and any_or_unknown(own_AR > M))
     return torch.cat([made_AR, cut_PR]).index_select(0, step.place_P), is_any_open
 
 

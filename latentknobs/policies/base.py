@@ -20,7 +20,7 @@ from latentknobs.heads.segmenters import Sequence as WholeSequence
 from latentknobs.knobs.knob import Stage
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import apply_options
-from latentknobs.likelihood.rows import host_sees
+from latentknobs.tensors import host_sees
 
 Pick = Literal["greedy", "sample"]
 FEW = 1 << 14  # probabilities

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.likelihood.masses import WORK
-from latentknobs.likelihood.rows import host_sees
+from latentknobs.tensors import host_sees
 
 BLOCK = 256  # tokens per step of the CDF
 SHORT = 4 * BLOCK  # tokens of a row whose CDF is written down as a whole

@@ -10,8 +10,8 @@ from torch import Tensor
 from latentknobs.engines.transformers.second import SECOND
 from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import Every, Sequence
-from latentknobs.likelihood.rows import perhaps
 from latentknobs.policies import ConstantPolicy, Policy
+from latentknobs.tensors import any_or_unknown
 
 Sampler = Literal["own", "transformers"]
 NEUTRAL: dict[str, Any] = {
@@ -92,7 +92,7 @@ def begins_at(policy: Policy, position: int, previous_B: Tensor) -> bool | Tenso
     if isinstance(segmenter, Sequence):
         return False
     fresh_B = segmenter.begins(torch.full_like(previous_B, position).unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
-    return fresh_B if perhaps(fresh_B) else False
+    return fresh_B if any_or_unknown(fresh_B) else False
 
 
 def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:

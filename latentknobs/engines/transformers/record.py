@@ -17,6 +17,7 @@ from latentknobs.knobs.context import Context
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import apply_options
 from latentknobs.policies import Policy
+from latentknobs.tensors import pick
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ def _row(
     first_T = torch.searchsorted(segment_T, segment_T)  # index of each segment's first token
     option_T = drawn_T[first_T]
     warped_TV = policy_logits(policy, logits_TV, option_T, context)
-    token_T1 = torch.tensor(response, device=logits_TV.device).unsqueeze(-1)
+    token_T = torch.tensor(response, device=logits_TV.device)
     kept_TV = logits_TV.to(warped_TV.dtype).log_softmax(-1).masked_fill(warped_TV.isneginf(), -torch.inf)
     return {
         "option_BT": option_T,
         "segment_BT": segment_T,
         "mask_BT": torch.ones_like(option_T, dtype=torch.bool),
-        "logps_BT": warped_TV.log_softmax(-1).gather(-1, token_T1).squeeze(-1),
+        "logps_BT": pick(warped_TV.log_softmax(-1), token_T),
         "log_kept_BT": kept_TV.logsumexp(-1),
         "log_pi_BTK": log_pi_TK,
     }

@@ -24,8 +24,8 @@ from latentknobs.likelihood.apply import apply_values, ordered_tail
 from latentknobs.likelihood.cut import TOP, Cut, cut_rows, told
 from latentknobs.likelihood.host import HostCut
 from latentknobs.likelihood.masses import row_log_masses
-from latentknobs.likelihood.rows import host_sees
 from latentknobs.likelihood.sorting import first_argmax
+from latentknobs.tensors import host_sees
 
 ROWS, WORK = 8, 1 << 18  # rows that a CPU looks at as a whole at once: more where they are short
 

@@ -11,8 +11,8 @@ from latentknobs.heads.features import read_features
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.knobs.context import Context
 from latentknobs.likelihood.apply import ordered_tail
-from latentknobs.likelihood.rows import host_sees
 from latentknobs.policies import HeadPolicy, Policy
+from latentknobs.tensors import host_sees
 
 
 class Stepper:

@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from latentknobs.errors import ConfigError, UnreachableTokenError, did_you_mean
 from latentknobs.learners.lpo.settings import LengthNorm, Objective
+from latentknobs.tensors import pick, segment_sum
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
@@ -61,16 +62,13 @@ def log_marginals(log_pi_BTK: Tensor, responses: Responses) -> Tensor:
     segment_BT, mask_BT = responses.segment_BT, responses.mask_BT
     starts_BT = segment_starts(segment_BT, mask_BT)
     S = int(segment_BT.max()) + 1 if segment_BT.numel() else 0
-    index_BTK = segment_BT.unsqueeze(-1).expand_as(log_pi_BTK)
-    zeros_BSK = log_pi_BTK.new_zeros(log_pi_BTK.shape[0], S, log_pi_BTK.shape[-1])
-    log_pi_BSK = zeros_BSK.scatter_add(1, index_BTK, torch.where(starts_BT.unsqueeze(-1), log_pi_BTK, 0.0))
+    log_pi_BSK = segment_sum(torch.where(starts_BT.unsqueeze(-1), log_pi_BTK, 0.0), segment_BT, S)
     logps_BTK = torch.where(mask_BT.unsqueeze(-1), responses.option_logps_BTK, 0.0).to(log_pi_BTK.dtype)
-    logps_BSK = zeros_BSK.scatter_add(1, index_BTK, logps_BTK)
-    joint_BSK = log_pi_BSK + logps_BSK
+    joint_BSK = log_pi_BSK + segment_sum(logps_BTK, segment_BT, S)
     # Where every term is -inf, so is the sum; its gradient is set to zero (torch's would be NaN).
     lost_BS = joint_BSK.isneginf().all(-1)
     marginal_BS = joint_BSK.masked_fill(lost_BS.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(lost_BS, -torch.inf)
-    exists_BS = torch.zeros_like(marginal_BS).scatter_add(1, segment_BT, starts_BT.to(marginal_BS.dtype)) > 0
+    exists_BS = segment_sum(starts_BT.long(), segment_BT, S) > 0
     return torch.where(exists_BS, marginal_BS, 0.0)
 
 
@@ -95,8 +93,8 @@ def tokens_separate_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses:
     The paper omits the reference because its uniform one cancels between chosen and rejected of equal length; here it
     stays, so that later rounds and unequal lengths are right.
     """
-    picked_BT1 = _given(responses.option_BT, "option_BT", "tokens_separate, tokens and nll").unsqueeze(-1)
-    ratio_BT = (log_pi_BTK.gather(-1, picked_BT1) - ref_log_pi_BTK.gather(-1, picked_BT1)).squeeze(-1)
+    option_BT = _given(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
+    ratio_BT = pick(log_pi_BTK, option_BT) - pick(ref_log_pi_BTK, option_BT)
     return torch.where(segment_starts(responses.segment_BT, responses.mask_BT), ratio_BT, 0.0).sum(-1)
 
 
@@ -107,7 +105,7 @@ def tokens_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Response
     """
     option_BT = _given(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
     base_BT = _given(responses.base_logps_BT, "base_logps_BT", "tokens")
-    sampled_BT = responses.option_logps_BTK.gather(-1, option_BT.unsqueeze(-1)).squeeze(-1)
+    sampled_BT = pick(responses.option_logps_BTK, option_BT)
     offset_BT = torch.where(responses.mask_BT, sampled_BT - base_BT, 0.0)
     return tokens_separate_score(log_pi_BTK, ref_log_pi_BTK, responses) + offset_BT.sum(-1).to(log_pi_BTK.dtype)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentknobs.errors import UnreachableTokenError
 from latentknobs.learners.lpo.losses import LengthNorm, Objective
+from latentknobs.tensors import pick
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,12 @@ def _marginal_ratios(log_pi_MK: Tensor, ref_MK: Tensor | None, segments: Segment
 
 def _picked(objective: Objective, log_pi_MK: Tensor, ref_MK: Tensor | None, segments: Segments) -> Tensor:
     """(M,) of the sampled options."""
-    option_M1 = segments.option_M.unsqueeze(-1)
-    log_pi_M = log_pi_MK.gather(-1, option_M1).squeeze(-1)
+    log_pi_M = pick(log_pi_MK, segments.option_M)
     if objective == "nll":
         return log_pi_M
     uniform = -math.log(log_pi_MK.shape[-1])
-    ratio_M = log_pi_M - (uniform if ref_MK is None else ref_MK.gather(-1, option_M1).squeeze(-1))
+    ratio_M = log_pi_M - (uniform if ref_MK is None else pick(ref_MK, segments.option_M))
     if objective == "tokens_separate":
         return ratio_M
-    sampled_M = segments.logps_MK.gather(-1, option_M1).squeeze(-1)
+    sampled_M = pick(segments.logps_MK, segments.option_M)
     return ratio_M + (sampled_M - segments.base_M).to(ratio_M.dtype)

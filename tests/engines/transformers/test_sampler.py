@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from latentknobs import KnobSpace, apply_options
+from latentknobs import KnobSpace, apply_options, tensors
 from latentknobs.engines.transformers import inverse, sampler
 from latentknobs.engines.transformers.inverse import draw
 from latentknobs.engines.transformers.sampler import cut_rows, sample_values
 from latentknobs.likelihood import cut as cut_module
-from latentknobs.likelihood import rows as rows_module
 from latentknobs.likelihood.reference import apply_values
 
 ALL = KnobSpace.of({"temperature": [1.0]}, {"top_k": [0]}, {"top_p": [1.0]}, {"min_p": [0.0]})
@@ -159,7 +158,7 @@ def test_a_host_that_may_not_ask_does_more_and_gets_the_same(order: str, monkeyp
 
     asked = [tokens(space), tokens(scaling)]
     warped_NV = apply_options(logits_NV, space, key_N)
-    for module in (cut_module, rows_module, inverse, sampler):
+    for module in (cut_module, tensors, inverse, sampler):
         monkeypatch.setattr(module, "host_sees", lambda tensor: False)
     assert all(torch.equal(one, other) for one, other in zip(asked, [tokens(space), tokens(scaling)], strict=True))
     assert torch.equal(warped_NV, apply_options(logits_NV, space, key_N))
