@@ -6,6 +6,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import Cache
+
 NAMES = ("cache", "past_key_values", "cache_params")
 
 
@@ -18,3 +20,19 @@ def cache_in(values: Mapping[str, Any]) -> Any:
     """The cache among keyword arguments or in a model output; None where there is none."""
     name = cache_name(values)
     return None if name is None else values[name]
+
+
+def cache_length(values: Mapping[str, Any]) -> Any:
+    """How many tokens the cache among these values holds, as an int or a tensor; None where it cannot say.
+
+    Caches that keep states and no keys (Mamba) cannot. Versions before 5.10 raise for them, later ones return a number that
+    means something else.
+    """
+    name = cache_name(values)
+    cache = None if name in (None, "cache_params") else values[name]
+    if not isinstance(cache, Cache) or all(getattr(cache, "is_linear", [False])):
+        return None
+    try:
+        return cache.get_seq_length()
+    except ValueError:
+        return None

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
-from latentknobs.engines.transformers.caches import cache_in
+from latentknobs.engines.transformers.caches import cache_in, cache_length
 from latentknobs.engines.transformers.second import SECOND, SecondReader
 from latentknobs.engines.transformers.uniforms import OPTIONS, TOKENS, uniforms
 from latentknobs.knobs.context import Context
@@ -69,11 +68,9 @@ class Ledger:
         if self.sampling and self._seen and kwargs.get("use_cache"):  # no drafts: nothing is ever taken back
             first, self._seen = self._seen, self._seen + width
             return first
-        cache = cache_in(kwargs)
-        if cache is None:
+        if cache_in(kwargs) is None:
             return 0
-        is_measured = isinstance(cache, Cache) and not all(getattr(cache, "is_linear", [False]))  # a state has no length
-        length = cache.get_seq_length() if is_measured else None
+        length = cache_length(kwargs)
         # A static cache keeps its length on the device; within one call, counting is as good and nobody has to wait.
         if length is None or (isinstance(length, Tensor) and self.is_one_call and self._seen):
             first = self._seen
