@@ -9,7 +9,7 @@ the hook draws it with the per-row sampler and marks it with an infinite logit: 
 position) whatever the batch. Everywhere else the hook returns the logits of the chosen options.
 """
 
-from collections.abc import Callable
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -18,23 +18,24 @@ from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.frozen import output_embeddings
+from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
-from latentknobs.engines.transformers.modes import NEUTRAL as NEUTRAL
 from latentknobs.engines.transformers.modes import (
     Sampler,
     begins_at,
     needs_of,
-    neutral,
     refuse_batching,
     refuse_beams_without_cache,
     refuse_second,
-    refuse_settings,
     samples_plainly,
-    setting,
 )
 from latentknobs.engines.transformers.record import Record, policy_logits, read_record
+from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
 from latentknobs.engines.transformers.step import Stepper
 from latentknobs.engines.transformers.uniforms import REDRAWS, uniforms
+from latentknobs.engines.transformers.verify import Verifier, sequences_of
+from latentknobs.engines.transformers.versions import announce_untested
+from latentknobs.engines.transformers.wrappers import layers_of
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Context
 from latentknobs.policies import Policy
@@ -43,52 +44,71 @@ from latentknobs.policies import Policy
 # kept token of a row, and softmax needs a finite number then. exp(-1e4) is 0 in float32.
 REMOVED = -1e4
 UNSEEN = -1  # id of a token that came as an embedding
-WRAPPED = ("generate", "_get_logits_processor", "init_continuous_batching")
+
+
+class _Running(threading.local):
+    """What one thread is doing with the model: hooks run in the thread that called it."""
+
+    hidden: Tensor | None = None
+    ledger: Ledger | None = None
+    kept: Ledger | None = None  # what the next call of `generate` goes on with
+    verifier: Verifier | None = None  # of the `generate` that is running
+    may_sample = False
+    is_paused = False
 
 
 class Attached:
     """A policy at work on a model, until `detach()` or the end of the `with` block.
 
+    Calls of `generate` from several threads wait for each other. Copies and pickles of the model are the model as if nothing
+    were attached.
+
     Args:
-        model: a transformers causal LM.
+        model: a transformers causal LM, or a pipeline, PEFT, DDP, FSDP or compiled wrapper of one.
         policy: who chooses.
         seed: decides which options are drawn when the policy samples them, and which tokens with the own sampler.
         sampler: "own" draws tokens in the hook where `generate` would only draw one token per row from the logits;
             "transformers" always leaves that to `generate` and its global random state.
+        sampling_arguments: what becomes of sampling arguments (temperature, ...) that a caller passes to `generate`: "refuse"
+            raises, "override" leaves the choice to the policy and warns once, for clients that always pass them.
 
     Attributes:
         rows: (B,) ids that stand for the rows in the uniforms, one per response (per prompt in a beam search); None counts
             the rows of each batch. Set it to keep a request's text the same whatever batch it is put in.
 
     Raises:
-        DecodingError: the model already has a policy attached.
+        DecodingError: the model already has a policy attached, or is not one that policies can decode with.
     """
 
     rows: Tensor | None = None
 
-    def __init__(self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own") -> None:
+    def __init__(
+        self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own", *,
+        sampling_arguments: SamplingArguments = "refuse",
+    ) -> None:  # fmt: skip
+        layers = layers_of(model)
+        self.model = model = layers[-1]
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         embeddings = output_embeddings(model)
-        self.model, self.policy, self.seed, self.sampler = model, policy, seed, sampler
+        announce_untested()
+        self.policy, self.seed, self.sampler, self.sampling_arguments = policy, seed, sampler, sampling_arguments
         self._stepper = Stepper(policy)
-        self._hidden: Tensor | None = None
-        self._in_generate = False
-        self._paused = False
-        self._ledger: Ledger | None = None
-        self._kept: Ledger | None = None  # what the next call of `generate` goes on with
+        self._now, self._lock = _Running(), threading.RLock()
+        self._newest: Ledger | None = None
         self._copies = 1  # sequences returned per request, where they share its uniforms
-        self._config = model.generation_config
-        self._originals: dict[str, Callable[..., Any]] = {n: getattr(model, n) for n in WRAPPED if hasattr(model, n)}
+        # Wrappers may call the model's forward without its hooks (PEFT does), so that they need the hook too.
+        modules = [layer for layer in reversed(layers) if isinstance(layer, torch.nn.Module)]
         self._hooks = [
-            embeddings.register_forward_pre_hook(torch.compiler.disable(self._tap)),
-            model.register_forward_hook(torch.compiler.disable(self._rewrite), with_kwargs=True),
+            embeddings.register_forward_pre_hook(Hook(self._tap)),
+            *(module.register_forward_hook(Hook(self._rewrite), with_kwargs=True) for module in modules),
         ]
-        model.generation_config = neutral(self._config)
-        model.generate = self._checked_generate
-        for name, wrapper in (("_get_logits_processor", self._processors), ("init_continuous_batching", self._batching)):
-            if name in self._originals:
-                setattr(model, name, wrapper)
+        replaced = {
+            "generate": self._checked_generate,
+            "_get_logits_processor": self._processors,
+            "init_continuous_batching": self._batching,
+        }
+        self._methods = {name: Method(model, name, call) for name, call in replaced.items() if hasattr(model, name)}
         model._latentknobs = self
 
     def detach(self) -> None:
@@ -97,9 +117,12 @@ class Attached:
             hook.remove()
         self._hooks = []
         if getattr(self.model, "_latentknobs", None) is self:
-            self.model.generation_config = self._config
-            for name in (*self._originals, "_latentknobs"):
-                delattr(self.model, name)
+            for method in self._methods.values():
+                method.remove()
+            del self.model._latentknobs
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
     def __enter__(self) -> "Attached":
         return self
@@ -110,7 +133,7 @@ class Attached:
     @property
     def option_BT(self) -> Tensor:
         """(B, T) options of the newest `generate` call, response tokens only; beyond a row's end they mean nothing."""
-        ledger = self._ledger
+        ledger = self._newest
         if ledger is None or ledger.option_BL is None:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before reading the options.")
         if not ledger.is_plain:
@@ -120,21 +143,21 @@ class Attached:
     @property
     def is_sampling(self) -> bool:
         """Whether the hook draws the tokens of the `generate` that is running."""
-        return self._ledger is not None and self._ledger.sampling
+        return self._now.ledger is not None and self._now.ledger.sampling
 
     @property
     def cache(self) -> Any:
         """The key-value cache of the `generate` that is running; None where there is none or it is of another kind."""
-        return None if self._ledger is None else self._ledger.cache
+        return None if self._now.ledger is None else self._now.ledger.cache
 
     def go_on(self, row_R: Tensor) -> None:
         """The next `generate` goes on with rows (R) of the newest one: their prompts, options and uniforms.
 
         It is to be given their ids so far, the mask of all columns, and their part of the cache, as `leaving` does.
         """
-        if self._ledger is None:
+        if self._now.ledger is None:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before going on with some of its rows.")
-        self._kept = self._ledger.of_rows(row_R)
+        self._now.kept = self._now.ledger.of_rows(row_R)
 
     def record(self, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Record:
         """What was chosen for each token of finished sequences, recomputed from the ids alone (see `Record`).
@@ -146,82 +169,103 @@ class Attached:
         """
         rows_B = torch.arange(len(sequences)) // self._copies
         rows_B = rows_B if self.rows is None else self.rows.cpu()[rows_B]
-        self._paused = True
+        self._now.is_paused = True
         try:
             return read_record(self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B)
         finally:
-            self._paused = False
+            self._now.is_paused = False
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
-        ledger, self._kept = self._kept, None
-        refuse_settings(kwargs, self.policy)
-        refuse_second(kwargs, self.policy)
+        with self._lock:
+            return self._generate(*args, **kwargs)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        now, own = self._now, self.model.generation_config
+        ledger, now.kept = now.kept, None
         if len(args) > 2:
             raise DecodingError("generate(...) with a policy attached takes at most inputs and generation_config by position.")
-        config = kwargs.pop("generation_config", args[1] if len(args) > 1 else None)
-        args = args[:1]
-        own = (config, self.model.generation_config)
-        beams = int(setting("num_beams", kwargs, own, 1))
+        config = for_call(kwargs.pop("generation_config", args[1] if len(args) > 1 else None))
+        args, configs = args[:1], (config, neutral := for_model(own))
+        beams = int(setting("num_beams", kwargs, configs, 1))
+        kwargs = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
+        refuse_second(kwargs, self.policy)
         if beams > 1:
-            refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, own, True)))
-        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
-        prompt = next((p for p in given if p is not None), None)
+            refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, configs, True)))
+        inputs = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
+        prompt = next((p for p in inputs if p is not None), None)
         if ledger is None:
             ledger = Ledger(1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
             ledger.is_plain, ledger.is_one_call = beams == 1, True
             ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
-        self._ledger = ledger
-        self._copies = int(setting("num_return_sequences", kwargs, own, 1)) if beams > 1 else 1
-        drafts = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
-        self._in_generate, self._may_sample = True, self.sampler == "own" and not drafts
+        drafts = any(kwargs.get(name) is not None for name in ("assistant_model", "custom_generate"))
+        drafts = drafts or setting("prompt_lookup_num_tokens", kwargs, configs, None) is not None
+        self._newest = now.ledger = ledger
+        self._copies = int(setting("num_return_sequences", kwargs, configs, 1)) if beams > 1 else 1
+        now.verifier = Verifier(ledger.prompt_length, ledger.is_plain and not drafts)
+        now.may_sample = self.sampler == "own" and not drafts
         self._stepper.begin()
+        self.model.generation_config = neutral
         try:
-            return self._originals["generate"](*args, generation_config=None if config is None else neutral(config), **kwargs)
+            returned = self._methods["generate"].original(*args, generation_config=config, **kwargs)
         finally:
+            if self.model.generation_config is neutral:
+                self.model.generation_config = own
+            verifier, now.verifier, ledger.sampling = now.verifier, None, False
             self._stepper.end()
-            ledger.sampling = self._in_generate = False
             ledger.second = ledger.cache = None  # their memory
             ledger.release()
+        sequences_BL = sequences_of(returned)
+        if sequences_BL is not None and kwargs.get("custom_generate") is None:
+            before = 0 if prompt is None or prompt.is_floating_point() else ledger.prompt_length
+            verifier.end(sequences_BL, sequences_BL.shape[1] - before, ledger.columns - ledger.prompt_length)
+        return returned
 
     def _processors(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` asks for its logits processors just before its loop: the moment to see whether it needs logits."""
-        processors = self._originals["_get_logits_processor"](*args, **kwargs)
-        config = kwargs.get("generation_config", args[0] if args else None)
-        if self._in_generate and self._may_sample and config is not None and samples_plainly(config, processors):
-            assert self._ledger is not None
-            self._ledger.sampling = True
-            config.do_sample = False  # `generate`'s own copy: argmax finds the token that the hook has marked
+        processors = self._methods["_get_logits_processor"].original(*args, **kwargs)
+        config, now = kwargs.get("generation_config", args[0] if args else None), self._now
+        if now.verifier is not None and config is not None:
+            assert now.ledger is not None
+            ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+            now.verifier.padding = [token for token in (config.pad_token_id, *ends) if token is not None]
+            if now.may_sample and samples_plainly(config, processors):
+                now.ledger.sampling = True
+                config.do_sample = False  # `generate`'s own copy: argmax finds the token that the hook has marked
         return processors
 
     def _batching(self, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         refuse_batching(self.policy)
-        config = None if generation_config is None else neutral(generation_config)
-        return self._originals["init_continuous_batching"](config, *args, **kwargs)
+        own = self.model.generation_config
+        config = for_model(own) if generation_config is None else for_call(generation_config)
+        return self._methods["init_continuous_batching"].original(config, *args, **kwargs)
 
     def _tap(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        self._hidden = args[0]
+        self._now.hidden = args[0]
 
     def _rewrite(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         ids_BS = kwargs.get("input_ids", args[0] if args else None)
         if ids_BS is None and kwargs.get("inputs_embeds") is not None:
             ids_BS = torch.full(kwargs["inputs_embeds"].shape[:2], UNSEEN, device=output.logits.device)
-        if self._paused or ids_BS is None or kwargs.get("labels") is not None:
-            return output
+        now = self._now
+        tapped_BSD, now.hidden = now.hidden, None
+        if tapped_BSD is None or now.is_paused or ids_BS is None or kwargs.get("labels") is not None:
+            return output  # hidden states are taken once: a wrapper's hook runs after that of the model inside it
         if kwargs.get("inputs_embeds") is not None:
             refuse_second(kwargs, self.policy)
-        assert self._hidden is not None
         # with a device map the last layers may live elsewhere than where logits come back
-        hidden_BSD, logits_BSV = self._hidden.to(output.logits.device), output.logits
+        hidden_BSD, logits_BSV = tapped_BSD.to(output.logits.device), output.logits
         if "cu_seq_lens_q" in kwargs and "cache" in kwargs:  # continuous batching: every token of the row for itself
             output.logits = self._packed(hidden_BSD, logits_BSV)
             return output
         width, kept = ids_BS.shape[1], logits_BSV.shape[1]
-        ledger, cache = self._ledger or Ledger(width), cache_in(kwargs)
+        ledger, cache, verifier = now.ledger or Ledger(width), cache_in(kwargs), now.verifier
         first = ledger.before(kwargs, width)
-        if not self._in_generate and first == 0:
+        if verifier is None and first == 0:
             ledger = Ledger(width)
-        self._ledger = ledger
-        ledger.cache = cache if self._in_generate else None
+        if verifier is not None:
+            verifier.step(first + width, ids_BS[:, -1])
+        self._newest = now.ledger = ledger
+        ledger.cache = None if verifier is None else cache
         if cache is not None and not ledger.is_plain:
             ledger.follow(cache)
         columns = range(first + width - kept, first + width)
@@ -241,11 +285,11 @@ class Attached:
 
     def _bare(self, **inputs: Any) -> Any:
         """The model's own output, as if no policy were attached."""
-        self._paused = True
+        self._now.is_paused = True
         try:
             return self.model(**inputs)
         finally:
-            self._paused = False
+            self._now.is_paused = False
 
     def _column(
         self,
@@ -274,6 +318,8 @@ class Attached:
 
         option_B, token_B = step.sample(hidden_BD, logits_BV, uniform_2B, option_B, fresh, context, again)
         ledger.remember(column + 1, option_B)
+        if self._now.verifier is not None:
+            self._now.verifier.drew(token_B)
         return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)
 
 

@@ -1,7 +1,5 @@
 """Ways of calling `generate`: which of them an attached policy can honour, and settings that would act on top of it."""
 
-from collections.abc import Iterable
-from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -14,32 +12,6 @@ from latentknobs.policies import ConstantPolicy, Policy
 from latentknobs.tensors import any_or_unknown
 
 Sampler = Literal["own", "transformers"]
-NEUTRAL: dict[str, Any] = {
-    "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
-    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None, "guidance_scale": None,
-}  # fmt: skip
-
-
-def neutral(config: Any) -> Any:
-    """A copy of a generation config in which nothing acts on the logits after the policy."""
-    copy = deepcopy(config)
-    for name, value in NEUTRAL.items():
-        setattr(copy, name, value)
-    return copy
-
-
-def refuse_settings(kwargs: dict[str, Any], policy: Policy) -> None:
-    """Sampling settings written by the caller of `generate` contradict the policy.
-
-    Raises:
-        DecodingError: naming the setting.
-    """
-    for name, value in NEUTRAL.items():
-        if name in kwargs and name != "do_sample" and kwargs[name] not in (value, None):
-            raise DecodingError(
-                f"generate({name}={kwargs[name]!r}) would act on top of the attached policy, which already chooses "
-                f"{', '.join(policy.space.names)}. Leave {name} out, or detach the policy."
-            )
 
 
 def needs_of(policy: Policy) -> tuple[str, ...]:
@@ -64,12 +36,6 @@ def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
             f"inputs_embeds hides the token ids of the prompt, and {who} compares with the response after its last token. "
             f"Pass input_ids, or leave {who} out of the space."
         )
-
-
-def setting(name: str, kwargs: dict[str, Any], configs: Iterable[Any], default: Any) -> Any:
-    """A setting as `generate` reads it: from the call, else from its generation config, else from the model's own."""
-    values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
-    return next((value for value in values if value is not None), default)
 
 
 def is_stateless(policy: Policy) -> bool:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from latentknobs import KnobSpace
 from latentknobs.engines.transformers import Attached
-from latentknobs.engines.transformers.attach import NEUTRAL
+from latentknobs.engines.transformers.settings import CHOSEN, OTHER, REFUSED, SHAPING
 from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import Every, Sequence
 from latentknobs.policies import ConstantPolicy, UniformPolicy
@@ -32,7 +32,13 @@ def state_of(model: nn.Module) -> tuple[object, ...]:
         (name, len(module._forward_hooks), len(module._forward_pre_hooks), len(module._forward_hooks_with_kwargs))
         for name, module in model.named_modules()
     ]
-    return hooks, sorted(vars(model)), id(model.generation_config), model.generation_config.to_dict(), model.generate.__func__
+    return (
+        hooks,
+        sorted(vars(model)),
+        id(model.generation_config),
+        model.generation_config.to_dict(),
+        getattr(model.generate, "__func__", model.generate),
+    )
 
 
 def poisoned(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> GenerationConfig:
@@ -48,8 +54,7 @@ def test_defaults_of_the_generation_config_are_neutralised_and_restored(lm: nn.M
     config = poisoned(lm, monkeypatch)
     torch.manual_seed(0)
     with Attached(lm, WARM):
-        assert {name: getattr(lm.generation_config, name) for name in NEUTRAL} == NEUTRAL
-        assert lm.generation_config.eos_token_id == STOPS, "what does not touch the logits stays"
+        assert lm.generation_config is config, "it is replaced during a call only"
         assert torch.equal(lm.generate(**left_padded(), max_new_tokens=8), clean_BL)
     assert lm.generation_config is config
     assert {name: getattr(config, name) for name in POISON} == POISON
@@ -173,3 +178,9 @@ def test_logits_inside_the_prompt_are_untouched(lm: nn.Module) -> None:
         attached_BSV = lm(**left_padded()).logits
     assert torch.equal(attached_BSV[:, :-1], plain_BSV[:, :-1])
     assert not torch.equal(attached_BSV[:, -1], plain_BSV[:, -1])
+
+
+def test_every_setting_of_a_generation_config_has_one_group() -> None:
+    groups = [*CHOSEN, *SHAPING, *REFUSED, *OTHER]
+    assert len(set(groups)) == len(groups)
+    assert {name for name in vars(GenerationConfig()) if not name.startswith("_")} <= set(groups)

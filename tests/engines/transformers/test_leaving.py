@@ -123,8 +123,8 @@ def test_rows_of_a_policy_that_remembers_them_stay_together_if_it_says_so() -> N
 
 
 SETTINGS: list[dict[str, Any]] = [
-    {"cache_implementation": "static", "compile_config": None}, {"use_cache": False}, {"repetition_penalty": 1.3},
-    {"min_new_tokens": 3}, {"max_time": 60.0}, {"eos_token_id": None},
+    {"cache_implementation": "static", "compile_config": None}, {"use_cache": False},
+    {"max_time": 60.0}, {"eos_token_id": None},
 ]  # fmt: skip
 
 
@@ -132,9 +132,7 @@ SETTINGS: list[dict[str, Any]] = [
 def test_where_rows_cannot_leave_there_is_one_call(settings: dict[str, Any]) -> None:
     lm, policy = tiny_lm("llama"), UniformPolicy(SPACE, Every(1))
     lm.generation_config.update(**settings, disable_compile=True)
-    torch.manual_seed(0)  # `generate` draws tokens itself where logits are processed
     found, rows = leaving(lm, policy)
-    torch.manual_seed(0)
     assert rows == [len(MANY)] and found == together(lm, policy)
 
 

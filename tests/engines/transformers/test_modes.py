@@ -27,7 +27,7 @@ def generated(model: Any, policy: Policy, rows: Tensor | None = None, **settings
     with Attached(model, policy, seed=SEED) as knobs:
         knobs.rows = rows
         out_BL = model.generate(**inputs, **{"max_new_tokens": TOKENS, **settings})
-        assert knobs._ledger is not None and knobs._ledger.sampling is False
+        assert knobs._newest is not None and knobs._newest.sampling is False
         option_BT = knobs.option_BT
     return responses_of(out_BL, inputs["input_ids"].shape[1] if "input_ids" in inputs else 0), option_BT
 

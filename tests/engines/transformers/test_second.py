@@ -147,13 +147,17 @@ def test_other_families(family: str) -> None:
     assert_reproduced(model, policy, *found, prompts=prompts)
 
 
+def _only_the_best(ids_BL: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+    return torch.where(scores_BV == scores_BV.amax(-1, keepdim=True), scores_BV, -torch.inf)
+
+
 def test_guidance_is_that_of_transformers_with_left_padding() -> None:
     """The tokens and scores of `generate(guidance_scale=...)` itself, which rounds the first logits to float32."""
     model, inputs = tiny_lm("llama").double(), left_padded()
-    asked = {"max_new_tokens": TOKENS, "return_dict_in_generate": True, "do_sample": False}
-    theirs = model.generate(**inputs, **asked, guidance_scale=1.7, output_scores=True)
+    asked = {"max_new_tokens": TOKENS, "return_dict_in_generate": True}
+    theirs = model.generate(**inputs, **asked, do_sample=False, guidance_scale=1.7, output_scores=True)
     with Attached(model, ConstantPolicy(lk.KnobSpace.of({"guidance_scale": [1.7]}), 0)):
-        ours = model.generate(**inputs, **asked, output_logits=True)
+        ours = model.generate(**inputs, **asked, output_logits=True, logits_processor=[_only_the_best])
     assert torch.equal(ours.sequences, theirs.sequences)
     for logits_BV, scores_BV in zip(ours.logits, theirs.scores, strict=True):
         assert torch.allclose(logits_BV.double(), scores_BV, atol=1e-5)
@@ -162,7 +166,7 @@ def test_guidance_is_that_of_transformers_with_left_padding() -> None:
 def test_the_second_cache_goes_with_the_call(lm: nn.Module) -> None:
     with Attached(lm, UniformPolicy(SPACE, Every(1))) as knobs:
         lm.generate(**left_padded(), max_new_tokens=3)
-        assert knobs._ledger is not None and knobs._ledger.second is None
+        assert knobs._newest is not None and knobs._newest.second is None
         lm.generate(**left_padded(), max_new_tokens=3)  # and the next call begins anew
         assert knobs.record(torch.tensor([[5, 9, 7, 3]]), 3).logps_BT.isfinite().all()
 

@@ -1,0 +1,103 @@
+"""Holds one call of `generate` to what the policy chose, so that a policy that does not act is an error.
+
+Every step sees the tokens of the step before as its input: they must be those that the hook drew. Positions must advance by
+one, and at the end there must be a choice for every token. It costs one comparison of (B,) ids a step; on a GPU the verdict of
+the steps is read once, at the end.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentknobs.engines.transformers.versions import versions
+from latentknobs.errors import DecodingError
+
+
+class Verifier:
+    """The checks of one call.
+
+    Args:
+        prompt_length: columns of the prompt.
+        is_plain: whether rows are sequences and nothing is taken back (no beams, no drafts).
+    """
+
+    def __init__(self, prompt_length: int, is_plain: bool) -> None:
+        self.prompt_length, self.is_plain = prompt_length, is_plain
+        self.padding: Collection[int] = ()  # ids behind the end of a row
+        self._columns: int | None = None
+        self._drawn_B: Tensor | None = None
+        self._is_over_B: Tensor | None = None
+        self._is_wrong: Tensor | None = None  # (), on a GPU
+
+    def step(self, columns: int, ids_B: Tensor) -> None:
+        """Before the choices of a step.
+
+        Args:
+            columns: of the sequence, up to and with the newest token of this step.
+            ids_B: (B,) that token.
+
+        Raises:
+            DecodingError: it is not the one that was drawn, or not in its place.
+        """
+        before, self._columns = self._columns, columns
+        if not self.is_plain or before is None:
+            return
+        is_prompt = before < columns <= self.prompt_length  # chunks of any width
+        if not is_prompt and columns != before + 1:
+            raise _error(f"After {before} tokens of the sequence the model was called for token {columns}, not {before + 1}")
+        self._compare(ids_B)
+
+    def drew(self, token_B: Tensor) -> None:
+        """The tokens (B,) that the hook has drawn."""
+        self._drawn_B = token_B
+
+    def end(self, sequences_BL: Tensor, tokens: int, choices: int) -> None:
+        """After the call.
+
+        Args:
+            sequences_BL: what `generate` returns.
+            tokens: length of the responses.
+            choices: positions of the responses for which the policy has chosen.
+
+        Raises:
+            DecodingError: they do not fit.
+        """
+        if choices < tokens or (self.is_plain and choices != tokens):
+            what = "did not act at all" if choices <= 0 else f"chose for {choices} tokens"
+            raise _error(f"generate returned {tokens} new tokens, and the attached policy {what}")
+        if self.is_plain and tokens:
+            self._compare(sequences_BL[:, -1])
+        if self._is_wrong is not None and bool(self._is_wrong):
+            raise _error("A sequence holds other tokens than those that the attached policy drew")
+
+    def _compare(self, ids_B: Tensor) -> None:
+        drawn_B, self._drawn_B = self._drawn_B, None
+        if drawn_B is None or len(drawn_B) != len(ids_B):
+            return
+        if ids_B.device.type == "cpu" and torch.equal(ids_B, drawn_B):
+            return
+        is_over_B = torch.zeros_like(ids_B, dtype=torch.bool) if self._is_over_B is None else self._is_over_B
+        is_padding_B = torch.isin(ids_B, torch.tensor(list(self.padding), device=ids_B.device, dtype=ids_B.dtype))
+        is_wrong_B = (ids_B != drawn_B) & ~is_padding_B | is_over_B & ~is_padding_B
+        self._is_over_B = is_over_B | (ids_B != drawn_B)
+        if ids_B.device.type != "cpu":
+            self._is_wrong = is_wrong_B.any() if self._is_wrong is None else self._is_wrong | is_wrong_B.any()
+        elif bool(is_wrong_B.any()):
+            row = int(is_wrong_B.nonzero()[0])
+            drawn, found = int(drawn_B[row]), int(ids_B[row])
+            raise _error(f"For row {row} the attached policy drew token {drawn}, and the sequence holds {found}")
+
+
+def _error(fact: str) -> DecodingError:
+    return DecodingError(
+        f"{fact}: the output of this call is not the policy's ({versions()}). Another hook, a wrapper or an untested version "
+        "changes what generate does. Remove it, or detach the policy."
+    )
+
+
+def sequences_of(returned: Any) -> Tensor | None:
+    """(B, L) ids among what `generate` returned; None where it returned something else (a `custom_generate` may)."""
+    found = returned if isinstance(returned, Tensor) else getattr(returned, "sequences", None)
+    return found if isinstance(found, Tensor) and found.dim() == 2 else None
