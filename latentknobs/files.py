@@ -53,16 +53,16 @@ def read_json(path: Path, kind: Any, error: type[LatentKnobsError], cure: str, l
     """The data of a JSON file, as a type that pydantic knows; see `read_text` for the arguments."""
     text = read_text(path, error, cure, largest)
     try:
-        return parse_json(text, kind)
+        return fit(parse_json(text), kind)
     except ValueError as problem:
         raise error(f"{str(path)!r} is damaged: {problem}. {cure}") from None
 
 
-def parse_json(text: str, kind: Any) -> Any:
-    """JSON as a type that pydantic knows.
+def parse_json(text: str) -> Any:
+    """The data of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply, or does not fit the type; in few words.
+        ValueError: it is not JSON, or is nested too deeply; in few words.
     """
     try:
         data = json.loads(text)
@@ -70,7 +70,7 @@ def parse_json(text: str, kind: Any) -> Any:
             raise RecursionError
     except RecursionError:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
-    return fit(data, kind)
+    return data
 
 
 def fit(data: Any, kind: Any) -> Any:

@@ -1,6 +1,5 @@
 """Reading what may have come from anywhere, and what is shown of this machine."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentknobs.errors import RunError
-from latentknobs.files import DEEPEST, parse_json, path_of, public_name, read_text, without_folders
+from latentknobs.files import DEEPEST, fit, parse_json, path_of, public_name, read_text, without_folders
 
 CACHED = "/home/mia/.cache/huggingface/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/93ab"
 
@@ -19,10 +18,10 @@ def nested(depth: int) -> str:
 
 
 def test_data_may_be_as_deep_as_said_and_no_deeper() -> None:
-    assert isinstance(parse_json(nested(DEEPEST), list[Any]), list)
+    assert isinstance(parse_json(nested(DEEPEST)), list)
     for depth in (DEEPEST + 1, 5_000, 200_000):
         with pytest.raises(ValueError, match="nested more than"):
-            parse_json(nested(depth), list[Any])
+            parse_json(nested(depth))
 
 
 LEAVES = st.none() | st.floats() | st.text() | st.integers()
@@ -31,7 +30,7 @@ LEAVES = st.none() | st.floats() | st.text() | st.integers()
 @given(st.text() | st.dictionaries(st.text(), st.recursive(LEAVES, lambda inner: st.lists(inner))))
 def test_what_does_not_fit_is_told_in_few_words(data: Any) -> None:
     with pytest.raises(ValueError, match="valid list") as caught:
-        parse_json(json.dumps(data), list[int])
+        fit(data, list[int])
     assert len(str(caught.value)) < 200
 
 

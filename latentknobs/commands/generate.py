@@ -16,7 +16,7 @@ from latentknobs.data.prompts import Prompt, check_lengths, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.engines.transformers.frozen import context_length, input_device
 from latentknobs.errors import ConfigError
-from latentknobs.models.sources import TESTBED, load_model
+from latentknobs.models.sources import TESTBED, check_vocabulary, load_model
 from latentknobs.reporting import coloured, legend
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.samples import token_texts
@@ -43,6 +43,7 @@ def generate(adapter_or_run: Path, texts: tuple[str, ...], **flags: Any) -> None
     check_base(adapter.base, describe_model(model), strict="model" not in chosen)
     prompts = make_prompts([text.replace("\\n", "\n") for text in texts] or _examples(), tokenizer)
     check_lengths(prompts, config.max_new_tokens, context_length(model))
+    check_vocabulary(model, prompts)
     policy = adapter.policy(config.pick)
     policy.head.to(input_device(model))
     rollouts = roll_out(

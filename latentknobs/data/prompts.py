@@ -7,11 +7,10 @@ training and held-out prompts is a hash of the text, so it never depends on orde
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from jinja2 import TemplateError
 
 from latentknobs.errors import DataError
 
@@ -42,8 +41,8 @@ def make_prompts(rows: Iterable[Row | str], tokenizer: Any) -> list[Prompt]:
     """Tokenised prompts; a list of chat messages goes through the tokenizer's chat template.
 
     Raises:
-        DataError: a prompt has no tokens or is neither text nor messages, a column clashes with the reward's arguments, or the
-            tokenizer has no chat template, or one that refuses the conversation.
+        DataError: a prompt has no tokens, is neither text nor messages, or holds half a character; a column clashes with the
+            reward's arguments; or the tokenizer has no chat template, or one that refuses the conversation.
     """
     return [make_prompt(row, tokenizer, f"Prompt {number}") for number, row in enumerate(rows, 1)]
 
@@ -51,7 +50,7 @@ def make_prompts(rows: Iterable[Row | str], tokenizer: Any) -> list[Prompt]:
 def make_prompt(row: Row | str, tokenizer: Any, called: str) -> Prompt:
     """One of `make_prompts`; `called` is its name in messages."""
     if not isinstance(row, str | Mapping):
-        raise DataError(f"{called} is {row!r}; a row must be text, or a dict with a `prompt`.")
+        raise DataError(f"{called} is {reprlib.repr(row)}; a row must be text, or a dict with a `prompt`.")
     columns: dict[str, Any] = {"prompt": row} if isinstance(row, str) else dict(row)
     named = ", ".join(map(str, columns))
     prompt = columns.pop("prompt", None)
@@ -59,31 +58,81 @@ def make_prompt(row: Row | str, tokenizer: Any, called: str) -> Prompt:
         raise DataError(f"{called} has a column {bad[0]!r}, which the reward could not receive. Rename it.")
     messages = None
     if isinstance(prompt, str):
-        text, ids = prompt, tokenizer(prompt)["input_ids"]
+        text, ids = prompt, plain_ids(tokenizer, check_text(prompt, called))
     elif isinstance(prompt, list | tuple):
         messages = check_messages(prompt, called)
         text = render_chat(tokenizer, messages, called, settings=columns.get(TEMPLATE_SETTINGS))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        raise DataError(f"{called} is {prompt!r} (columns: {named}); `prompt` must be text or a list of chat messages.")
+        shown = reprlib.repr(prompt)
+        raise DataError(f"{called} is {shown} (columns: {named:.200}); `prompt` must be text or a list of chat messages.")
     if not ids:
-        raise DataError(f"{called} is empty: {text!r}. Give at least one token to start from.")
+        raise DataError(f"{called} is empty: {text!r:.80}. Give at least one token to start from.")
     return Prompt(text, tuple(ids), columns, messages)
 
 
-def check_messages(value: Sequence[Any], called: str) -> Messages:
-    """The messages of a conversation, without the empty fields that table formats add.
+def check_text(text: str, called: str) -> str:
+    """The text itself.
 
     Raises:
-        DataError: there is none, or one is no dict with `role` and `content`.
+        DataError: it holds half a character, which no tokenizer can read and no file can hold.
     """
-    for message in value:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            form = '{"role": "user", "content": "..."}'
-            raise DataError(f"{called} holds {message!r}, which is no chat message. Write each as {form}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{called} holds half a character: {text[error.start]!r} behind {text[max(0, error.start - 20) : error.start]!r}. It "
+            "was cut inside of an emoji, or read in another encoding. Read it again, or drop what is broken with "
+            "text.encode(errors='ignore').decode()."
+        ) from None
+    return text
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that is to be continued: without the end that some tokenizers put behind every text."""
+    ids = list(tokenizer(text)["input_ids"])
+    named = [getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "sep")]
+    ends = {token for token in named if token is not None}
+    if len(ids) > 1 and ids[-1] in ends:
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        for _ in range(_trailing(ids, ends) - _trailing(bare, ends)):  # an end that is in the text itself stays
+            ids.pop()
+    return ids
+
+
+def _trailing(ids: Sequence[int], ends: Collection[int]) -> int:
+    return next((n for n, token in enumerate(reversed(ids)) if token not in ends), len(ids))
+
+
+def check_messages(value: Sequence[Any], called: str) -> Messages:
+    """The messages of a conversation, without the empty fields that table formats add; a list of text parts becomes one text.
+
+    A message that calls a tool needs no content.
+
+    Raises:
+        DataError: there is none, or one is not a dict with `role` and text.
+    """
     if not value:
         raise DataError(f"{called} is a conversation without messages. Give at least one.")
-    return tuple({k: v for k, v in message.items() if v is not None or k == "content"} for message in value)
+    return tuple(_message(message, called) for message in value)
+
+
+def _message(message: Any, called: str) -> dict[str, Any]:
+    form = 'Write each as {"role": "user", "content": "..."}'
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise DataError(f"{called} holds {reprlib.repr(message)}, which is not a chat message. {form}.")
+    content = message.get("content")
+    calls = message.get("tool_calls") or message.get("function_call")
+    if isinstance(content, list | tuple):
+        texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+        if bad := [part for part, text in zip(content, texts, strict=True) if not isinstance(text, str)]:
+            raise DataError(f"{called} holds a message with the part {reprlib.repr(bad[0])}; only text can be read. {form}.")
+        content = "".join(map(str, texts))
+    if not isinstance(content, str) and not (content is None and calls):
+        what = f"a message of {message['role']!r:.40} with content {reprlib.repr(content)}"
+        raise DataError(f"{called} holds {what}, which is not text; only a message with tool_calls may be without. {form}.")
+    kept = {name: field for name, field in message.items() if field is not None or name == "content"}
+    return kept | ({"content": content} if "content" in message else {})
 
 
 def render_chat(
@@ -101,9 +150,9 @@ def render_chat(
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(f"{called} is a conversation, but this tokenizer has no chat template. Give plain text.")
     if settings is not None and not isinstance(settings, Mapping):
-        raise DataError(f"{called} has {TEMPLATE_SETTINGS}={settings!r}; it must be a dict of the template's settings.")
+        raise DataError(f"{called} has {TEMPLATE_SETTINGS}={settings!r:.80}; it must be a dict of the template's settings.")
     goes_on = messages[-1]["role"] == "assistant" and not is_complete
-    if goes_on and not (isinstance(messages[-1]["content"], str) and messages[-1]["content"]):
+    if goes_on and not messages[-1].get("content"):
         raise DataError(f"{called} ends in an assistant message without text. Leave it out, or begin the answer in it.")
     given = {key: value for key, value in (settings or {}).items() if value is not None}
     try:
@@ -111,13 +160,13 @@ def render_chat(
             list(messages), tokenize=False, add_generation_prompt=not (goes_on or is_complete), continue_final_message=goes_on,
             **given,
         )  # fmt: skip
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # a template is code of its own
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
-            f"{called} does not fit the tokenizer's chat template: {error} Its roles are: {roles}. Change the messages, or "
-            f"the column {TEMPLATE_SETTINGS}."
+            f"{called} does not fit the tokenizer's chat template: {error!s:.200} Its roles are: {roles:.200}. Change the "
+            f"messages, or the column {TEMPLATE_SETTINGS}."
         ) from error
-    return text
+    return check_text(text, called)
 
 
 def check_lengths(prompts: Sequence[Prompt], max_new_tokens: int, context: int | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from latentknobs.data.disk import replacing
 from latentknobs.data.prompts import Prompt
 from latentknobs.engines.transformers import Attached
-from latentknobs.engines.transformers.frozen import input_device
+from latentknobs.engines.transformers.frozen import input_device, padding_id
 from latentknobs.engines.transformers.leaving import sample_leaving
 from latentknobs.engines.transformers.record import split_sequences
 from latentknobs.errors import RunError
@@ -48,7 +48,7 @@ def roll_out_batch(
 
     Rows that have finished leave the batch, where they can (`engines.transformers.leaving`).
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+    pad = padding_id(model, tokenizer)
     device = input_device(model)
     longest = max(len(prompts[p].ids) for p in rows)
     ids = [[pad] * (longest - len(prompts[p].ids)) + list(prompts[p].ids) for p in rows]

@@ -3,7 +3,6 @@
 What is left out on purpose: streaming by name, datasets that bring code of their own, and guesses at column names.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from latentknobs.errors import DataError, did_you_mean
+from latentknobs.files import MB, parse_json, path_of
 
 DATASET = "dataset:"
+LONGEST = 64 * MB  # characters of a line
 FORM = f"{DATASET}NAME, {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT"
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # local files: suffix -> reader
 FORMS = {
@@ -54,38 +55,47 @@ def read_jsonl(path: str | Path, needs: Sequence[str] = ("prompt",), what: str =
     Raises:
         DataError: the file is missing or empty, or a line is not a JSON object with the columns it needs (naming the line).
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"The {what} file {str(path)!r} cannot be read: {error}. Give the path of a JSONL file, or {FORM}."
-        ) from None
+    path = path_of(path)
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"Line {number} of {str(path)!r} is not JSON ({error.msg}): {line[:80]!r}. Every line must be one JSON object."
-            ) from None
-        missing = [name for name in needs if not isinstance(row, dict) or name not in row]
-        if missing:
-            form = FORMS[needs[0]]
-            raise DataError(f"Line {number} of {str(path)!r} has no `{missing[0]}`: {line[:80]!r}. Write it as {form}")
-        rows.append(row)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), 1):
+                if len(line) > LONGEST:
+                    raise ValueError(f"line {number} is longer than {LONGEST:,} characters")
+                if line.strip():
+                    rows.append(_row(line.rstrip("\n"), number, path, needs))
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"The {what} file {str(path)!r} cannot be read: {reason}. Give the path of a JSONL file, or {FORM}."
+        ) from None
     if not rows:
         raise DataError(f"The {what} file {str(path)!r} is empty. Every line must be one JSON object: {FORMS[needs[0]]}")
     return rows
 
 
+def _row(line: str, number: int, path: Path, needs: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        cause = getattr(error, "msg", error)
+        raise DataError(
+            f"Line {number} of {str(path)!r} is not JSON ({cause}): {line[:80]!r}. Every line must be one JSON object."
+        ) from None
+    if missing := [name for name in needs if not isinstance(row, dict) or name not in row]:
+        form = FORMS[needs[0]]
+        raise DataError(f"Line {number} of {str(path)!r} has no `{missing[0]}`: {line[:80]!r}. Write it as {form}")
+    return dict(row)
+
+
 def _parts(source: str) -> tuple[str, str | None, str | None]:
     """Name, config and split. A colon inside brackets belongs to a slice: `train[:100]`."""
     rest = source.removeprefix(DATASET)
-    parts = [rest] if Path(rest).exists() else re.split(r":(?![^\[]*\])", rest)
+    parts = [rest] if path_of(rest).exists() else re.split(r":(?![^\[]*\])", rest)
     if not 1 <= len(parts) <= 3 or not all(parts):
-        raise DataError(f"{source!r} is no dataset. Write {FORM}.")
+        raise DataError(f"{source!r} is not a dataset. Write {FORM}.")
     name, *others = parts
     return name, others[0] if len(others) == 2 else None, others[-1] if others else None
 
@@ -99,7 +109,7 @@ def _load(name: str, config: str | None, split: str | None) -> Any:
             f"Reading the dataset {name!r} needs the package datasets. pip install latentknobs[datasets], or write the rows "
             "to a JSONL file."
         ) from None
-    path = Path(name).expanduser()
+    path = path_of(name)
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in FILES):
         raise DataError(f"There is no dataset at {name!r}. Give a folder, a file ({', '.join(FILES)}) or a hub id.")
     wanted = split or "train"

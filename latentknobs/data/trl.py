@@ -5,11 +5,12 @@ Plain text: `{"prompt": "...", "chosen": "...", "rejected": "..."}`. Conversatio
 """
 
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentknobs.data.prompts import Prompt, check_messages
+from latentknobs.data.prompts import Prompt, check_messages, check_text
 from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.errors import DataError
 from latentknobs.learners.lpo.pairs import Pair
@@ -32,14 +33,14 @@ def read_row(row: Any, called: str) -> tuple[Any, Answer, Answer]:
         called: the row's name in messages.
 
     Raises:
-        DataError: the row is of no form that can be read without guessing.
+        DataError: the row has no form that can be read without guessing, or half a character.
         Unusable: the completions are the same, or not one text of the assistant.
     """
     if not isinstance(row, Mapping) or any(row.get(side) is None for side in SIDES):
-        raise DataError(f"{called} is {str(row)[:80]!r}. It needs `prompt`, `chosen` and `rejected`.")
+        raise DataError(f"{called} is {reprlib.repr(row)}. It needs `prompt`, `chosen` and `rejected`.")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str):
-        return prompt, chosen, rejected
+        return prompt, check_text(chosen, called), check_text(rejected, called)
     if isinstance(chosen, str) and isinstance(rejected, str) and prompt is None:
         raise DataError(
             f"{called} has no `prompt`, and where it ends in the texts of `chosen` and `rejected` would be a guess. "
@@ -53,16 +54,16 @@ def read_row(row: Any, called: str) -> tuple[Any, Answer, Answer]:
             raise Unusable("chosen and rejected are the same")
         same = next((n for n, (c, r) in enumerate(zip(chosen, rejected, strict=False)) if c != r), len(chosen))
         shared = chosen[:same]
-        if shared and (prompt is None or prompt in [message["content"] for message in shared]):
+        if shared and (prompt is None or prompt in [message.get("content") for message in shared]):
             return shared, _answer(chosen[same:]), _answer(rejected[same:])
     raise DataError(
-        f"{called} is of no known form: `prompt` is {str(prompt)[:60]!r}, `chosen` is {str(row['chosen'])[:60]!r}. Give three "
+        f"{called} has no known form: `prompt` is {reprlib.repr(prompt)}, `chosen` is {reprlib.repr(row['chosen'])}. Give three "
         "texts, or a list of messages for each, or no prompt and two conversations that begin alike."
     )
 
 
 def _answer(messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    if len(messages) != 1 or messages[0]["role"] != "assistant" or not isinstance(messages[0]["content"], str):
+    if len(messages) != 1 or messages[0]["role"] != "assistant" or not messages[0].get("content"):
         raise Unusable("a completion is not one text of the assistant")
     return messages[0]
 

@@ -1,5 +1,6 @@
 """What a run works on: the model, the prompts and the rewards that the config names, or the objects a caller gave."""
 
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,8 @@ def gather(
     elif tokenizer is None:
         raise ConfigError("A model object needs its tokenizer: pass tokenizer=..., or give the model by name.")
     if not callable(tokenizer):
-        raise ConfigError(f"The tokenizer {tokenizer!r} is none: pass what AutoTokenizer.from_pretrained(...) returned.")
+        shown = reprlib.repr(tokenizer)
+        raise ConfigError(f"tokenizer={shown} is not a tokenizer. Pass what AutoTokenizer.from_pretrained(...) returned.")
     freeze(model)
     first = resolve_rewards(reward if reward is not None else config.reward, config.reward_weights)
     other = second_reward if second_reward is not None else config.second_reward
@@ -84,7 +86,7 @@ def gather(
     check_disjoint(train, evaluation)
     check_lengths([*train, *evaluation], config.max_new_tokens, context_length(model))
     given = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
-    _check_vocabulary(model, [*train, *evaluation, *(given.prompts + given.rollouts if given else [])])
+    check_vocabulary(model, [*train, *evaluation, *(given.prompts + given.rollouts if given else [])])
     return Sources(model, tokenizer, train, evaluation, first, second, given)
 
 
@@ -96,7 +98,12 @@ def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any
     )  # fmt: skip
 
 
-def _check_vocabulary(model: Any, texts: Iterable[Any]) -> None:
+def check_vocabulary(model: Any, texts: Iterable[Any]) -> None:
+    """Refuses prompts and responses with ids that the model has no embedding for.
+
+    Raises:
+        ConfigError: naming the first such text.
+    """
     size = model.get_input_embeddings().weight.shape[0]
     for text in texts:
         if max(text.ids) >= size:

@@ -122,7 +122,7 @@ class TestLeftOut:
         ):
             assert reason in got.summary
 
-    @pytest.mark.parametrize("completion", [[USER], [BLUE, USER, BLUE], [BLUE | {"content": [{"type": "text", "text": "x"}]}]])
+    @pytest.mark.parametrize("completion", [[USER], [BLUE, USER, BLUE], [BLUE | {"content": None, "tool_calls": [{}]}]])
     def test_completions_that_are_not_one_text_of_the_assistant(self, chatml, completion):
         with pytest.raises(NoPairsError, match="1 because a completion is not one text of the assistant"):
             read([{"prompt": [USER], "chosen": completion, "rejected": [GREEN]}], chatml)
@@ -141,10 +141,10 @@ class TestRefused:
             ("text", "Row 1 of the preferences is 'text'. It needs `prompt`, `chosen` and `rejected`"),
             ({"prompt": "a", "chosen": "b"}, "It needs `prompt`, `chosen` and `rejected`"),
             ({"chosen": "The sky is blue.", "rejected": "The sky is green."}, "would be a guess.*extract_prompt of TRL"),
-            ({"prompt": "a", "chosen": "b", "rejected": [GREEN]}, "is of no known form: `prompt` is 'a', `chosen` is 'b'"),
-            ({"prompt": "other", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, "is of no known form"),
+            ({"prompt": "a", "chosen": "b", "rejected": [GREEN]}, "has no known form: `prompt` is 'a', `chosen` is 'b'"),
+            ({"prompt": "other", "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, "has no known form"),
             ({"chosen": [BLUE], "rejected": [GREEN]}, "two conversations that begin alike"),
-            ({"prompt": [USER], "chosen": ["b"], "rejected": [GREEN]}, "holds 'b', which is no chat message"),
+            ({"prompt": [USER], "chosen": ["b"], "rejected": [GREEN]}, "holds 'b', which is not a chat message"),
         ],
     )
     def test_rows_of_another_form_are_named(self, chatml, row, told):

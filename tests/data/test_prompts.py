@@ -5,7 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
+from latentknobs import testbed
+from latentknobs.data.preferences import read_preferences
 from latentknobs.data.prompts import (
     Prompt,
     check_disjoint,
@@ -18,6 +21,8 @@ from latentknobs.data.tables import read_rows
 from latentknobs.errors import DataError
 
 USER, ANSWER = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "It is"}
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
 
 
 def test_rows_keep_their_columns_and_blank_lines_are_skipped(tmp_path, tokenizer):
@@ -66,13 +71,25 @@ def test_settings_of_the_template_come_with_the_row_and_reach_the_reward(chatml)
     ("row", "told"),
     [
         ({"prompt": []}, "conversation without messages"),
-        ({"prompt": ["hi"]}, "holds 'hi', which is no chat message. Write each as"),
-        ({"prompt": [{"role": "user"}]}, "which is no chat message"),
-        ({"prompt": [{"content": "hi"}]}, "which is no chat message"),
+        ({"prompt": ["hi"]}, "holds 'hi', which is not a chat message. Write each as"),
+        (
+            {"prompt": [{"role": "user"}]},
+            "'user' with content None, which is not text; only a message with tool_calls",
+        ),
+        ({"prompt": [{"content": "hi"}]}, "which is not a chat message"),
         ({"prompt": [USER, {"role": "assistant", "content": ""}]}, "ends in an assistant message without text. Leave it out"),
         ({"prompt": [USER], "chat_template_kwargs": "fast"}, "chat_template_kwargs='fast'; it must be a dict"),
         ({"prompt": [USER], "chat_template_kwargs": {"tokenize": 1}}, "does not fit the tokenizer's chat template"),
-        ({"prompt": [USER | {"content": 3}]}, "does not fit the tokenizer's chat template: .* Its roles are: user"),
+        ({"prompt": [USER | {"content": 3}]}, "a message of 'user' with content 3, which is not text"),
+        ({"prompt": [USER | {"content": None}]}, "a message of 'user' with content None, which is not text"),
+        ({"prompt": [USER | {"content": [IMAGE]}]}, r"the part \{'image_url'.*only text can be read"),
+        ({"prompt": [USER | {"content": ["hi"]}]}, "the part 'hi'; only text can be read"),
+        ({"prompt": [USER, {"role": "assistant", "tool_calls": [CALL]}]}, "ends in an assistant message without text"),
+        (
+            {"prompt": [USER, {"role": "assistant", "tool_calls": [CALL]}, USER]},
+            "template: .*content.* Its roles are: user, a",
+        ),
+        ({"prompt": [USER | {"content": "Hi \ud83d"}]}, r"half a character: '\\ud83d' behind '.*Hi '"),
     ],
 )
 def test_conversations_that_make_no_prompt_are_refused(row, told, chatml):
@@ -97,6 +114,67 @@ def test_prompts_that_are_no_text_are_refused(row, tokenizer):
 def test_columns_that_no_reward_could_receive_are_refused(name, tokenizer):
     with pytest.raises(DataError, match=f"Prompt 1 has a column {name!r}, which the reward could not receive. Rename it"):
         make_prompts([{"prompt": "a", name: 1}], tokenizer)
+
+
+def test_a_message_that_calls_a_tool_needs_no_content(chatml, monkeypatch):
+    monkeypatch.setattr(
+        chatml, "chat_template", "{% for m in messages %}{{ m['content'] or m.tool_calls[0].function.name }} {% endfor %}"
+    )
+    result = {"role": "tool", "content": "5"}
+    for call in ({"tool_calls": [CALL]}, {"tool_calls": [CALL], "content": None}, {"tool_calls": [CALL], "content": ""}):
+        (prompt,) = make_prompts([{"prompt": [USER, {"role": "assistant", **call}, result]}], chatml)
+        assert prompt.text == "1 + 1? look_up 5 "
+
+
+def test_a_list_of_text_parts_is_one_text(chatml):
+    parts = [{"type": "text", "text": "1 + "}, {"type": "text", "text": "1?"}]
+    assert make_prompts([{"prompt": [USER | {"content": parts}]}], chatml) == make_prompts([{"prompt": [USER]}], chatml)
+
+
+@pytest.mark.parametrize("kind", [ValueError, ZeroDivisionError, RecursionError, AttributeError])
+def test_whatever_a_template_raises_is_told_as_its_refusal(chatml, monkeypatch, kind):
+    def raises(*_, **__):
+        raise kind("x" * 10_000)
+
+    monkeypatch.setattr(chatml, "apply_chat_template", raises)
+    with pytest.raises(DataError, match=r"Prompt 1 does not fit the tokenizer's chat template: x+ Its roles are: user") as caught:
+        make_prompts([{"prompt": [USER]}], chatml)
+    assert len(str(caught.value)) < 500
+
+
+def test_half_a_character_is_refused_by_row_and_a_whole_one_is_read(tmp_path, tokenizer):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Story \\ud83d\\ude00"}\n{"prompt": "Story \\ud83d"}\n')
+    rows = read_rows(tmp_path / "p.jsonl")
+    assert make_prompts(rows[:1], tokenizer)[0].text == "Story \U0001f600"
+    with pytest.raises(DataError, match=r"Prompt 2 holds half a character: '\\ud83d' behind 'Story '\. .*errors='ignore'"):
+        make_prompts(rows, tokenizer)
+
+
+class TestEndsBehindPrompts:
+    """Some tokenizers end every text; a prompt is to be continued."""
+
+    @pytest.fixture
+    def ending(self):
+        made = testbed.load_tokenizer()
+        both = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", made.bos_token_id), ("</s>", made.eos_token_id)])
+        made.backend_tokenizer.post_processor = both
+        assert made("Story: Once")["input_ids"][-1] == made.eos_token_id
+        return made
+
+    def test_the_end_that_the_tokenizer_appends_is_left_out(self, ending, tokenizer):
+        assert make_prompts(["Story: Once", "So"], ending) == make_prompts(["Story: Once", "So"], tokenizer)
+
+    def test_an_end_in_the_text_itself_stays(self, ending, tokenizer):
+        ours, theirs = (make_prompts(["Once</s>", "</s>", "</s></s>"], each) for each in (ending, tokenizer))
+        assert ours == theirs and ours[0].ids[-1] == tokenizer.eos_token_id and len(ours[2].ids) == 3
+
+    def test_an_answer_is_ended_once(self, ending, tokenizer):
+        rows = [{"prompt": "The sky is", "chosen": " blue.", "rejected": " red."}]
+        ours, theirs = (read_preferences(rows, each, max_new_tokens=20) for each in (ending, tokenizer))
+        assert ours == theirs and ours.rollouts[0].ids.count(tokenizer.eos_token_id) == 1
+
+    def test_a_text_of_nothing_but_the_beginning_stays(self, ending):
+        assert make_prompts([""], ending)[0].ids == (ending.bos_token_id,)
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers():

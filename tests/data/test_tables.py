@@ -49,12 +49,27 @@ class TestJsonLines:
             ('{"prompt": "a"}\n\n{"text": "a"}\n', "Line 3 .* has no `prompt`.*other columns reach the reward"),
             ('["a"]\n', "Line 1 .* has no `prompt`"),
             ("\n", "The prompts file .* is empty"),
+            ('{"prompt": "a"}\n' + "[" * 100_000, r"Line 2 .* is not JSON \(it is nested more than 32 levels deep\)"),
+            ('{"prompt": ' + "9" * 5_000 + "}", "Line 1 .* is not JSON .*4300 digits"),
         ],
     )
     def test_a_malformed_file_names_the_line(self, tmp_path, content, told):
         (tmp_path / "p.jsonl").write_text(content)
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=told) as caught:
             read_rows(tmp_path / "p.jsonl")
+        assert len(str(caught.value)) < 500
+
+    def test_no_more_of_a_line_is_read_than_one_may_hold(self, monkeypatch):
+        monkeypatch.setattr("latentknobs.data.tables.LONGEST", 1000)
+        with pytest.raises(
+            DataError, match="The prompts file '/dev/zero' cannot be read: line 1 is longer than 1,000 characters"
+        ):
+            read_rows("/dev/zero")
+
+    def test_a_tilde_is_the_home_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        lines(tmp_path / "p.jsonl", ROWS)
+        assert read_rows("~/p.jsonl") == read_rows("dataset:~/p.jsonl") == ROWS
 
     def test_line_separators_inside_a_text_and_a_byte_order_mark_are_no_trouble(self, tmp_path):
         file = tmp_path / "p.jsonl"
@@ -139,7 +154,7 @@ class TestNamedDatasets:
 
     @pytest.mark.parametrize("source", ["dataset:", "dataset::train", "dataset:a:b:c:d"])
     def test_a_name_that_is_none_shows_the_form(self, source):
-        with pytest.raises(DataError, match=r"is no dataset\. Write dataset:NAME, dataset:NAME:SPLIT"):
+        with pytest.raises(DataError, match=r"is not a dataset\. Write dataset:NAME, dataset:NAME:SPLIT"):
             read_rows(source)
 
     def test_without_the_package_the_extra_is_named(self, saved, monkeypatch):

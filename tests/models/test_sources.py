@@ -5,11 +5,14 @@ import json
 import datasets
 import pytest
 
-from latentknobs import testbed
+from latentknobs import KnobSpace, testbed
 from latentknobs.config import make_config
-from latentknobs.data.prompts import is_held_out
+from latentknobs.data.prompts import is_held_out, make_prompts
+from latentknobs.data.rollouts import roll_out
+from latentknobs.engines.transformers.frozen import padding_id
 from latentknobs.errors import ConfigError, DataError, NoPairsError
 from latentknobs.models.sources import gather
+from latentknobs.policies import ConstantPolicy
 
 TEXTS = [f"Story: A cat {n}" for n in range(40)]
 ROWS = [{"prompt": text, "task": "stories", "answer": None, "opener": None} for text in TEXTS]
@@ -62,6 +65,37 @@ class TestPrompts:
         told = r"The tokenizer writes 'Story: A cat \d+' with the id \d+, but the model knows only 24 ids\. Pass"
         with pytest.raises(ConfigError, match=told):
             gather(make_config({}), model=lm, tokenizer=testbed.load_tokenizer(), prompts=ROWS)
+
+
+class TestTokenizersThatDoNotFit:
+    def test_a_pad_token_without_an_embedding_is_not_used(self, model):
+        tokenizer = testbed.load_tokenizer()
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+        assert tokenizer.pad_token_id == 1024 and padding_id(model, tokenizer) == tokenizer.eos_token_id
+        prompts, policy = make_prompts([*TEXTS[:2], "So"], tokenizer), ConstantPolicy(KnobSpace.of("temperature:0.5"), 0)
+        sizes = {"max_new_tokens": 4, "batch_size": 3, "seed": 0}
+        ours, theirs = (roll_out(model, each, prompts, policy, **sizes) for each in (tokenizer, testbed.load_tokenizer()))
+        assert ours == theirs
+
+    def test_ends_without_an_embedding_are_not_used_to_pad_either(self, lm):
+        tokenizer = testbed.load_tokenizer()
+        for name in ("pad_token", "eos_token"):
+            tokenizer.add_special_tokens({name: "[END]"})
+        assert padding_id(lm, tokenizer) == 0
+        tokenizer.pad_token_id = tokenizer.eos_token_id = None
+        assert padding_id(lm, tokenizer) == 0
+
+    @pytest.mark.parametrize("rows", [["Story: [NEW]"], [{"prompt": "Story: [NEW]"}]])
+    def test_added_tokens_without_an_embedding_are_refused_by_text(self, model, rows):
+        tokenizer = testbed.load_tokenizer()
+        tokenizer.add_tokens(["[NEW]"])
+        with pytest.raises(ConfigError, match=r"writes 'Story: \[NEW\]' with the id 1024, but the model knows only 1024 ids"):
+            gather(make_config({"eval_size": 0}), model=model, tokenizer=tokenizer, prompts=rows * 5, eval_prompts=TEXTS)
+
+    def test_what_is_not_a_tokenizer_is_refused_in_few_words(self, model):
+        with pytest.raises(ConfigError, match=r"tokenizer=\[.*\] is not a tokenizer\. Pass what AutoTokenizer") as caught:
+            gather(make_config({}), model=model, tokenizer=["x" * 1000] * 1000, prompts=ROWS)
+        assert len(str(caught.value)) < 300
 
 
 class TestPreferences:

@@ -45,6 +45,12 @@ def input_device(model: Any) -> torch.device:
     return torch.device(device) if device is not None else embeddings.weight.device
 
 
+def padding_id(model: Any, tokenizer: Any) -> int:
+    """An id to pad with. It is masked, so any will do that the model has an embedding for, as not every tokenizer's own."""
+    known = range(model.get_input_embeddings().weight.shape[0])
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token in known), 0)
+
+
 def context_length(model: Any) -> int | None:
     """Most tokens that prompt and response may have together, where the model's config says so."""
     config = model.config.get_text_config()
