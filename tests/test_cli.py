@@ -327,6 +327,8 @@ class TestInstalled:
     @pytest.mark.parametrize(("arguments", "code", "text"), [
         (("knobs", "check", "top_p:0.5,1"), 0, "26 of 26 checks passed."),
         (("knobs", "check", "topp"), 2, 'Did you mean "top_p"'),
+        (("rewards", "check", "exact_match", "--columns", '{"answer": [72, 42]}'), 0, "11 of 11 checks passed."),
+        (("rewards", "check", "exact_match"), 1, "FAIL  can_be_called"),
     ])  # fmt: skip
     def test_check_runs_the_conformance_suite_of_the_kind(self, arguments: tuple[str, ...], code: int, text: str) -> None:
         result = latent(*arguments)

@@ -24,8 +24,8 @@ from latentknobs.reporting.console import stdout
 Row = tuple[str, str, Callable[[], tuple[str, ...]]]  # name, distribution and version, and what fills the other columns
 
 
-def _command(kind: str, columns: tuple[str, ...], rows: Callable[[str], Iterable[Row]]) -> click.Group:
-    """The command group of a kind: its table has these columns beside name and distribution."""
+def _command(kind: str, columns: tuple[str, ...], rows: Callable[[str], Iterable[Row]], *options: Any) -> click.Group:
+    """The command group of a kind: its table has these columns beside name and distribution, `check` these options."""
     plural = entry_points.group_of(kind).partition(".")[2]
 
     @click.group(plural, help=f"The {plural} that are installed.")
@@ -50,10 +50,12 @@ def _command(kind: str, columns: tuple[str, ...], rows: Callable[[str], Iterable
 
         @group.command("check", help=f"Run the conformance suite on one {kind}, e.g. `latentknobs {plural} check NAME`.")
         @click.argument("name")
-        def check(name: str) -> None:
-            text, is_good = import_module(f"latentknobs.conformance.{plural}").SUITE.report(name)
+        def check(name: str, **settings: Any) -> None:
+            text, is_good = import_module(f"latentknobs.conformance.{plural}").SUITE.report(name, **settings)
             click.echo(text)
             raise SystemExit(0 if is_good else 1)
+
+        check.params += options
 
     return group
 
@@ -94,4 +96,5 @@ def settings_of(target: type) -> str:
 
 
 knobs = _command("knob", ("stage", "neutral", "default grid", "meaning"), _knobs)
-rewards = _command("reward", ("settings", "meaning"), _entry_points)
+COLUMNS = click.Option(["--columns"], metavar="JSON", help="What its prompts must have, e.g. '{\"answer\": [72, 42]}'.")
+rewards = _command("reward", ("settings", "meaning"), _entry_points, COLUMNS)

@@ -15,6 +15,10 @@ class Violation(Exception):
     """A check's verdict: what the subject did, on which input, and what it should do."""
 
 
+class CannotTry(Exception):
+    """A check has nothing to try, because another check fails: it neither passes nor fails."""
+
+
 class ConformanceError(LatentKnobsError, AssertionError):
     """Something failed one or more checks of its contract."""
 
@@ -27,15 +31,21 @@ def require(is_good: bool, fact: str) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check of one subject; `message` is empty where it passed."""
+    """One check of one subject; `message` says what is wrong, `tried` is False where another check has to pass first."""
 
     check: str
     message: str = ""
+    tried: bool = True
 
     @property
     def passed(self) -> bool:
-        """Whether the subject does what the check demands."""
+        """Whether nothing is wrong."""
         return not self.message
+
+    def __str__(self) -> str:
+        if not self.passed:
+            return f"FAIL  {self.check}: {self.message}"
+        return f"{'ok  ' if self.tried else '-   '}  {self.check}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ class Suite:
             self.checks[check](subject)
         except Violation as violation:
             return Outcome(check, str(violation))
+        except CannotTry:
+            return Outcome(check, tried=False)
         except Exception as error:
             return Outcome(check, f"it raised {type(error).__name__}: {error}")
         return Outcome(check)
@@ -89,9 +101,8 @@ class Suite:
         """What the command line prints, and whether every check passed."""
         subject = self.find(spec, **options)
         found = [self.outcome(check, subject) for check in self.checks]
-        lines = [f"{'ok  ' if o.passed else 'FAIL'}  {o.check}{'' if o.passed else ': ' + o.message}" for o in found]
-        good = sum(outcome.passed for outcome in found)
-        return "\n".join([self.show(subject), *lines, f"{good} of {len(found)} checks passed."]), good == len(found)
+        good = sum(outcome.passed and outcome.tried for outcome in found)
+        return "\n".join([self.show(subject), *map(str, found), f"{good} of {len(found)} checks passed."]), good == len(found)
 
 
 class Conformance:

@@ -60,14 +60,16 @@ def arguments_of(function: Callable[..., Any], offered: Collection[str], name: s
     return Arguments(tuple(p.name for p in fixed), tuple(dict.fromkeys([*rest, *(p.name for p in named if p.name in known)])))
 
 
-def call(function: Callable[..., Any], arguments: Arguments, values: Mapping[str, Sequence[Any]]) -> Any:
-    """What a reward returns, awaited if need be. It receives copies: what it does to them is seen by no later call."""
-
-    def own(name: str) -> Any:
-        return [_copied(value) for value in values[name]] if name in values else _trainer(name)
-
-    answer = function(*map(own, arguments.by_position), **{name: own(name) for name in arguments.by_name})
+def call(function: Callable[..., Any], arguments: Arguments, inputs: Mapping[str, Any]) -> Any:
+    """What a reward returns for its inputs, awaited if need be."""
+    answer = function(*(inputs[n] for n in arguments.by_position), **{n: inputs[n] for n in arguments.by_name})
     return _awaited(answer) if inspect.isawaitable(answer) else answer
+
+
+def copies(arguments: Arguments, values: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Inputs that a reward may change: row by row, so that rows which share a value do not see each other either."""
+    names = (*arguments.by_position, *arguments.by_name)
+    return {name: list(map(_copied, values[name])) if name in values else _trainer(name) for name in names}
 
 
 def _copied(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from latentknobs.errors import BrokenRewardError, RewardError
 from latentknobs.rewards.cache import ScoreCache, score_key
-from latentknobs.rewards.calling import DATA, Arguments, arguments_of, call
+from latentknobs.rewards.calling import DATA, Arguments, arguments_of, call, copies
 from latentknobs.rewards.returned import Answer, check_answer, listed
 from latentknobs.rewards.spec import Part, Rewards, RewardSpec, resolve_rewards
 from latentknobs.rewards.text import Messages
@@ -132,7 +132,8 @@ def _score(part: Part, arguments: Arguments, items: Sequence[Item]) -> list[Answ
     values: dict[str, list[Any]] = {name: [getattr(item, name) for item in items] for name in DATA}
     values |= {name: [item.columns[name] for item in items] for name in items[0].columns}
     try:
-        return [check_answer(item) for item in listed(call(part.function, arguments, values), len(items), part.name)]
+        returned = call(part.function, arguments, copies(arguments, values))
+        return [check_answer(item) for item in listed(returned, len(items), part.name)]
     except BrokenRewardError:
         raise
     except Exception as error:  # whatever the user's code may raise

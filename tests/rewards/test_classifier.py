@@ -15,6 +15,7 @@ from transformers import (
 from latentknobs import testbed
 from latentknobs.errors import ConfigError, RewardError
 from latentknobs.rewards import Classifier, resolve_reward, resolve_rewards, score_all
+from latentknobs.testing import check_reward
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
 KIND = ["a kind happy dog", "the happy kind frog", "he was so happy and kind", "kind and happy they were"]
@@ -230,3 +231,7 @@ def test_other_weights_are_another_reward(kind, tmp_path):
         model.score.weight[0, 0] += 1e-3
     model.save_pretrained(tmp_path)
     assert resolve_rewards(f"classifier:path={tmp_path}").key != before
+
+
+def test_it_keeps_the_contract_of_rewards(kind):
+    check_reward(f"classifier:path={kind},batch_size=2")
