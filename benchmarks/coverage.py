@@ -31,9 +31,10 @@ from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
+from latentknobs.knobs.context import Observation
 from latentknobs.learners.lpo.pairs import Pair, pick_pairs
 from latentknobs.models.loading import freeze
-from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
+from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, State, UniformPolicy
 from latentknobs.training.optimise import fit_head
 
 TOKEN = parse_level("token")
@@ -75,9 +76,9 @@ class Mixture(UniformPolicy):
         super().__init__(JOINT, TOKEN)
         self.weight_K = untruncated * IS_NEUTRAL_K / IS_NEUTRAL_K.sum() + (1 - untruncated) / JOINT.K
 
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
+    def log_pi(self, seen: Observation, state: State = None) -> Tensor:
         """(N, K) the same for every token."""
-        return self.weight_K.log().expand(len(logits_NV), -1)
+        return self.weight_K.log().expand(len(seen.logits_NV), -1)
 
 
 def training_prompts(count: int, seed: int) -> list[Prompt]:

@@ -7,6 +7,7 @@ TinyStories, few of which it ends within 200 tokens.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from benchmarks.training import DATA
 from latentknobs import KnobSpace, testbed
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, plan_batches, roll_out
+from latentknobs.engines.transformers import leaving
 from latentknobs.engines.transformers.record import split_sequences
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import UniformPolicy
@@ -55,19 +57,18 @@ def sample_plainly(world: World, batch_size: int) -> list[list[int]]:
 def against_one_call(name: str, world: World, level: str, batch_size: int, rounds: int = 3) -> Row:
     """Both ways on the same prompts with the same seed, and plain sampling."""
     model, tokenizer, prompts, longest = world
-    leaving = UniformPolicy(KnobSpace.of("temperature"), parse_level(level, tokenizer))
-    together = UniformPolicy(leaving.space, leaving.segmenter)
-    together.keeps_rows = True
+    policy, share = UniformPolicy(KnobSpace.of("temperature"), parse_level(level, tokenizer)), leaving.SHARE
     made: dict[str, Sequence[Rollout]] = {}
     lengths: list[int] = []  # of plain sampling's responses, which have no seed
 
-    def run(name: str, policy: UniformPolicy) -> None:
+    def run(name: str, leave_at: float) -> None:
+        leaving.SHARE = leave_at
         made[name] = roll_out(model, tokenizer, prompts, policy, max_new_tokens=longest, batch_size=batch_size, seed=0)
 
     def plain() -> None:
         lengths.extend(map(len, sample_plainly(world, batch_size)))
 
-    contestants = {"plain": plain, "together": lambda: run("together", together), "leaving": lambda: run("leaving", leaving)}
+    contestants = {"plain": plain, "together": lambda: run("together", math.inf), "leaving": lambda: run("leaving", share)}
     seconds = interleaved(contestants, rounds=rounds, clock=time.process_time)
     tokens, plain_tokens = sum(len(r.ids) for r in made["leaving"]), sum(lengths) / (rounds + 1)
     return {

@@ -14,15 +14,14 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import latentknobs as lk
+from benchmarks.paper.hand import InsideWords
 from benchmarks.testbed import WIDTH
 from latentknobs.data.prompts import is_held_out
 from latentknobs.evaluation.evaluate import GREEDY, HEAD, Report
 from latentknobs.evaluation.statistics import bootstrap
-from latentknobs.heads.segmenters import Every
 from latentknobs.policies import Policy
 from latentknobs.reporting import print_report
 from latentknobs.rewards import Lexicon, NgramRepetition, WordSurprise
@@ -61,20 +60,6 @@ def openings(texts: list[str], tokenizer: Any) -> tuple[list[dict[str, str]], li
     )
     train = [{"prompt": text} for text in made if not is_held_out(text, HELD_OUT)]
     return train, [{"prompt": text} for text in made if is_held_out(text, HELD_OUT)]
-
-
-class HandRule(Policy):
-    """Hot when the next token probably begins a word, cold otherwise: what a person who knows the tokenizer would write."""
-
-    def __init__(self, tokenizer: Any, hot: float = 1.2, cold: float = 0.4) -> None:
-        super().__init__(lk.KnobSpace.of({"temperature": (cold, hot)}), Every(1), "greedy")
-        tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-        self.is_start_V = torch.tensor([token.startswith("▁") for token in tokens])
-
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-        """(N, K) one-hot."""
-        starts_N = logits_NV.softmax(-1)[:, self.is_start_V].sum(-1) > 0.5
-        return torch.nn.functional.one_hot(starts_N.long(), 2).double().log()
 
 
 class Experiment:
@@ -162,7 +147,7 @@ def creative(
     others = {f"{name}, round 1": experiment.fit(objective=name, rounds=1).policy() for name in objectives}
     adapter = experiment.fit(objective="latent", rounds=rounds)
     others["sampled options"] = adapter.policy("sample")
-    experiment.judge(adapter, {"hand rule": HandRule(experiment.tokenizer), **others}, seeds)
+    experiment.judge(adapter, {"hand rule": InsideWords(experiment.tokenizer, 0.4, 1.2), **others}, seeds)
 
 
 if __name__ == "__main__":

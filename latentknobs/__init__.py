@@ -11,8 +11,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from latentknobs import errors as errors
     from latentknobs.adapter import KnobAdapter as KnobAdapter
+    from latentknobs.adapter import attach as attach
     from latentknobs.evaluation.api import evaluate as evaluate
     from latentknobs.knobs.context import Context as Context
+    from latentknobs.knobs.context import Observation as Observation
     from latentknobs.knobs.knob import ContextKnob as ContextKnob
     from latentknobs.knobs.knob import DecodingKnob as DecodingKnob
     from latentknobs.knobs.knob import ScalingKnob as ScalingKnob
@@ -23,10 +25,16 @@ if TYPE_CHECKING:
     from latentknobs.learners.lpo import lpo_loss as lpo_loss
     from latentknobs.likelihood import apply_options as apply_options
     from latentknobs.likelihood import option_logps as option_logps
+    from latentknobs.policies import Choice as Choice
+    from latentknobs.policies import Policy as Policy
     from latentknobs.training.train import train as train
 
 _WHERE = {
     "Context": "knobs.context",
+    "Observation": "knobs.context",
+    "Policy": "policies",
+    "Choice": "policies",
+    "attach": "adapter",
     "ContextKnob": "knobs.knob",
     "DecodingKnob": "knobs.knob",
     "ScalingKnob": "knobs.knob",

@@ -29,7 +29,8 @@ from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Delimiter, Segmenter, parse_level
 from latentknobs.knobs.identity import Word
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.policies import HeadPolicy, Pick
+from latentknobs.policies import HeadPolicy, Pick, Policy
+from latentknobs.policies.names import policy_of
 
 FORMAT = 1
 CONFIG, HEAD, ENTROPY, CARD = "knob_config.json", "knob_head.safetensors", "entropy_head.safetensors", "README.md"
@@ -196,6 +197,35 @@ class KnobAdapter:
         if model is not None:
             check_base(adapter.base, describe_model(model), strict=True)
         return adapter
+
+
+def attach(
+    model: Any,
+    policy: "Policy | KnobAdapter | str",
+    *,
+    pick: Pick = "greedy",
+    seed: int = 0,
+    strict: bool = True,
+    tokenizer: Any = None,
+) -> Attached:
+    """Makes `model.generate(...)` decode with a policy, until `detach()` or the end of the `with` block.
+
+    Args:
+        model: a transformers causal LM.
+        policy: a policy, an adapter, an adapter's folder, or a name such as `edt:base=1.4,theta=3`.
+        pick, strict: of an adapter, see `KnobAdapter.attach`.
+        seed: decides what is drawn.
+        tokenizer: of the model, for named policies that need one.
+
+    Raises:
+        AdapterError: the adapter was trained on another model.
+        UnknownNameError, ConfigError: the name is not known, or its settings do not fit.
+    """
+    if isinstance(policy, str | Path) and (Path(policy) / CONFIG).exists():
+        policy = KnobAdapter.from_pretrained(policy)
+    if isinstance(policy, KnobAdapter):
+        return policy.attach(model, pick=pick, seed=seed, strict=strict)
+    return Attached(model, policy_of(policy, tokenizer), seed=seed)
 
 
 def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> None:

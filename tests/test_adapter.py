@@ -61,9 +61,9 @@ def test_what_was_saved_comes_back(model, tokenizer, tmp_path, level, factorised
     loaded = lk.KnobAdapter.from_pretrained(adapter.save_pretrained(tmp_path), model)
     assert loaded.space == adapter.space
     assert loaded.segmenter == adapter.segmenter
-    hidden_ND, logits_NV = torch.randn(5, model.config.hidden_size), torch.randn(5, model.config.vocab_size)
+    seen = lk.Context(hidden_ND=torch.randn(5, model.config.hidden_size), logits_NV=torch.randn(5, model.config.vocab_size))
     for mine, theirs in ((loaded.policy(), adapter.policy()), (loaded.entropy_policy(), adapter.entropy_policy())):
-        assert torch.equal(mine.log_pi(hidden_ND, logits_NV), theirs.log_pi(hidden_ND, logits_NV))
+        assert torch.equal(mine.log_pi(seen), theirs.log_pi(seen))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -128,7 +128,7 @@ def test_a_head_of_other_sizes_is_refused(saved):
 
 
 def test_older_adapters_told_one_shape_for_both_heads_and_no_rank(saved, model):
-    hidden_ND, logits_NV = torch.randn(5, model.config.hidden_size), torch.randn(5, model.config.vocab_size)
+    seen = lk.Context(hidden_ND=torch.randn(5, model.config.hidden_size), logits_NV=torch.randn(5, model.config.vocab_size))
     before = lk.KnobAdapter.from_pretrained(saved)
 
     def older(config):
@@ -137,7 +137,7 @@ def test_older_adapters_told_one_shape_for_both_heads_and_no_rank(saved, model):
     edit(saved, older)
     now = lk.KnobAdapter.from_pretrained(saved)
     for mine, theirs in ((now.policy(), before.policy()), (now.entropy_policy(), before.entropy_policy())):
-        assert torch.equal(mine.log_pi(hidden_ND, logits_NV), theirs.log_pi(hidden_ND, logits_NV))
+        assert torch.equal(mine.log_pi(seen), theirs.log_pi(seen))
 
 
 def test_the_entropy_head_is_optional(saved):

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 import latentknobs as lk
 from benchmarks.paper.credit import spread_credit
+from benchmarks.paper.fresh import FreshDraws
 from benchmarks.paper.rewards import Reward, make_reward
-from benchmarks.paper.rules import FreshDraws
 from benchmarks.paper.worlds import World, load_world
 from latentknobs.config import TrainConfig
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.data.rollouts import Rollout, roll_out, rollout_from
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import RewardError
 from latentknobs.policies import Policy
@@ -183,4 +183,4 @@ def read_rollouts(path: Path) -> list[Rollout]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         next(file)
         rows = [json.loads(line) for line in file]
-    return [Rollout(row["prompt"], tuple(row["ids"]), tuple(row["options"]), row["text"]) for row in rows]
+    return [rollout_from(row) for row in rows]

@@ -10,11 +10,11 @@ import torch
 from benchmarks.paper.arena import Arena, Player
 from benchmarks.paper.hand import RULES
 from benchmarks.paper.measures import measure
-from benchmarks.paper.rules import Mirostat, TwoTemperatures, dynatemp, edt
 from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
+from latentknobs.policies.rules import EDT, Dynatemp, Mirostat
 
 TURN = tuple(round(0.1 * i, 1) for i in range(1, 16))
 JOINT = {"temperature": [0.4, 0.8, 1.0, 1.4], "top_p": [0.8, 0.9, 0.95, 1.0], "min_p": [0.0, 0.05, 0.15]}
@@ -44,7 +44,7 @@ def standard(space: KnobSpace, level: str, tokenizer: Any) -> list[Player]:
     """Greedy decoding and the uniform mixture."""
     mixture = UniformPolicy(space, parse_level(level, tokenizer))
     return [
-        Player("greedy decoding", GreedyPolicy(space), "greedy"),
+        Player("greedy decoding", GreedyPolicy(), "greedy"),
         Player("uniform mixture", mixture, f"uniform {level} {space!r}"),
     ]
 
@@ -56,15 +56,15 @@ def family(name: str, arena: Arena, hand: str | None = None) -> list[Player]:
         return [Player(f"{name}{args}", make(*args), f"{name} {args}") for args in itertools.product(*grids)]
 
     if name == "edt":
-        return members(edt, [0.6, 1.0, 1.4, 1.8], [0.3, 1.0, 3.0])
+        return members(EDT, [0.6, 1.0, 1.4, 1.8], [0.3, 1.0, 3.0])
     if name == "dynatemp":
         ranges = [(0.0, 1.5), (0.0, 2.0), (0.4, 1.2), (0.4, 2.0)]
-        return members(lambda pair, exponent: dynatemp(pair[0], pair[1], exponent), ranges, [0.3, 0.6, 1.0])
+        return members(lambda pair, exponent: Dynatemp(pair[0], pair[1], exponent), ranges, [0.3, 0.6, 1.0])
     if name == "mirostat":
         return members(Mirostat, [0.5, 1.0, 2.0, 3.0, 5.0], [0.1, 0.3])
     if name in ("hand", "hand_min_p"):
         rule = RULES[str(hand)]
-        make = lambda cold, hot, *min_p: TwoTemperatures(cold, hot, rule(arena.world.tokenizer), *min_p)  # noqa: E731
+        make = lambda *settings: rule(arena.world.tokenizer, *settings)  # noqa: E731
         grids = [[0.8, 1.0, 1.2, 1.4]] if name == "hand" else [[1.0, 1.2, 1.4, 1.6], [0.05, 0.1, 0.15]]
         players = members(make, [0.0, 0.2, 0.4], *grids)
         return [Player(p.name, p.policy, f"{p.key} {hand}") for p in players]

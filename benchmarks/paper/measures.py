@@ -53,12 +53,12 @@ def choices(name: str, arena: Arena, player: Player, part: str, rollouts: Sequen
     space = player.policy.space
     if "temperature" not in space.names:
         return [float("nan")] * len(rollouts)
-    grid_K = space.values_KJ()[:, space.names.index("temperature")].numpy()
+    knob = space.names.index("temperature")
     kind, _, place = name.partition(",")
     prompts = arena.prompts(part)
     out = []
     for rollout in rollouts:
-        chosen_T = grid_K[list(rollout.options)]
+        chosen_T = np.array(rollout.values)[:, knob]
         if place:
             chosen_T = chosen_T[where(place.strip(), arena, [prompts[rollout.prompt].ids[-1], *rollout.ids[:-1]])]
         values_T = chosen_T > 0 if kind == "non_greedy" else chosen_T
@@ -70,8 +70,8 @@ def where(place: str, arena: Arena, previous: Sequence[int]) -> NDArray[np.bool_
     """(T,) which response tokens a place means, given the token before each."""
     characters, kind = PLACES[place]
     segmenter = parse_level(f"delimiter:{characters}", arena.world.tokenizer)
-    position_1T = torch.arange(1, len(previous) + 1).unsqueeze(0)  # 0 would count as a beginning whatever came before
-    begins_T = segmenter.begins(position_1T, torch.tensor([list(previous)])).squeeze(0).numpy()
+    position_T = torch.arange(1, len(previous) + 1)  # 0 would count as a beginning whatever came before
+    begins_T = segmenter.begins(position_T, torch.tensor(list(previous))).numpy()
     if kind in ("starts", "rest"):
         return np.asarray(begins_T if kind == "starts" else ~begins_T)
     begins_T[0] = False  # the prompt's last token is no part of the response

@@ -1,4 +1,4 @@
-"""Rollouts: sampled responses with the options they were sampled with."""
+"""Rollouts: sampled responses with the knob values they were sampled with."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -25,14 +25,16 @@ class Rollout:
     Attributes:
         prompt: index into the list of prompts.
         ids: (T) response tokens, the end-of-sequence token included if it came.
-        options: (T) index of the option that each token was sampled with.
+        options: (T) index of the option that each token was sampled with; None where the policy does not choose among options.
         text: the response as text, without special tokens.
+        values: (T, J) knob values that each token was sampled with, in the order of the policy's space; empty where unknown.
     """
 
     prompt: int
     ids: tuple[int, ...]
-    options: tuple[int, ...]
+    options: tuple[int, ...] | None
     text: str
+    values: tuple[tuple[float, ...], ...] = ()
 
 
 def plan_batches(prompts: Sequence[Prompt], copies: int, batch_size: int) -> list[list[int]]:
@@ -42,11 +44,15 @@ def plan_batches(prompts: Sequence[Prompt], copies: int, batch_size: int) -> lis
 
 
 def roll_out_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], rows: Sequence[int], policy: Policy, *, max_new_tokens: int, seed: int
-) -> list[Rollout]:
-    """One response to each of the prompts `rows` (indices), generated together; `seed` fixes all options and tokens.
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], rows: Sequence[int], policy: Policy, *, max_new_tokens: int,
+    seed: int, samples: int = 1,
+) -> list[Rollout]:  # fmt: skip
+    """One response to each of the prompts `rows` (indices), generated together; `seed` fixes all values and tokens.
 
     Rows that have finished leave the batch, where they can (`engines.transformers.leaving`).
+
+    Args:
+        samples: how many responses each prompt gets, in this batch and others, for policies that read it.
     """
     pad = padding_id(model, tokenizer)
     device = input_device(model)
@@ -55,13 +61,14 @@ def roll_out_batch(
     mask = [[0] * (longest - len(prompts[p].ids)) + [1] * len(prompts[p].ids) for p in rows]
     with torch.random.fork_rng(devices=[]), Attached(model, policy, seed=seed) as attached:
         torch.manual_seed(seed)
+        attached.samples = samples
         ids_BP, mask_BP = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-        token_BT, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=max_new_tokens, pad=pad)
+        token_BT, value_BTJ, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=max_new_tokens, pad=pad)
     _, responses = split_sequences(model, token_BT, 0)
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    return [
-        Rollout(p, tuple(responses[b]), tuple(option_BT[b, : len(responses[b])].tolist()), texts[b]) for b, p in enumerate(rows)
-    ]
+    values = [value_BTJ[b, : len(ids)].tolist() for b, ids in enumerate(responses)]
+    options = [None if option_BT is None else tuple(option_BT[b, : len(ids)].tolist()) for b, ids in enumerate(responses)]
+    return [Rollout(p, tuple(responses[b]), options[b], texts[b], tuple(map(tuple, values[b]))) for b, p in enumerate(rows)]
 
 
 def roll_out(
@@ -79,14 +86,15 @@ def roll_out(
     """`copies` responses to each prompt, in the order of the prompts.
 
     Args:
-        seed: fixes all options and tokens, together with `batch_size`.
+        seed: fixes all values and tokens, together with `batch_size`.
         advance: called with the number of responses just finished.
     """
     made: list[Rollout] = []
     for number, rows in enumerate(plan_batches(prompts, copies, batch_size)):
         made += roll_out_batch(
-            model, tokenizer, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size)
-        )
+            model, tokenizer, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size),
+            samples=copies,
+        )  # fmt: skip
         advance(len(rows))
     return sorted(made, key=lambda rollout: rollout.prompt)
 
@@ -112,6 +120,12 @@ def read_rollouts(path: Path) -> list[Rollout]:
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [Rollout(r["prompt"], tuple(r["ids"]), tuple(r["options"]), r["text"]) for r in rows]
+        return [rollout_from(row) for row in rows]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{str(path)!r} is damaged ({error}). Delete it; the stage will be run again.") from None
+
+
+def rollout_from(row: dict[str, Any]) -> Rollout:
+    """A rollout from its line of JSON."""
+    options = None if row["options"] is None else tuple(row["options"])
+    return Rollout(row["prompt"], tuple(row["ids"]), options, row["text"], tuple(map(tuple, row["values"])))

@@ -149,7 +149,7 @@ def constants(adapter: KnobAdapter) -> dict[str, Policy]:
 def baselines(adapter: KnobAdapter, pick: Pick) -> dict[str, Policy]:
     """What the head is compared with, by name: constants, greedy, the mixture, and the entropy-only head if there is one."""
     entropy = adapter.entropy_policy(pick)
-    plain: dict[str, Policy] = {GREEDY: GreedyPolicy(adapter.space), MIXTURE: UniformPolicy(adapter.space, adapter.segmenter)}
+    plain: dict[str, Policy] = {GREEDY: GreedyPolicy(), MIXTURE: UniformPolicy(adapter.space, adapter.segmenter)}
     return constants(adapter) | plain | ({ENTROPY: entropy} if entropy else {})
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.errors import ConfigError, did_you_mean
+from latentknobs.tensors import any_or_unknown
 
 FORMS = ("token", "sequence", "every:N", "delimiter:CHARS")
 
@@ -27,22 +28,34 @@ class Segmenter(ABC):
     def level(self) -> str:
         """How a user writes this segmenter, e.g. `every:8`."""
 
-    @abstractmethod
-    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor: ...
+    @property
+    def is_token_level(self) -> bool:
+        """Whether every token begins a segment, so that no choice outlives its token."""
+        return self.level == "token"
 
-    def begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
-        """(B, T) bool: does a segment begin with the response token at this position?
+    @abstractmethod
+    def _begins(self, position_N: Tensor, previous_N: Tensor) -> Tensor: ...
+
+    def begins(self, position_N: Tensor, previous_N: Tensor) -> Tensor:
+        """Bool: does a segment begin with the response token at this position? Both arguments and the answer have one shape.
 
         Args:
-            position_BT: (B, T) position in the response, from 0.
-            previous_BT: (B, T) id of the token just before (the last prompt token at position 0).
+            position_N: position in the response, from 0.
+            previous_N: id of the token just before (the last prompt token at position 0).
         """
-        return (position_BT == 0) | self._begins(position_BT, previous_BT)
+        return (position_N == 0) | self._begins(position_N, previous_N)
 
-    def segments(self, previous_BT: Tensor) -> Tensor:
-        """(B, T) segment ids 0, 1, ... of whole responses, given the token before each response token."""
-        position_BT = torch.arange(previous_BT.shape[1], device=previous_BT.device).expand_as(previous_BT)
-        return self.begins(position_BT, previous_BT).long().cumsum(-1) - 1
+    def at(self, position: int, previous_B: Tensor) -> bool | Tensor:
+        """Which rows begin a segment at one position: all, none, or those of a (B,) mask. Never waits for a GPU."""
+        if position == 0 or self.is_token_level:
+            return True
+        mask_B = self._begins(torch.full_like(previous_B, position), previous_B)
+        return mask_B if any_or_unknown(mask_B) else False
+
+    def segments(self, previous_T: Tensor) -> Tensor:
+        """(..., T) segment ids 0, 1, ... of whole responses, from the token before each response token."""
+        position_T = torch.arange(previous_T.shape[-1], device=previous_T.device).expand_as(previous_T)
+        return self.begins(position_T, previous_T).long().cumsum(-1) - 1
 
 
 @dataclass(frozen=True)
@@ -56,12 +69,16 @@ class Every(Segmenter):
         """`token` or `every:N`."""
         return "token" if self.n == 1 else f"every:{self.n}"
 
-    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
-        return position_BT % self.n == 0
+    def _begins(self, position_N: Tensor, previous_N: Tensor) -> Tensor:
+        return position_N % self.n == 0
+
+    def at(self, position: int, previous_B: Tensor) -> bool | Tensor:
+        """The same for all rows."""
+        return position % self.n == 0
 
 
 @dataclass(frozen=True)
-class Sequence(Segmenter):
+class WholeResponse(Segmenter):
     """The whole response is one segment."""
 
     @property
@@ -69,8 +86,12 @@ class Sequence(Segmenter):
         """`sequence`."""
         return "sequence"
 
-    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
-        return torch.zeros_like(position_BT, dtype=torch.bool)
+    def _begins(self, position_N: Tensor, previous_N: Tensor) -> Tensor:
+        return torch.zeros_like(position_N, dtype=torch.bool)
+
+    def at(self, position: int, previous_B: Tensor) -> bool | Tensor:
+        """The first position alone."""
+        return position == 0
 
 
 @dataclass(frozen=True)
@@ -90,8 +111,8 @@ class Delimiter(Segmenter):
         """`delimiter:CHARS`."""
         return f"delimiter:{self.characters}"
 
-    def _begins(self, position_BT: Tensor, previous_BT: Tensor) -> Tensor:
-        return torch.isin(previous_BT, _on(previous_BT.device, self.token_ids))
+    def _begins(self, position_N: Tensor, previous_N: Tensor) -> Tensor:
+        return torch.isin(previous_N, _on(previous_N.device, self.token_ids))
 
 
 @lru_cache(maxsize=16)
@@ -113,7 +134,7 @@ def parse_level(level: str, tokenizer: Any = None, token_ids: Collection[int] | 
     if level == "token":
         return Every(1)
     if level == "sequence":
-        return Sequence()
+        return WholeResponse()
     if kind == "every" and detail.isascii() and detail.isdigit() and 0 < int(detail) < 2**31:
         return Every(int(detail))
     detail = detail.replace("\\n", "\n")  # as a shell or a plain YAML scalar passes it

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from latentknobs.errors import PluginError
-from latentknobs.knobs.context import PARTS
+from latentknobs.knobs.context import KNOB_PARTS
 from latentknobs.knobs.knob import API_VERSION, OLDEST_API_VERSION, ContextKnob, DecodingKnob, Stage
 
 SEE = "See docs/write-a-knob.md."
@@ -48,5 +48,5 @@ def _check_values(cls: type[DecodingKnob], where: str) -> None:
         raise PluginError(f"{where} declares the stage {cls.stage!r}. Choose one of {stages}.")
     if isinstance(cls.neutral, bool) or not isinstance(cls.neutral, int | float) or not math.isfinite(cls.neutral):
         raise PluginError(f"{where} declares the neutral value {cls.neutral!r}. It must be a finite number.")
-    if issubclass(cls, ContextKnob) and (not cls.needs or set(cls.needs) - set(PARTS)):
-        raise PluginError(f"{where} declares needs={cls.needs!r}. Name one or more of {', '.join(PARTS)}.")
+    if issubclass(cls, ContextKnob) and (not cls.needs or set(cls.needs) - set(KNOB_PARTS)):
+        raise PluginError(f"{where} declares needs={cls.needs!r}. Name one or more of {', '.join(KNOB_PARTS)}.")

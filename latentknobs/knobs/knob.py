@@ -6,10 +6,13 @@ A knob is a frozen pydantic model with five things to know: `name`, `stage`, `ne
 What this file ignores: how several knobs are combined (`space.py`) and what is done with the result (`likelihood/`).
 """
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
@@ -81,6 +84,19 @@ class DecodingKnob(BaseModel, ABC):
     def _ordered(cls, options: tuple[float, ...]) -> tuple[float, ...]:
         return check_ascending(options)
 
+    @classmethod
+    def value_range(cls) -> tuple[float, float]:
+        """The least and the largest finite value that the annotation of `options` allows; an excluded bound gives its neighbour
+        in float32.
+        """
+        low, high = -math.inf, math.inf
+        (item, *_) = get_args(cls.model_fields["options"].annotation)
+        fields = getattr(item, "__metadata__", ())  # of an `Annotated[float, Field(ge=0)]`
+        for bound in itertools.chain.from_iterable(getattr(field, "metadata", ()) for field in fields):
+            low = max(low, getattr(bound, "ge", low), _after(getattr(bound, "gt", -math.inf), math.inf))
+            high = min(high, getattr(bound, "le", high), _after(getattr(bound, "lt", math.inf), -math.inf))
+        return low, high
+
     @abstractmethod
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
         """The definition of the knob: logits of the changed distribution.
@@ -99,6 +115,10 @@ class DecodingKnob(BaseModel, ABC):
     def apply_in(self, logits_NV: Tensor, value_N: Tensor, context: Context | None = None) -> Tensor:
         """`apply`, for callers that walk a chain in which some knobs read a context. Authors leave it alone."""
         return self.apply(logits_NV, value_N)
+
+
+def _after(bound: float, towards: float) -> float:
+    return float(np.nextafter(np.float32(bound), np.float32(towards)))
 
 
 class ScalingKnob(DecodingKnob):

@@ -1,5 +1,20 @@
-"""Policies: who chooses the knob values while decoding."""
+"""Policies: what chooses the knob values while decoding."""
 
-from latentknobs.policies.base import BalancedPolicy, ConstantPolicy, GreedyPolicy, HeadPolicy, Pick, Policy, UniformPolicy
+from latentknobs.policies.base import Choice, Policy, State, reads, remembers
+from latentknobs.policies.categorical import CategoricalPolicy, HeadPolicy, Pick
+from latentknobs.policies.fixed import BalancedPolicy, ConstantPolicy, GreedyPolicy, UniformPolicy
 
-__all__ = ["BalancedPolicy", "ConstantPolicy", "GreedyPolicy", "HeadPolicy", "Pick", "Policy", "UniformPolicy"]
+__all__ = [
+    "BalancedPolicy",
+    "CategoricalPolicy",
+    "Choice",
+    "ConstantPolicy",
+    "GreedyPolicy",
+    "HeadPolicy",
+    "Pick",
+    "Policy",
+    "State",
+    "UniformPolicy",
+    "reads",
+    "remembers",
+]

@@ -1,151 +1,116 @@
-"""Who chooses the options while decoding: learned heads and the baselines they are compared with.
+"""The contract of a policy: what chooses the knob values while decoding.
 
-A policy is a distribution over the options of a space at the beginning of each segment, and a rule to pick from it.
+A policy is frozen: whatever it remembers of a response is in a `state` that the engine carries from token to token. At each
+segment it reads an observation of the frozen LM and returns a choice. Policies that choose among the options of their space
+share `CategoricalPolicy`; rules and continuous policies return any values within the ranges of the knobs.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from latentknobs.errors import ConfigError
-from latentknobs.heads.features import HIDDEN, check_features, read_features
-from latentknobs.heads.option_head import OptionHead
-from latentknobs.heads.segmenters import Every, Segmenter
-from latentknobs.heads.segmenters import Sequence as WholeSequence
-from latentknobs.knobs.knob import Stage
+from latentknobs.heads.segmenters import Segmenter
+from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.likelihood import apply_options
-from latentknobs.tensors import host_sees
+from latentknobs.policies.identity import digest
 
-Pick = Literal["greedy", "sample"]
-FEW = 1 << 14  # probabilities
+State = Any  # None, a tensor, or a NamedTuple of states; the first dimension of every tensor is the row
+
+
+class Choice(NamedTuple):
+    """What a policy chose for N rows.
+
+    Attributes:
+        value_NJ: (N, J) values of the space's knobs, in its order: any numbers within the ranges of the knobs.
+        option_N: (N,) index in the space, where the values come from its grid; None elsewhere.
+        log_prob_N: (N,) log-probability (nats) or log-density of what was drawn, where anything was.
+        state: what the policy remembers from here on; None leaves its state as it is.
+    """
+
+    value_NJ: Tensor
+    option_N: Tensor | None = None
+    log_prob_N: Tensor | None = None
+    state: State = None
 
 
 class Policy(ABC):
-    """Chooses an option for every segment.
+    """Chooses knob values for every segment.
 
     Attributes:
-        space: the options.
-        segmenter: where a new choice is made.
-        pick: `greedy` takes the most probable option (Eq. 4 of arXiv 2411.09661), `sample` draws it (Eq. 5).
-        keeps_rows: True where a policy or its segmenter remembers anything about a row from one token to the next. Finished rows
-            then stay in their batch (`engines.transformers.leaving`), and a row keeps its number until all have finished.
+        space: the knobs whose values are chosen, in the order in which they act; for a categorical policy, also the options.
+        segmenter: where a new choice begins.
+        needs: parts of an `Observation` that it reads beside `hidden_ND` and `logits_NV`.
+        draws: whether a choice depends on its uniform.
     """
 
-    keeps_rows = False
+    space: KnobSpace
+    segmenter: Segmenter
+    needs: tuple[str, ...] = ()
+    draws: bool = True
 
-    def __init__(self, space: KnobSpace, segmenter: Segmenter, pick: Pick) -> None:
-        self.space = space
-        self.segmenter = segmenter
-        self.pick = pick
+    def start(self, rows: int, device: torch.device | str = "cpu") -> State:
+        """The state of some rows before their first token; None for a policy that remembers nothing."""
+        return None
 
     @abstractmethod
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-        """(N, K) log-probabilities of the options, from hidden states (N, D) and unchanged logits (N, V)."""
+    def choose(self, seen: Observation, uniform_N: Tensor, state: State = None) -> Choice:
+        """The choice for N tokens to come, each row by itself.
 
-    def choose(self, log_pi_NK: Tensor, uniform_N: Tensor) -> Tensor:
-        """(N,) option indices; `uniform_N` in [0, 1) decides where the pick is `sample` (inverse CDF)."""
-        if self.pick == "greedy":
-            return log_pi_NK.argmax(-1)
-        if host_sees(log_pi_NK) and log_pi_NK.numel() <= FEW:  # numpy's operations start several times faster
-            cdf = np.exp(log_pi_NK.detach().double().numpy()).cumsum(-1)
-            place_N = (cdf <= uniform_N.double().numpy()[:, None] * cdf[:, -1:]).sum(-1)
-            return torch.from_numpy(np.minimum(place_N, log_pi_NK.shape[-1] - 1))
-        cdf_NK = log_pi_NK.double().exp().cumsum(-1)
-        threshold_N1 = (uniform_N * cdf_NK[:, -1]).unsqueeze(-1)
-        return torch.searchsorted(cdf_NK, threshold_N1, right=True).squeeze(-1).clamp(max=log_pi_NK.shape[-1] - 1)
+        A policy without state is asked where segments begin. One with a state is asked at every token, so that what it
+        remembers of a row does not depend on the other rows; between the beginnings of segments only `Choice.state` counts.
 
-    def warp(self, logits_NV: Tensor, option_N: Tensor) -> Tensor:
-        """(N, V) logits of the distribution that the options sample from; -inf outside the kept set."""
-        return apply_options(logits_NV, self.space, option_N)
+        Args:
+            uniform_N: (N,) float64 in [0, 1), the only source of chance.
+            state: of these rows.
+        """
 
+    def observe(self, token_N: Tensor, state: State) -> State:
+        """The state after the tokens (N,) that followed the newest choice. Rows that have ended go on with padding."""
+        return state
 
-class HeadPolicy(Policy):
-    """A learned head. `features` says what it reads (see `latentknobs.heads.features`)."""
+    def select(self, row_R: Tensor, state: State) -> State:
+        """The state of R of the rows, in this order: rows leave their batch, and beams are reordered."""
+        return select_rows(row_R, state)
 
-    def __init__(
-        self,
-        head: OptionHead,
-        space: KnobSpace,
-        segmenter: Segmenter,
-        features: Sequence[str] = (HIDDEN,),
-        pick: Pick = "greedy",
-    ) -> None:
-        super().__init__(space, segmenter, pick)
-        self.head = head
-        self.features = check_features(features)
+    def log_pi(self, seen: Observation, state: State = None) -> Tensor | None:
+        """(N, K) log-probabilities of the options, from a policy that chooses among them; None from any other."""
+        return None
 
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-        """(N, K) from the head."""
-        with torch.no_grad():
-            log_pi_NK: Tensor = self.head(read_features(self.features, hidden_ND, logits_NV))
-        return log_pi_NK
+    def prepared(self) -> "Policy":
+        """A policy that chooses the same as long as no weights change, as fast as it can: engines decode with it."""
+        return self
+
+    def identity(self) -> str:
+        """64 hex digits; two policies with one identity choose the same.
+
+        By default a digest of the class and of the content of every public attribute: plain values, tensors, modules, spaces,
+        segmenters and other policies.
+
+        Raises:
+            TypeError: an attribute is of another kind; override `identity` then.
+        """
+        return digest(self)
 
 
-class ConstantPolicy(Policy):
-    """Always the same option: what everybody does today."""
-
-    def __init__(self, space: KnobSpace, option: int) -> None:
-        if not 0 <= option < space.K:
-            raise ConfigError(f"There is no option {option} in {space!r}.")
-        super().__init__(space, WholeSequence(), "greedy")
-        self.option = option
-
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-        """(N, K) one-hot."""
-        out_NK = torch.full((len(logits_NV), self.space.K), -torch.inf, device=logits_NV.device)
-        out_NK[:, self.option] = 0.0
-        return out_NK
+def reads(policy: Policy) -> tuple[str, ...]:
+    """All parts of an `Observation` that decoding with a policy needs: its own, and those of its knobs."""
+    return tuple(dict.fromkeys((*policy.needs, *policy.space.needs)))
 
 
-class UniformPolicy(Policy):
-    """Draws every option equally often: an untrained head, and the policy of the first rollouts."""
-
-    def __init__(self, space: KnobSpace, segmenter: Segmenter) -> None:
-        super().__init__(space, segmenter, "sample")
-
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-        """(N, K) all -log K."""
-        return _flat(self.space.K, logits_NV.device).expand(len(logits_NV), -1)
+def remembers(policy: Policy) -> bool:
+    """Whether a policy carries a state from token to token."""
+    return policy.start(1) is not None
 
 
-@lru_cache(maxsize=16)
-def _flat(K: int, device: torch.device) -> Tensor:
-    """(K,) log-probabilities, kept because they are asked for at every token."""
-    with torch.inference_mode(False):  # or autograd could not use them later
-        return torch.zeros(K, device=device).log_softmax(-1)
-
-
-class BalancedPolicy(UniformPolicy):
-    """Draws half of its segments from the options that cut nothing off, and half from all.
-
-    Where several knobs truncate, hardly any option of their product leaves the tail alone, so that rollouts of the uniform
-    mixture hardly show what a tail is worth (docs/log.md). In a space without such options, or of nothing else, it is the
-    uniform mixture.
-    """
-
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-        """(N, K) log of the mean of two uniform distributions."""
-        cutting = [knob for knob in self.space.knobs if knob.stage not in (Stage.CONTEXT, Stage.SCALE)]
-        free_K = torch.tensor([all(option[knob.name] == knob.neutral for knob in cutting) for option in self.space.options])
-        flat_K = torch.full((self.space.K,), 1 / self.space.K)
-        pi_K = 0.5 * flat_K + 0.5 * free_K / free_K.sum() if free_K.any() else flat_K
-        return pi_K.log().to(logits_NV.device).expand(len(logits_NV), -1)
-
-
-class GreedyPolicy(ConstantPolicy):
-    """Greedy decoding of the LM itself, whatever knobs the space holds (its option index means nothing)."""
-
-    def __init__(self, space: KnobSpace) -> None:
-        super().__init__(space, 0)
-        self.segmenter = Every(1)
-
-    def warp(self, logits_NV: Tensor, option_N: Tensor) -> Tensor:
-        """(N, V) 0 at the first argmax, -inf elsewhere."""
-        best_N1 = logits_NV.argmax(-1, keepdim=True)
-        return torch.full_like(logits_NV, -torch.inf).scatter(-1, best_N1, 0.0)
+def select_rows(row_R: Tensor, state: State) -> State:
+    """Rows of a state: None, a tensor with leading row dimension, or a tuple of states."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return state.index_select(0, row_R.to(state.device))
+    if isinstance(state, tuple):
+        parts = [select_rows(row_R, part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    raise TypeError(f"The rows of a state of type {type(state).__name__} cannot be selected: override `select` of its policy.")

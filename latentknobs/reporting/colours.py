@@ -6,6 +6,8 @@ Colours go by rank in the grid, not by value, so that they work for temperatures
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 COLD, MIDDLE, WARM = (38, 103, 214), (150, 146, 158), (236, 94, 10)
 STRONG, WEAK = 0.52, 0.20  # opacity at the ends and in the middle
 Rgb = tuple[int, int, int]
@@ -19,13 +21,20 @@ class Scale:
     values: tuple[float, ...]
 
     @classmethod
+    def over(cls, knob: str, values: Sequence[float], steps: int = 5) -> "Scale":
+        """The scale of values that come from no grid: a few of them, from the lowest to the highest."""
+        shown = np.quantile(values, np.linspace(0, 1, steps)) if len(set(values)) > steps else values
+        return cls(knob, tuple(sorted({float(f"{value:.3g}") for value in shown})))
+
+    @classmethod
     def of(cls, knob: str, options: Sequence[dict[str, float]]) -> "Scale":
         """The scale of one knob of a space, given all options as `{knob: value}`."""
         return cls(knob, tuple(sorted({option[knob] for option in options})))
 
     def place(self, value: float) -> float:
-        """0 for the lowest value of the grid, 1 for the highest, evenly spaced; 0.5 if there is only one."""
-        return self.values.index(value) / (len(self.values) - 1) if len(self.values) > 1 else 0.5
+        """0 for the lowest value of the grid, 1 for the highest, evenly spaced, linear between; 0.5 if there is only one."""
+        last = len(self.values) - 1
+        return float(np.interp(value, self.values, np.arange(last + 1) / last)) if last else 0.5
 
     def opacity(self, value: float) -> float:
         """How strong the colour is: weakest in the middle, where it is grey."""

@@ -131,7 +131,7 @@ def _title(task: str, report: Report) -> str:
 
 
 def _shares(rollout: Rollout, samples: Samples, knob: str, values: Sequence[float]) -> list[float]:
-    chosen = [samples.value(knob, k) for k in rollout.options]
+    chosen = [samples.value(knob, k) for k in rollout.options or ()]
     return [chosen.count(value) / max(len(chosen), 1) for value in values]
 
 

@@ -70,7 +70,7 @@ def write_samples(
         taken[task] += 1
         if taken[task] <= per_task:
             pieces, special = token_texts(tokenizer, rollout.ids)
-            shown.append(Sample(rollout.prompt, task, prompts[rollout.prompt].text, pieces, special, rollout.options))
+            shown.append(Sample(rollout.prompt, task, prompts[rollout.prompt].text, pieces, special, rollout.options or ()))
     samples = Samples(space.names, space.options, [space.label(k) for k in range(space.K)], shown)
     (run / FILE).write_text(json.dumps(asdict(samples)) + "\n", encoding="utf-8")
 

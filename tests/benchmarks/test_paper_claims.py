@@ -12,10 +12,9 @@ from benchmarks.paper.claims import FAILS, HOLDS, OPEN, decide, judge
 from benchmarks.paper.experiment import Field
 from benchmarks.paper.recipe import Claim
 from latentknobs.evaluation.statistics import Interval
-from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import GreedyPolicy
 
-POLICY = GreedyPolicy(KnobSpace.of("temperature"))
+POLICY = GreedyPolicy()
 
 
 class Table(Field):

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper.arena import Arena, Player
-from benchmarks.paper.hand import after_newline, sentence_starts
+from benchmarks.paper.hand import AfterNewline, sentence_starts
 from benchmarks.paper.measures import choices, where
 from benchmarks.paper.rewards import make_reward
-from benchmarks.paper.rules import TwoTemperatures
 from benchmarks.paper.worlds import load_world
 
 
@@ -33,7 +32,7 @@ def test_places_of_a_response(arena: Arena) -> None:
 
 
 def test_a_hand_rule_is_cold_exactly_after_the_newline(arena: Arena) -> None:
-    policy = TwoTemperatures(0.0, 1.0, after_newline(arena.world.tokenizer))
+    policy = AfterNewline(arena.world.tokenizer, 0.0, 1.0)
     player = Player("hand", policy, "hand after_newline")
     rollouts = arena.play(player, "held_out", 2)
     assert sum("\nAnswer:" in rollout.text for rollout in rollouts) > 6
@@ -45,7 +44,7 @@ def test_a_hand_rule_is_cold_exactly_after_the_newline(arena: Arena) -> None:
 def test_a_hand_rule_is_cold_exactly_at_sentence_starts(tmp_path: Path) -> None:
     world = load_world("testbed:constrained", {"train": 4, "dev": 4, "held_out": 6})  # prompts end with a sentence
     arena = Arena(world, tmp_path, {"max_new_tokens": 40, "batch_size": 64})
-    player = Player("hand", TwoTemperatures(0.0, 1.0, sentence_starts(arena.world.tokenizer)), "hand sentence_starts")
+    player = Player("hand", sentence_starts(arena.world.tokenizer, 0.0, 1.0), "hand sentence_starts")
     rollouts = arena.play(player, "held_out", 1)
     for place, value in (("first in sentence", 0.0), ("inside sentence", 1.0)):
         assert {c for c in choices(f"temperature, {place}", arena, player, "held_out", rollouts) if c == c} == {value}

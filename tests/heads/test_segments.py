@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from latentknobs.errors import ConfigError
-from latentknobs.heads.segmenters import Delimiter, Every, Segmenter, Sequence, parse_level
+from latentknobs.heads.segmenters import Delimiter, Every, Segmenter, WholeResponse, parse_level
 
 WORDS = ["</s>", "a", "b", ".", "!", " .", "c.", "\n", ".\n", ". ", "?\t", ".b", " "]
 IDS = {word: i for i, word in enumerate(WORDS)}
@@ -24,7 +24,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
 
 
-SEGMENTERS = [Every(1), Every(2), Every(3), Sequence(), Delimiter(".", (IDS["."], IDS["c."]))]
+SEGMENTERS = [Every(1), Every(2), Every(3), WholeResponse(), Delimiter(".", (IDS["."], IDS["c."]))]
 every_segmenter = pytest.mark.parametrize("segmenter", SEGMENTERS, ids=lambda s: s.level)
 responses = st.integers(1, 9).flatmap(
     lambda T: st.lists(st.lists(st.integers(0, V - 1), min_size=T + 1, max_size=T + 1), min_size=1, max_size=3)
@@ -38,7 +38,7 @@ def by_hand(segmenter: Segmenter, row: list[int]) -> list[int]:
         match segmenter:
             case Every(n=n):
                 ids.append(t // n)
-            case Sequence():
+            case WholeResponse():
                 ids.append(0)
             case Delimiter(token_ids=cuts):
                 ids.append(0 if t == 0 else ids[-1] + (row[t] in cuts))

@@ -75,15 +75,15 @@ def test_teacher_forcing_and_stepping_give_the_same_contexts(prompt: int, respon
 def test_a_context_is_cut_by_rows_shown_copied_and_pickled() -> None:
     context = Context.of_response(PROMPT, RESPONSE)
     assert torch.equal(context.rows(slice(1, 3)).position_N, torch.tensor([1, 2]))
-    assert repr(context) == "Context(previous_NL (3, 5), position_N (3,))"
+    assert repr(context) == "Observation(previous_NL (3, 5), position_N (3,))"
     for again in (copy.copy(context), copy.deepcopy(context), pickle.loads(pickle.dumps(context))):
         assert again.parts.keys() == context.parts.keys() and torch.equal(again.previous_NL, context.previous_NL)
 
 
 def test_what_was_not_given_or_does_not_exist_cannot_be_read() -> None:
-    with pytest.raises(AttributeError, match="This context does not hold 'second_NV'; a knob reads what it names in `needs`"):
+    with pytest.raises(AttributeError, match="This observation does not hold 'second_NV'; a knob or a policy reads"):
         _ = Context.of_response(PROMPT, RESPONSE).second_NV
-    with pytest.raises(TypeError, match=r"There is no part 'history' of a context\. Known: previous_NL, position_N, second_NV"):
+    with pytest.raises(TypeError, match=r"There is no part 'history' of an observation\. Known: previous_NL, position_N"):
         Context(history=torch.zeros(1))
 
 

@@ -7,17 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs import KnobSpace, apply_options
+from latentknobs import Context, KnobSpace
 from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
 from latentknobs.heads.option_head import OptionHead
-from latentknobs.heads.segmenters import Every, Sequence
-from latentknobs.policies import BalancedPolicy, ConstantPolicy, GreedyPolicy, HeadPolicy, Policy, UniformPolicy
+from latentknobs.heads.segmenters import Every
+from latentknobs.policies import BalancedPolicy, CategoricalPolicy, ConstantPolicy, GreedyPolicy, HeadPolicy, UniformPolicy
 
 SPACE = KnobSpace.of({"temperature": [0.0, 0.7, 2.0], "top_p": [0.6, 1.0]})
 LAST_UNIFORM = 1 - 2.0**-53
 logits_NV = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
 hidden_ND = torch.randn(9, 5, generator=torch.Generator().manual_seed(1))
+SEEN = Context(hidden_ND=hidden_ND, logits_NV=logits_NV)
 
 
 def head_policy(pick: str = "sample", features: tuple[str, ...] = ("hidden",)) -> HeadPolicy:
@@ -27,9 +28,9 @@ def head_policy(pick: str = "sample", features: tuple[str, ...] = ("hidden",)) -
     return HeadPolicy(head, SPACE, Every(1), features, pick)
 
 
-def picked(policy: Policy, probs: list[float], uniform: float) -> int:
+def picked(policy: CategoricalPolicy, probs: list[float], uniform: float) -> int:
     log_pi_NK = torch.tensor([probs], dtype=torch.float64).log()
-    return policy.choose(log_pi_NK, torch.tensor([uniform], dtype=torch.float64)).item()
+    return policy.picked(log_pi_NK, torch.tensor([uniform], dtype=torch.float64)).option_N.item()
 
 
 weights = st.lists(st.sampled_from([0.0, 1e-12, 0.3, 1.0, 2.5]), min_size=1, max_size=6).filter(any)
@@ -37,6 +38,7 @@ weights = st.lists(st.sampled_from([0.0, 1e-12, 0.3, 1.0, 2.5]), min_size=1, max
 
 @given(weights, st.floats(0, LAST_UNIFORM) | st.sampled_from([0.0, LAST_UNIFORM]))
 def test_sampling_inverts_the_cumulative_distribution(weight_K: list[float], uniform: float) -> None:
+    weight_K = (weight_K + [0.0] * SPACE.K)[: SPACE.K]
     probs = [weight / sum(weight_K) for weight in weight_K]
     k = picked(head_policy(), probs, uniform)
     assert probs[k] > 0, "an option without probability is never drawn"
@@ -54,7 +56,7 @@ def test_rounding_of_the_total_never_reaches_an_option_without_probability(rest:
 def test_evenly_spread_uniforms_give_every_option_its_share(weight_K: list[float]) -> None:
     n = 1000
     log_pi_NK = torch.tensor([weight_K], dtype=torch.float64).log().log_softmax(-1).expand(n, -1)
-    option_N = head_policy().choose(log_pi_NK, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
+    option_N = head_policy().picked(log_pi_NK, (torch.arange(n, dtype=torch.float64) + 0.5) / n).option_N
     share_K = option_N.bincount(minlength=len(weight_K)) / n
     assert torch.allclose(share_K.double(), log_pi_NK[0].exp(), atol=1.5 / n)
 
@@ -68,7 +70,7 @@ def test_greedy_takes_the_most_probable_option_whatever_the_uniform(weight_K: li
 @pytest.mark.parametrize("features", [("hidden",), ("entropy", "max_prob"), ("margin", "hidden")])
 def test_a_head_policy_is_its_head_on_its_features_without_gradient(features: tuple[str, ...]) -> None:
     policy = head_policy(features=features)
-    log_pi_NK = policy.log_pi(hidden_ND, logits_NV)
+    log_pi_NK = policy.log_pi(SEEN)
     assert not log_pi_NK.requires_grad
     assert torch.equal(log_pi_NK, policy.head(read_features(features, hidden_ND, logits_NV)).detach())
     assert log_pi_NK.shape == (9, SPACE.K)
@@ -83,31 +85,45 @@ def test_a_head_policy_checks_its_features() -> None:
 @pytest.mark.parametrize("option", range(SPACE.K))
 def test_a_constant_policy_always_takes_its_option(option: int) -> None:
     policy = ConstantPolicy(SPACE, option)
-    log_pi_NK = policy.log_pi(hidden_ND, logits_NV)
+    log_pi_NK = policy.log_pi(SEEN)
     assert log_pi_NK.exp().sum(-1).tolist() == [1.0] * 9
-    assert policy.choose(log_pi_NK, torch.rand(9)).tolist() == [option] * 9
-    assert policy.segmenter == Sequence()
+    choice = policy.choose(SEEN, torch.rand(9))
+    assert choice.option_N.tolist() == [option] * 9
+    assert choice.value_NJ.tolist() == [list(SPACE.options[option].values())] * 9
+    assert policy.segmenter.is_token_level and not policy.draws
 
 
 def test_a_uniform_policy_spreads_evenly_and_samples() -> None:
     policy = UniformPolicy(SPACE, Every(2))
-    log_pi_NK = policy.log_pi(hidden_ND, logits_NV)
+    log_pi_NK = policy.log_pi(SEEN)
     assert torch.allclose(log_pi_NK, torch.tensor(-math.log(SPACE.K)))
     assert policy.pick == "sample" and policy.segmenter == Every(2)
 
 
-@pytest.mark.parametrize("policy", [head_policy(), ConstantPolicy(SPACE, 1), UniformPolicy(SPACE, Every(1))])
-def test_warping_is_applying_the_option(policy: Policy) -> None:
-    option_N = torch.arange(9) % SPACE.K
-    assert torch.equal(policy.warp(logits_NV, option_N), apply_options(logits_NV, SPACE, option_N))
+POLICIES = [head_policy(), head_policy("greedy"), ConstantPolicy(SPACE, 1), UniformPolicy(SPACE, Every(1))]
 
 
-def test_the_greedy_policy_keeps_the_first_argmax_of_the_lm_whatever_the_option() -> None:
-    policy = GreedyPolicy(SPACE)
-    tied_NV = torch.tensor([[0.0, 2.0, 2.0], [5.0, 1.0, 5.0]])
-    for option in (0, 5):
-        warped_NV = policy.warp(tied_NV, torch.full((2,), option))
-        assert warped_NV.softmax(-1).tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_values_of_a_choice_are_those_of_its_option(policy: CategoricalPolicy) -> None:
+    choice = policy.choose(SEEN, torch.linspace(0, LAST_UNIFORM, 9, dtype=torch.float64))
+    assert torch.equal(choice.value_NJ, SPACE.values_KJ()[choice.option_N])
+    if policy.draws:
+        expected_N = policy.log_pi(SEEN).gather(-1, choice.option_N.unsqueeze(-1)).squeeze(-1)
+        assert torch.equal(choice.log_prob_N, expected_N)
+
+
+@pytest.mark.parametrize("features", [("hidden",), ("entropy", "hidden")])
+def test_a_prepared_head_policy_chooses_the_same_with_the_weights_of_its_time(features: tuple[str, ...]) -> None:
+    policy = head_policy(features=features)
+    prepared, before_NK = policy.prepared(), policy.log_pi(SEEN)
+    with torch.no_grad():
+        policy.head.mlp[-1].weight.mul_(-1)
+    assert torch.allclose(prepared.log_pi(SEEN), before_NK, atol=1e-5) and not torch.allclose(policy.log_pi(SEEN), before_NK)
+
+
+def test_the_greedy_policy_is_temperature_zero_of_a_space_of_its_own() -> None:
+    choice = GreedyPolicy().choose(SEEN, torch.rand(9))
+    assert choice.value_NJ.tolist() == [[0.0]] * 9 and GreedyPolicy().space.names == ("temperature",)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +135,7 @@ def test_the_greedy_policy_keeps_the_first_argmax_of_the_lm_whatever_the_option(
     ],
 )
 def test_the_balanced_mixture_gives_half_to_what_cuts_nothing_off(space: KnobSpace, free: int) -> None:
-    pi_K = BalancedPolicy(space, Every(1)).log_pi(hidden_ND, logits_NV[:, :1]).exp()[0].double()
+    pi_K = BalancedPolicy(space, Every(1)).log_pi(SEEN).exp()[0].double()
     is_free = [option.get("top_p", 1.0) == 1.0 and option.get("min_p", 0.0) == 0.0 for option in space.options]
     assert sum(is_free) == free
     wanted = [1 / space.K if not free else 0.5 / space.K + (0.5 / free if one else 0.0) for one in is_free]

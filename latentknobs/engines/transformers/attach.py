@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in
@@ -22,22 +23,21 @@ from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.modes import (
     Sampler,
-    begins_at,
-    needs_of,
     refuse_batching,
     refuse_beams_without_cache,
     refuse_second,
     samples_plainly,
 )
-from latentknobs.engines.transformers.record import Record, policy_logits, read_record
+from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
-from latentknobs.engines.transformers.step import Stepper
+from latentknobs.engines.transformers.step import Stepper, draw_tokens
 from latentknobs.engines.transformers.uniforms import REDRAWS, uniforms
 from latentknobs.engines.transformers.verify import Verifier, sequences_of
 from latentknobs.engines.transformers.versions import announce_untested
 from latentknobs.engines.transformers.wrappers import layers_of
 from latentknobs.errors import DecodingError
-from latentknobs.knobs.context import Context
+from latentknobs.knobs.context import Observation
+from latentknobs.likelihood.apply import apply_values
 from latentknobs.policies import Policy
 
 # Removed tokens get this offset instead of -inf: a later processor (min_new_tokens, suppress_tokens) may remove every
@@ -75,12 +75,16 @@ class Attached:
     Attributes:
         rows: (B,) ids that stand for the rows in the uniforms, one per response (per prompt in a beam search); None counts
             the rows of each batch. Set it to keep a request's text the same whatever batch it is put in.
+        samples: how many responses to a prompt are sampled, for policies that read it; None: `num_return_sequences`.
 
     Raises:
         DecodingError: the model already has a policy attached, or is not one that policies can decode with.
     """
 
     rows: Tensor | None = None
+    samples: int | None = None
+    _budget: int | None = None  # of the newest `generate`, with the number of samples
+    _samples = 1
 
     def __init__(
         self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own", *,
@@ -131,14 +135,34 @@ class Attached:
         self.detach()
 
     @property
+    def value_BTJ(self) -> Tensor:
+        """(B, T, J) values of the newest `generate` call, response tokens only; beyond a row's end they mean nothing."""
+        ledger = self._finished()
+        assert ledger.value_BLJ is not None
+        return ledger.value_BLJ[:, ledger.prompt_length : ledger.columns]
+
+    @property
     def option_BT(self) -> Tensor:
-        """(B, T) options of the newest `generate` call, response tokens only; beyond a row's end they mean nothing."""
+        """(B, T) options of the newest `generate` call, where the policy chooses among options."""
+        ledger = self._finished()
+        if ledger.option_BL is None:
+            raise DecodingError(
+                f"The policy {type(self.policy).__name__} does not choose among options. Read its values from value_BTJ."
+            )
+        return ledger.option_BL[:, ledger.prompt_length : ledger.columns]
+
+    @property
+    def chooses_options(self) -> bool:
+        """Whether the values of the newest `generate` call come from options."""
+        return self._finished().option_BL is not None
+
+    def _finished(self) -> Ledger:
         ledger = self._newest
-        if ledger is None or ledger.option_BL is None:
+        if ledger is None or ledger.value_BLJ is None:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before reading the options.")
         if not ledger.is_plain:
             raise DecodingError("The rows of a beam search are not the sequences it returns. Read them back with record(...).")
-        return ledger.option_BL[:, ledger.prompt_length : ledger.columns]
+        return ledger
 
     @property
     def is_sampling(self) -> bool:
@@ -171,7 +195,9 @@ class Attached:
         rows_B = rows_B if self.rows is None else self.rows.cpu()[rows_B]
         self._now.is_paused = True
         try:
-            return read_record(self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B)
+            return read_record(
+                self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B, self._budget, self._samples
+            )
         finally:
             self._now.is_paused = False
 
@@ -194,7 +220,10 @@ class Attached:
         inputs = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
         prompt = next((p for p in inputs if p is not None), None)
         if ledger is None:
-            ledger = Ledger(1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
+            length = 1 if prompt is None else prompt.shape[1]
+            ledger = Ledger(self.policy, length, beams, kwargs.get("attention_mask"), self.rows)
+            self._budget = ledger.max_new_tokens = setting("max_new_tokens", kwargs, configs, None)
+            self._samples = ledger.samples = self.samples or int(setting("num_return_sequences", kwargs, configs, 1))
             ledger.is_plain, ledger.is_one_call = beams == 1, True
             ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
         drafts = any(kwargs.get(name) is not None for name in ("assistant_model", "custom_generate"))
@@ -258,10 +287,10 @@ class Attached:
             output.logits = self._packed(hidden_BSD, logits_BSV)
             return output
         width, kept = ids_BS.shape[1], logits_BSV.shape[1]
-        ledger, cache, verifier = now.ledger or Ledger(width), cache_in(kwargs), now.verifier
+        ledger, cache, verifier = now.ledger or Ledger(self.policy, width), cache_in(kwargs), now.verifier
         first = ledger.before(kwargs, width)
         if verifier is None and first == 0:
-            ledger = Ledger(width)
+            ledger = Ledger(self.policy, width)
         if verifier is not None:
             verifier.step(first + width, ids_BS[:, -1])
         self._newest = now.ledger = ledger
@@ -269,19 +298,21 @@ class Attached:
         if cache is not None and not ledger.is_plain:
             ledger.follow(cache)
         columns = range(first + width - kept, first + width)
-        contexts = ledger.contexts(self._bare, needs_of(self.policy), first, columns, ids_BS)
-        rewritten = [
-            self._column(ledger, column, ids_BS[:, s - kept], hidden_BSD[:, s - kept], logits_BSV[:, s], context)
-            for s, (column, context) in enumerate(zip(columns, contexts, strict=True))
-        ]
+        contexts = ledger.contexts(self._bare, first, columns, ids_BS)
+        ledger.forget_states(columns.start + 1)
+        rewritten = []
+        for s, (column, context) in enumerate(zip(columns, contexts, strict=True)):
+            parts = context.parts if context else {}
+            seen = Observation(hidden_ND=hidden_BSD[:, s - kept], logits_NV=logits_BSV[:, s], **parts)
+            rewritten.append(self._column(ledger, column, ids_BS[:, s - kept], seen))
         if not ledger.sampling:  # otherwise tokens are marked in place, and a copy of the logits would be all the cost
-            output.logits = torch.stack(rewritten, 1)
+            output.logits = rearrange(rewritten, "s b v -> b s v")
         return output
 
     def _packed(self, hidden_1SD: Tensor, logits_1SV: Tensor) -> Tensor:
-        hidden_SD, logits_SV = hidden_1SD[0, -logits_1SV.shape[1] :], logits_1SV[0]
-        option_S = self.policy.log_pi(hidden_SD, logits_SV).argmax(-1)
-        return _lowered(self.policy.warp(logits_SV, option_S), logits_SV).unsqueeze(0)
+        seen = Observation(hidden_ND=hidden_1SD[0, -logits_1SV.shape[1] :], logits_NV=logits_1SV[0])
+        choice = self._stepper.choose(seen, torch.zeros(len(seen.logits_NV), dtype=torch.float64), True, None, None)
+        return _lowered(apply_values(seen.logits_NV, self.policy.space, choice.value_NJ), seen.logits_NV).unsqueeze(0)
 
     def _bare(self, **inputs: Any) -> Any:
         """The model's own output, as if no policy were attached."""
@@ -291,33 +322,24 @@ class Attached:
         finally:
             self._now.is_paused = False
 
-    def _column(
-        self,
-        ledger: Ledger,
-        column: int,
-        previous_B: Tensor,
-        hidden_BD: Tensor,
-        logits_BV: Tensor,
-        context: Context | None,
-    ) -> Tensor:
-        """Logits of the token at `column + 1`, after the option of its segment; columns inside the prompt are untouched."""
-        position = column + 1 - ledger.prompt_length
+    def _column(self, ledger: Ledger, column: int, previous_B: Tensor, seen: Observation) -> Tensor:
+        """Logits of the token at `column + 1`, after the choice of its segment; columns inside the prompt are untouched."""
+        position, logits_BV, space = column + 1 - ledger.prompt_length, seen.logits_NV, self.policy.space
         if position < 0:
             return logits_BV
-        rows, device, step = len(logits_BV), logits_BV.device, self._stepper
+        rows, device = len(logits_BV), logits_BV.device
         uniform_2B = ledger.uniforms(self.seed, position, rows, device)
-        option_B, fresh = ledger.option_at(column, rows, device), begins_at(self.policy, position, previous_B)
+        is_new, state = self.policy.segmenter.at(position, previous_B), ledger.state_at(column + 1, previous_B)
+        choice = self._stepper.choose(seen, uniform_2B[0], is_new, ledger.choice_at(column, rows), state)
+        ledger.remember(column + 1, choice)
         if not ledger.sampling:
-            option_B = step.choose(hidden_BD, logits_BV, uniform_2B, option_B, fresh)
-            ledger.remember(column + 1, option_B)
-            return _lowered(policy_logits(self.policy, logits_BV, option_B, context), logits_BV)
+            return _lowered(apply_values(logits_BV, space, choice.value_NJ, seen), logits_BV)
 
         def again(rows_R: Tensor) -> Tensor:
             key_R = ledger.keys(rows, device)[rows_R]
             return uniforms(self.seed, REDRAWS, key_R, torch.full_like(key_R, position))
 
-        option_B, token_B = step.sample(hidden_BD, logits_BV, uniform_2B, option_B, fresh, context, again)
-        ledger.remember(column + 1, option_B)
+        token_B = draw_tokens(space, choice.value_NJ, seen, uniform_2B[1], again)
         if self._now.verifier is not None:
             self._now.verifier.drew(token_B)
         return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)

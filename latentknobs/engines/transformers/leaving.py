@@ -8,7 +8,6 @@ with another number of rows, and for models in which a row does not depend on th
 Everything stays in one call, which is always right, where rows cannot leave:
 
 * `generate` draws the tokens itself (penalties in the generation config, `sampler="transformers"`): rows share its random state;
-* the policy says that it `keeps_rows`;
 * the cache is no plain `DynamicCache`: static, quantized, offloaded, a state (Mamba and hybrids), none at all;
 * the generation config counts from the beginning of a call (`max_time`, `token_healing`), or has no end-of-sequence token.
 """
@@ -60,7 +59,7 @@ class Enough(StoppingCriteria):
 
 def sample_leaving(
     attached: Attached, ids_BP: Tensor, mask_BP: Tensor, *, max_new_tokens: int, pad: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """A `generate` of an attached model in which finished rows leave the batch.
 
     Args:
@@ -69,11 +68,13 @@ def sample_leaving(
         pad: id of the padding behind finished rows.
 
     Returns:
-        (B, T) tokens and (B, T) options of the responses; beyond a row's end both mean nothing.
+        (B, T) tokens, (B, T, J) values and (B, T) options (None for a policy without) of the responses; beyond a row's end they
+        mean nothing.
     """
     model, (B, P) = attached.model, ids_BP.shape
     token_BT = torch.full((B, max_new_tokens), pad, dtype=torch.long)
-    option_BT = torch.zeros(B, max_new_tokens, dtype=torch.long)
+    value_BTJ = torch.zeros(B, max_new_tokens, len(attached.policy.space.knobs), dtype=torch.float64)
+    option_BT: Tensor | None = None
     stop_E = torch.tensor(stop_ids(model), dtype=torch.long, device=ids_BP.device)
     enough = Enough(attached, stop_E, P)
     told: dict[str, Any] = {"stopping_criteria": [enough]} if _may_end_early(model) else {}
@@ -85,9 +86,12 @@ def sample_leaving(
         )  # fmt: skip
         ids_RL, T = made.sequences, made.sequences.shape[1] - P
         token_BT[row_R, :T] = ids_RL[:, P:].cpu()
-        option_BT[row_R, :T] = attached.option_BT[:, :T].cpu()
+        value_BTJ[row_R, :T] = attached.value_BTJ[:, :T].cpu()
+        if attached.chooses_options:
+            option_BT = torch.zeros_like(token_BT) if option_BT is None else option_BT
+            option_BT[row_R, :T] = attached.option_BT[:, :T].cpu()
         if not enough.is_met or max_new_tokens == T:
-            return token_BT[:, :T], option_BT[:, :T]
+            return token_BT[:, :T], value_BTJ[:, :T], None if option_BT is None else option_BT[:, :T]
         stay_Q = (~finished_rows(ids_RL[:, P:], stop_E)).nonzero().squeeze(-1).cpu()
         attached.go_on(stay_Q)
         told[cache_name(made) or ""] = cache = cache_in(made)
@@ -97,11 +101,10 @@ def sample_leaving(
 
 
 def rows_can_leave(attached: Attached) -> bool:
-    """Whether rows can leave the `generate` that is running: the first three points above."""
+    """Whether rows can leave the `generate` that is running: the first two points above."""
     cache = attached.cache
     return (
         attached.is_sampling
-        and not attached.policy.keeps_rows
         and type(cache) is DynamicCache
         and not getattr(cache, "offloading", False)
         and all(type(layer) in LAYERS for layer in cache.layers)

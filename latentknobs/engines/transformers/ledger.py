@@ -1,50 +1,68 @@
-"""What one call of `generate` has chosen so far: an option for every row and column of its sequences.
+"""What one call of `generate` has chosen so far: values for every row and column of its sequences, and the policy's state.
 
 Columns, not steps, because rejected drafts, chunked prompts and runs without a cache visit columns again.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in, cache_length
 from latentknobs.engines.transformers.second import SECOND, SecondReader
 from latentknobs.engines.transformers.uniforms import OPTIONS, TOKENS, uniforms
-from latentknobs.knobs.context import Context
+from latentknobs.errors import DecodingError
+from latentknobs.knobs.context import Observation
+from latentknobs.policies import Choice, Policy, State, reads, remembers
 
-AHEAD = 64  # positions whose uniforms are made at once
+AHEAD = 64  # positions whose uniforms are computed at once
+TABLES = ("value_BLJ", "option_BL", "ids_BL")
 
 
 class Ledger:
     """The columns of one batch of sequences.
 
     Args:
+        policy: the policy that chooses.
         prompt_length: columns of the prompt.
         rows_per_key: rows that share the uniforms of one request (the beams of a prompt), 1 elsewhere.
         mask_BP: prompt padding, for knobs that read earlier tokens.
         keys_B: ids of the rows for the uniforms; None counts them.
+
+    Attributes:
+        max_new_tokens, samples: the budgets that a policy may read; the first is None where it is not known.
+        sampling: whether tokens are drawn here rather than by `generate`.
+        is_plain: False for modes in which a row is not a request: beams.
+        prompt_BP: ids of the prompt, where they are known: a cache may hide them from the forward calls.
+        is_one_call: whether all forward calls are those of one `generate`.
     """
 
     def __init__(
-        self, prompt_length: int, rows_per_key: int = 1, mask_BP: Tensor | None = None, keys_B: Tensor | None = None
+        self,
+        policy: Policy,
+        prompt_length: int,
+        rows_per_key: int = 1,
+        mask_BP: Tensor | None = None,
+        keys_B: Tensor | None = None,
     ) -> None:
+        self.policy, self.needs, self._remembers = policy, reads(policy), remembers(policy)
         self.prompt_length = self.columns = prompt_length
-        self.rows_per_key = rows_per_key
-        self.mask_BP = mask_BP
-        self.keys_B = keys_B
+        self.rows_per_key, self.mask_BP, self.keys_B = rows_per_key, mask_BP, keys_B
+        self.max_new_tokens: int | None = None
+        self.samples = 1
+        self.sampling, self.is_plain, self.is_one_call = False, True, False
+        self.value_BLJ: Tensor | None = None
+        self.option_BL: Tensor | None = None
+        self.ids_BL: Tensor | None = None
+        self.prompt_BP: Tensor | None = None
+        self.second: SecondReader | None = None
+        self.cache: Any = None
         self._row_keys_B: Tensor | None = None
         self._uniform_P2B: Tensor | None = None
         self._uniforms_of: Any = None
-        self.sampling = False  # whether tokens are chosen here rather than by `generate`
-        self.is_plain = True  # False for modes in which a row is no request: beams
-        self.option_BL: Tensor | None = None
-        self.ids_BL: Tensor | None = None
-        self.prompt_BP: Tensor | None = None  # its ids, where they are known: a cache may hide them from the forward calls
-        self.second: SecondReader | None = None
-        self.cache: Any = None
-        self.is_one_call = False  # whether all forward calls are those of one `generate`
+        self._states: dict[int, State] = {}  # by column: of those of the newest forward call
         self._seen = 0  # columns behind the cache, for caches that cannot tell
         self._reordering: Any = None
 
@@ -54,14 +72,15 @@ class Ledger:
         Second logits begin anew: their reader reads the response so far once more.
         """
         mask_BP, keys_B = self.mask_BP, self._row_keys_B
-        made = Ledger(
-            self.prompt_length, 1, None if mask_BP is None else mask_BP[row_R], row_R if keys_B is None else keys_B[row_R]
-        )
-        for name in ("option_BL", "ids_BL", "prompt_BP"):
+        keys_R = row_R if keys_B is None else keys_B[row_R]
+        ledger = Ledger(self.policy, self.prompt_length, 1, None if mask_BP is None else mask_BP[row_R], keys_R)
+        for name in (*TABLES, "prompt_BP"):
             table_BL = getattr(self, name)
-            setattr(made, name, None if table_BL is None else table_BL[row_R])
-        made.columns, made.is_one_call, made._seen = self.columns, self.is_one_call, self._seen
-        return made
+            setattr(ledger, name, None if table_BL is None else table_BL[row_R])
+        ledger._states = {column: self.policy.select(row_R, state) for column, state in self._states.items()}
+        for name in ("columns", "is_one_call", "_seen", "max_new_tokens", "samples"):
+            setattr(ledger, name, getattr(self, name))
+        return ledger
 
     def before(self, kwargs: dict[str, Any], width: int) -> int:
         """How many columns came before those of a forward call that has just run."""
@@ -71,7 +90,7 @@ class Ledger:
         if cache_in(kwargs) is None:
             return 0
         length = cache_length(kwargs)
-        # A static cache keeps its length on the device; within one call, counting is as good and nobody has to wait.
+        # A static cache keeps its length on the device; within one call, counting is as good and the host need not wait.
         if length is None or (isinstance(length, Tensor) and self.is_one_call and self._seen):
             first = self._seen
         else:
@@ -87,58 +106,88 @@ class Ledger:
         return self._row_keys_B
 
     def uniforms(self, seed: int, position: int, rows: int, device: torch.device) -> Tensor:
-        """(2, B) those of the options and those of the tokens at one position of the response."""
+        """(2, B) those of the choices and those of the tokens at one position of the response."""
         block, place = divmod(position, AHEAD)
         key_B = self.keys(rows, device)
         if self._uniform_P2B is None or self._uniforms_of != (seed, block, rows, device):
-            position_N = torch.arange(block * AHEAD, (block + 1) * AHEAD, device=device).repeat_interleave(rows)
-            made = [uniforms(seed, stream, key_B.repeat(AHEAD), position_N).view(AHEAD, rows) for stream in (OPTIONS, TOKENS)]
-            self._uniform_P2B, self._uniforms_of = torch.stack(made, 1), (seed, block, rows, device)
+            position_A = torch.arange(block * AHEAD, (block + 1) * AHEAD, device=device)
+            keys, positions = repeat(key_B, "b -> (a b)", a=AHEAD), repeat(position_A, "a -> (a b)", b=rows)
+            streams = [uniforms(seed, stream, keys, positions) for stream in (OPTIONS, TOKENS)]
+            self._uniform_P2B, self._uniforms_of = rearrange(streams, "s (a b) -> a s b", a=AHEAD), (seed, block, rows, device)
         return self._uniform_P2B[place]
 
-    def option_at(self, column: int, rows: int, device: torch.device) -> Tensor:
-        """(B,) options of the tokens of one column; 0 where none was chosen yet."""
-        if self.option_BL is None or len(self.option_BL) != rows:
-            self.option_BL = torch.zeros(rows, column + 64, dtype=torch.long, device=device)
-        return self.option_BL[:, column]
+    def choice_at(self, column: int, rows: int) -> Choice | None:
+        """The choice for the token of one column; None where there is none for so many rows."""
+        if self.value_BLJ is None or len(self.value_BLJ) != rows:
+            return None
+        return Choice(self.value_BLJ[:, column], None if self.option_BL is None else self.option_BL[:, column])
 
-    def remember(self, column: int, option_B: Tensor) -> None:
-        """Writes the options of one column."""
-        self.option_BL = _grown(self.option_BL, column, option_B)
-        self.option_BL[:, column] = option_B
+    def remember(self, column: int, choice: Choice) -> None:
+        """Writes the choice for the token of one column, and the state that follows from it."""
+        self.value_BLJ = _grown(self.value_BLJ, column, choice.value_NJ)
+        self.value_BLJ[:, column] = choice.value_NJ
+        if choice.option_N is not None:
+            self.option_BL = _grown(self.option_BL, column, choice.option_N)
+            self.option_BL[:, column] = choice.option_N
+        if self._remembers:
+            self._states[column] = choice.state
         self.columns = column + 1
+
+    def state_at(self, column: int, token_B: Tensor) -> State:
+        """The policy's state before it chooses for the token of one column.
+
+        Args:
+            token_B: (B,) the tokens of the column before.
+        """
+        if not self._remembers:
+            return None
+        if column == self.prompt_length:
+            return self.policy.start(len(token_B), token_B.device)
+        if column - 1 not in self._states:
+            raise DecodingError(
+                f"The policy {type(self.policy).__name__} remembers what came before, and column {column - 1} was not decoded by "
+                "it. Generate with use_cache=True and from the prompt on."
+            )
+        return self.policy.observe(token_B, self._states[column - 1])
+
+    def forget_states(self, first: int) -> None:
+        """Before the columns of a forward call, the first of which is for the token of column `first`."""
+        self._states = {column: state for column, state in self._states.items() if column == first - 1}
 
     def remember_ids(self, first: int, ids_BS: Tensor) -> None:
         """Writes the token ids of some columns (-1: not known)."""
         self.ids_BL = _grown(self.ids_BL, first + ids_BS.shape[1], ids_BS[:, 0])
         self.ids_BL[:, first : first + ids_BS.shape[1]] = ids_BS
 
-    def contexts(
-        self, model: Callable[..., Any], needs: Collection[str], first: int, columns: range, ids_BS: Tensor
-    ) -> list[Context | None]:
-        """What knobs read of the token after each column of the response, where they read anything.
+    def contexts(self, model: Callable[..., Any], first: int, columns: range, ids_BS: Tensor) -> list[Observation | None]:
+        """What the policy and its knobs read of the token after each column of the response, beside hidden states and logits.
 
         Args:
             model: the LM without the policy, for second logits.
             first: where the columns of the forward call begin; `columns` are its last ones, `ids_BS` all of its ids.
         """
-        if not needs:
+        if not self.needs:
             return [None] * len(columns)
         mask_BP, rows = self.mask_BP, len(ids_BS)
         if self.ids_BL is None and self.prompt_BP is not None:
-            self.remember_ids(0, self.prompt_BP.repeat_interleave(rows // len(self.prompt_BP), 0))
+            self.remember_ids(0, repeat(self.prompt_BP, "b p -> (b n) p", n=rows // len(self.prompt_BP)))
         self.remember_ids(first, ids_BS)
         assert self.ids_BL is not None
         if mask_BP is not None:
-            mask_BP = mask_BP.repeat_interleave(rows // len(mask_BP), 0)
+            mask_BP = repeat(mask_BP, "b p -> (b n) p", n=rows // len(mask_BP))
         begin, second = self.prompt_length - 1, {}  # where the second text begins
-        if SECOND in needs and columns.stop > begin:
+        if SECOND in self.needs and columns.stop > begin:
             self.second = self.second or SecondReader(model)
-            asked = range(max(columns.start, begin), columns.stop)
-            second_BSV = self.second.logits(self.ids_BL[:, begin : columns.stop], max(first - begin, 0), len(asked))
-            second = dict(zip(asked, second_BSV.unbind(1), strict=True))
-        of_step, ids_BL, width = Context.of_step, self.ids_BL, self.prompt_length
-        return [of_step(ids_BL[:, : c + 1], width, mask_BP, second.get(c)) if c >= begin else None for c in columns]
+            wanted = range(max(columns.start, begin), columns.stop)
+            second_BSV = self.second.logits(self.ids_BL[:, begin : columns.stop], max(first - begin, 0), len(wanted))
+            second = dict(zip(wanted, second_BSV.unbind(1), strict=True))
+
+        def one(column: int) -> Observation:
+            assert self.ids_BL is not None
+            seen = Observation.of_step(self.ids_BL[:, : column + 1], self.prompt_length, mask_BP, second.get(column))
+            return seen.budgeted(self.max_new_tokens, self.samples, self.needs)
+
+        return [one(column) if column >= begin else None for column in columns]
 
     def follow(self, cache: Any) -> None:
         """Reorders rows whenever the cache does (beam search)."""
@@ -149,9 +198,10 @@ class Ledger:
 
         def reorder_cache(beam_idx: Tensor) -> None:
             original(beam_idx)
-            for name in ("option_BL", "ids_BL"):
+            for name in TABLES:
                 if (table_BL := getattr(self, name)) is not None:
                     setattr(self, name, table_BL.index_select(0, beam_idx.to(table_BL.device)))
+            self._states = {column: self.policy.select(beam_idx, state) for column, state in self._states.items()}
             if self.second is not None:
                 self.second.reorder(beam_idx)
 
@@ -166,9 +216,9 @@ class Ledger:
 
 
 def _grown(table_BL: Tensor | None, column: int, like_B: Tensor) -> Tensor:
-    """The table with room for a column."""
+    """The table with room for a column; its rows and whatever lies behind a column are those of `like_B`."""
     if table_BL is not None and len(table_BL) == len(like_B) and column < table_BL.shape[1]:
         return table_BL
-    rows = len(like_B)
-    old = table_BL if table_BL is not None and len(table_BL) == rows else like_B.new_zeros(rows, 0, dtype=torch.long)
-    return torch.cat([old, old.new_zeros(rows, max(64, column + 1))], 1)
+    rows, *rest = like_B.shape
+    old = table_BL if table_BL is not None and len(table_BL) == rows else like_B.new_zeros(rows, 0, *rest)
+    return torch.cat([old, old.new_zeros(rows, max(64, column + 1), *rest)], 1)

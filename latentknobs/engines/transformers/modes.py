@@ -2,21 +2,11 @@
 
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from latentknobs.engines.transformers.second import SECOND
 from latentknobs.errors import DecodingError
-from latentknobs.heads.segmenters import Every, Sequence
-from latentknobs.policies import ConstantPolicy, Policy
-from latentknobs.tensors import any_or_unknown
+from latentknobs.policies import Policy, reads, remembers
 
 Sampler = Literal["own", "transformers"]
-
-
-def needs_of(policy: Policy) -> tuple[str, ...]:
-    """The parts of a `Context` that a policy's logits are made from."""
-    return policy.space.needs if type(policy).warp is Policy.warp else ()  # a policy of its own kind reads logits alone
 
 
 def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
@@ -30,7 +20,7 @@ def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
             "generate(negative_prompt_ids=...) does nothing with a policy attached: guidance compares with the response without "
             "its prompt. Leave negative_prompt_ids out, or detach the policy."
         )
-    if SECOND in needs_of(policy) and kwargs.get("inputs_embeds") is not None:
+    if SECOND in reads(policy) and kwargs.get("inputs_embeds") is not None:
         who = ", ".join(knob.name for knob in policy.space.knobs if SECOND in getattr(knob, "needs", ()))
         raise DecodingError(
             f"inputs_embeds hides the token ids of the prompt, and {who} compares with the response after its last token. "
@@ -38,27 +28,9 @@ def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
         )
 
 
-def is_stateless(policy: Policy) -> bool:
-    """Whether a row's option can be told from its newest token alone."""
-    segmenter = policy.segmenter
-    return (isinstance(segmenter, Every) and segmenter.n == 1) or isinstance(policy, ConstantPolicy)
-
-
-def begins_at(policy: Policy, position: int, previous_B: Tensor) -> bool | Tensor:
-    """Which rows begin a segment at a position: all, none, or those of a (B,) mask. Told without waiting for a GPU.
-
-    Args:
-        previous_B: (B,) the token before.
-    """
-    segmenter = policy.segmenter
-    if position == 0 or is_stateless(policy):
-        return True
-    if isinstance(segmenter, Every):
-        return position % segmenter.n == 0
-    if isinstance(segmenter, Sequence):
-        return False
-    fresh_B = segmenter.begins(torch.full_like(previous_B, position).unsqueeze(1), previous_B.unsqueeze(1)).squeeze(1)
-    return fresh_B if any_or_unknown(fresh_B) else False
+def carries_nothing(policy: Policy) -> bool:
+    """Whether every token is chosen for by itself, so that nothing has to follow its row."""
+    return policy.segmenter.is_token_level and not remembers(policy)
 
 
 def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
@@ -67,9 +39,9 @@ def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
     Raises:
         DecodingError: there is no cache to follow.
     """
-    if not use_cache and not is_stateless(policy):
+    if not use_cache and not carries_nothing(policy):
         raise DecodingError(
-            f"Beam search without a cache cannot carry level {policy.segmenter.level!r} from token to token. "
+            f"Beam search without a cache cannot carry {_carried(policy)} from token to token. "
             "Use use_cache=True, or an adapter of level 'token'."
         )
 
@@ -80,21 +52,25 @@ def refuse_batching(policy: Policy) -> None:
     Raises:
         DecodingError: the policy would have to know.
     """
-    if needs := needs_of(policy):
+    if needs := reads(policy):
         raise DecodingError(
             f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot supply "
             f"{', '.join(needs)}, which {policy.space!r} reads. Use generate, or leave that knob out."
         )
-    if not is_stateless(policy):
+    if not carries_nothing(policy):
         raise DecodingError(
-            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot carry level "
-            f"{policy.segmenter.level!r}. Use generate, or an adapter of level 'token'."
+            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot carry "
+            f"{_carried(policy)}. Use generate, or an adapter of level 'token'."
         )
-    if policy.pick == "sample":
+    if policy.draws:
         raise DecodingError(
             "Continuous batching (generate_batch) does not tell which request a token belongs to, so options cannot be drawn "
             "by seed, row and position. Use generate, or a policy with pick='greedy'."
         )
+
+
+def _carried(policy: Policy) -> str:
+    return f"what {type(policy).__name__} remembers" if remembers(policy) else f"level {policy.segmenter.level!r}"
 
 
 def samples_plainly(config: Any, processors: Any) -> bool:

@@ -1,69 +1,91 @@
-"""What a policy does at one token: it chooses options where segments begin, and in plain sampling mode draws the tokens."""
+"""What a policy does at one token: it chooses values where segments begin, and in plain sampling mode tokens are drawn."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from latentknobs.engines.transformers.inverse import draw
 from latentknobs.engines.transformers.sampler import finish_draw, first_draw
-from latentknobs.heads.features import read_features
-from latentknobs.heads.option_head import OptionHead
-from latentknobs.knobs.context import Context
+from latentknobs.errors import DecodingError
+from latentknobs.knobs.context import Observation
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.apply import ordered_tail
-from latentknobs.policies import HeadPolicy, Policy
+from latentknobs.policies import Choice, Policy, State
 from latentknobs.tensors import host_sees
+
+LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class Stepper:
-    """The steps of one policy.
-
-    Uniforms are (2, B): those of the options and those of the tokens. `fresh` says which rows begin a segment: all, none, or
-    those of a mask.
-    """
+    """The steps of one policy."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self._values: Tensor | None = None
-        self._head: Callable[[Tensor], Tensor] | None = None  # of this generation, where it pays to have it at hand
+        self.policy = self._prepared = policy
 
     def begin(self) -> None:
         """Before each generation."""
-        policy, head = self.policy, getattr(self.policy, "head", None)
-        if type(policy) is HeadPolicy and isinstance(head, OptionHead) and host_sees(head.shift_F):
-            self._head = head.for_few_rows()
+        self._prepared = self.policy.prepared()
 
     def end(self) -> None:
         """After each generation: from now on, weights may change."""
-        self._head = None
+        self._prepared = self.policy
 
-    def choose(self, hidden_BD: Tensor, logits_BV: Tensor, uniform_2B: Tensor, option_B: Tensor, fresh: bool | Tensor) -> Tensor:
-        """(B,) options: new ones in fresh rows, those of the token before in all others."""
-        if fresh is False:
-            return option_B
-        policy = self.policy
-        if self._head is not None and isinstance(policy, HeadPolicy):
-            log_pi_BK = self._head(read_features(policy.features, hidden_BD, logits_BV))
-        else:
-            log_pi_BK = policy.log_pi(hidden_BD, logits_BV)
-        drawn_B = policy.choose(log_pi_BK, uniform_2B[0])
-        return drawn_B if fresh is True else torch.where(fresh, drawn_B, option_B)
+    def choose(self, seen: Observation, uniform_B: Tensor, is_new: bool | Tensor, before: Choice | None, state: State) -> Choice:
+        """A new choice in rows that begin a segment, the one of the token before in all others.
 
-    def sample(
-        self, hidden_BD: Tensor, logits_BV: Tensor, uniform_2B: Tensor, option_B: Tensor, fresh: bool | Tensor,
-        context: Context | None, again: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """(B,) options and (B,) tokens. `again` gives uniforms for redraws of rows."""
-        if type(self.policy).warp is not Policy.warp:  # a policy of its own kind
-            option_B = self.choose(hidden_BD, logits_BV, uniform_2B, option_B, fresh)
-            return option_B, draw(self.policy.warp(logits_BV, option_B), uniform_2B[1])
-        option_B = self.choose(hidden_BD, logits_BV, uniform_2B, option_B, fresh)
-        value_BJ = self._values_KJ(logits_BV.device).index_select(0, option_B)
-        logits_BV, space, value_BJ = ordered_tail(logits_BV, self.policy.space, value_BJ, context)
-        token_B, cut = first_draw(logits_BV, space, value_BJ, uniform_2B[1])
-        return option_B, finish_draw(token_B, cut, logits_BV, space, value_BJ, uniform_2B[1], again)
+        Args:
+            is_new: which rows begin a segment: all, none, or those of a (B,) mask.
+            before: of the token before; None where there is none.
+        """
+        if is_new is False and state is None and before is not None:
+            return before
+        choice = self._prepared.choose(seen, uniform_B, state)
+        choice = choice._replace(value_NJ=choice.value_NJ.double(), state=state if choice.state is None else choice.state)
+        if choice.option_N is None and host_sees(choice.value_NJ):
+            check_values(self.policy, choice.value_NJ)
+        return choice if is_new is True else _merged(is_new, choice, before)
 
-    def _values_KJ(self, device: torch.device) -> Tensor:
-        if self._values is None or self._values.device != device:
-            self._values = self.policy.space.values_KJ(device=device)
-        return self._values
+
+def _merged(is_new: bool | Tensor, choice: Choice, before: Choice | None) -> Choice:
+    if before is None:
+        raise DecodingError(
+            "The number of rows changed in the middle of their responses, and a choice that lasts for several tokens cannot "
+            "follow. Use a policy of level 'token', or another way of generating."
+        )
+    if is_new is False:
+        return before._replace(state=choice.state)
+    assert isinstance(is_new, Tensor)
+    value_NJ = torch.where(is_new.unsqueeze(-1), choice.value_NJ, before.value_NJ)
+    if choice.option_N is None or before.option_N is None:
+        return Choice(value_NJ, state=choice.state)
+    return Choice(value_NJ, torch.where(is_new, choice.option_N, before.option_N), state=choice.state)
+
+
+def check_values(policy: Policy, value_NJ: Tensor) -> None:
+    """Whether all values lie within the ranges of their knobs. Waits for a GPU.
+
+    Raises:
+        DecodingError: naming the policy, the knob, the value and the range.
+    """
+    for knob, value_N in zip(policy.space.knobs, value_NJ.unbind(-1), strict=True):
+        low, high = knob.value_range()
+        values = value_N.cpu().numpy()
+        if not (is_within := (values >= low) & (values <= high)).all():
+            raise DecodingError(
+                f"The policy {type(policy).__name__} chose {knob.name} = {values[~is_within][0]:g}, outside the range of that "
+                f"knob, {_shown(low, high)}. Bound the values that the policy returns."
+            )
+
+
+def _shown(low: float, high: float) -> str:
+    ends = (f"from {low:g}" if low > -LARGEST else "", f"to {high:g}" if high < LARGEST else "")
+    return " ".join(filter(None, ends)) or "any finite number"
+
+
+def draw_tokens(
+    space: KnobSpace, value_BJ: Tensor, seen: Observation, uniform_B: Tensor, again: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(B,) tokens. `again` gives uniforms for the redraws of some rows."""
+    logits_BV, space, value_BJ = ordered_tail(seen.logits_NV, space, value_BJ, seen)
+    token_B, cut = first_draw(logits_BV, space, value_BJ, uniform_B)
+    return finish_draw(token_B, cut, logits_BV, space, value_BJ, uniform_B, again)

@@ -74,7 +74,7 @@ def steps(model: Any, policy: HeadPolicy, row: int, prompt: Seq[int], response: 
         ids_1L = torch.tensor([[*prompt, *response[:t]]])
         hidden_1D = model.base_model(input_ids=ids_1L).last_hidden_state[:, -1]
         logits_1V = model(input_ids=ids_1L).logits[:, -1]
-        log_pi_K = policy.log_pi(hidden_1D, logits_1V)[0]
+        log_pi_K = policy.log_pi(Context(hidden_ND=hidden_1D, logits_NV=logits_1V))[0]
         if begins(policy.segmenter.level, t, int(ids_1L[0, -1])):
             option, segment = pick(policy, log_pi_K, seed, row, t), done[-1].segment + 1 if done else 0
         else:

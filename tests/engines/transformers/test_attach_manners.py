@@ -11,7 +11,7 @@ from latentknobs import KnobSpace
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.settings import CHOSEN, OTHER, REFUSED, SHAPING
 from latentknobs.errors import DecodingError
-from latentknobs.heads.segmenters import Every, Sequence
+from latentknobs.heads.segmenters import Every, WholeResponse
 from latentknobs.policies import ConstantPolicy, UniformPolicy
 
 WARM = ConstantPolicy(KnobSpace.of({"temperature": [1.0]}), 0)
@@ -101,7 +101,7 @@ def test_attaching_twice_is_refused_and_leaves_the_first_at_work(lm: nn.Module) 
 
 
 def test_beam_search_without_a_cache_is_refused_where_rows_carry_options(lm: nn.Module) -> None:
-    with Attached(lm, UniformPolicy(SPACE, Sequence())):
+    with Attached(lm, UniformPolicy(SPACE, WholeResponse())):
         with pytest.raises(DecodingError, match=r"Beam search without a cache.*level 'sequence'.*use_cache=True"):
             lm.generate(**left_padded(), max_new_tokens=2, num_beams=2, use_cache=False)
         with pytest.raises(DecodingError, match="Beam search"):

@@ -17,7 +17,7 @@ from latentknobs.engines.transformers.leaving import Enough, sample_leaving
 from latentknobs.engines.transformers.record import stop_ids
 from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import Every, parse_level
-from latentknobs.policies import ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
+from latentknobs.policies import CategoricalPolicy, Choice, ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
 
 TOKENS = 40
 Found = tuple[list[list[int]], list[list[int]]]
@@ -49,7 +49,7 @@ def leaving(model: Any, policy: Policy, prompts: Seq[Seq[int]] = MANY, **told: A
     try:
         with Attached(model, policy, seed=SEED, **told) as attached:
             ids_BP, mask_BP = inputs["input_ids"], inputs["attention_mask"]
-            token_BT, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=TOKENS, pad=0)
+            token_BT, _, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=TOKENS, pad=0)
     finally:
         model.__dict__.pop("generate", None)
     responses = responses_of(token_BT, 0)
@@ -92,34 +92,39 @@ def test_requests_keep_the_ids_that_they_were_given(space: lk.KnobSpace) -> None
     inputs = left_padded(MANY)
     with Attached(lm, policy, seed=SEED) as attached:
         attached.rows = row_B
-        token_BT, _ = sample_leaving(attached, inputs["input_ids"], inputs["attention_mask"], max_new_tokens=TOKENS, pad=0)
+        token_BT, _, _ = sample_leaving(attached, inputs["input_ids"], inputs["attention_mask"], max_new_tokens=TOKENS, pad=0)
         sequences = lm.generate(**inputs, max_new_tokens=TOKENS, pad_token_id=0)
     assert responses_of(token_BT, 0) == responses_of(sequences, inputs["input_ids"].shape[1])
 
 
-class Remembering(UniformPolicy):
-    """Draws an option for each row at its first token and never again, by remembering it."""
+class Remembering(CategoricalPolicy):
+    """Chooses an option for each row at its first token, by the logits there, and counts the tokens that followed."""
 
-    kept_NK: Tensor | None = None
+    def __init__(self) -> None:
+        super().__init__(SPACE, Every(1), "greedy")
 
-    def log_pi(self, hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-        if self.kept_NK is None:
-            scores_NK = logits_NV[:, : self.space.K]
-            self.kept_NK = torch.where(scores_NK == scores_NK.amax(-1, keepdim=True), 0.0, -torch.inf)
-        if len(self.kept_NK) != len(logits_NV):
-            raise AssertionError("rows have left")
-        return self.kept_NK
+    def start(self, rows: int, device: Any = "cpu") -> Tensor:
+        return torch.stack([torch.full((rows,), -1), torch.zeros(rows, dtype=torch.long)], -1)
+
+    def log_pi(self, seen: lk.Context, state: Any = None) -> Tensor:
+        first_N = seen.logits_NV[:, : self.space.K].argmax(-1)
+        option_N = (torch.where(state[:, 0] < 0, first_N, state[:, 0]) + state[:, 1] // 5) % self.space.K
+        return torch.nn.functional.one_hot(option_N, self.space.K).double().log()
+
+    def choose(self, seen: lk.Context, uniform_N: Tensor, state: Any = None) -> Choice:
+        choice = super().choose(seen, uniform_N, state)
+        first_N = torch.where(state[:, 0] < 0, choice.option_N, state[:, 0])
+        return choice._replace(state=torch.stack([first_N, state[:, 1]], -1))
+
+    def observe(self, token_N: Tensor, state: Any) -> Tensor:
+        return torch.stack([state[:, 0], state[:, 1] + token_N % 3], -1)
 
 
-def test_rows_of_a_policy_that_remembers_them_stay_together_if_it_says_so() -> None:
+def test_what_a_policy_remembers_of_a_row_leaves_with_it() -> None:
     lm = tiny_lm("llama")
-    with pytest.raises(AssertionError, match="rows have left"):
-        leaving(lm, Remembering(SPACE, Every(1)))
-    policies = [Remembering(SPACE, Every(1)) for _ in range(2)]
-    for policy in policies:
-        policy.keeps_rows = True
-    found, rows = leaving(lm, policies[0])
-    assert rows == [len(MANY)] and found == together(lm, policies[1])
+    found, rows = leaving(lm, Remembering())
+    assert len(rows) > 1 and found == together(lm, Remembering())
+    assert len({option for options in found[1] for option in options}) > 3
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -151,7 +156,7 @@ def test_a_model_with_a_state_instead_of_a_cache_keeps_its_rows() -> None:
     assert rows == [12] and found == together(mamba, policy, prompts)
 
 
-@pytest.mark.parametrize("policy", [GreedyPolicy(SPACE), ConstantPolicy(SPACE, 0)])
+@pytest.mark.parametrize("policy", [GreedyPolicy(), ConstantPolicy(SPACE, 0)])
 def test_greedy_rows_leave_too(policy: Policy) -> None:
     lm = tiny_lm("llama")
     found, rows = leaving(lm, policy)
@@ -160,7 +165,7 @@ def test_greedy_rows_leave_too(policy: Policy) -> None:
 
 def test_going_on_needs_something_to_go_on_with() -> None:
     lm = tiny_lm("llama")
-    with Attached(lm, GreedyPolicy(SPACE)) as attached, pytest.raises(DecodingError, match="Nothing was generated yet"):
+    with Attached(lm, GreedyPolicy()) as attached, pytest.raises(DecodingError, match="Nothing was generated yet"):
         attached.go_on(torch.arange(2))
 
 
@@ -172,14 +177,15 @@ def test_a_call_ends_when_enough_rows_have_finished_but_not_when_all_have() -> N
         assert [enough._is_enough(torch.tensor(row).unsqueeze(-1)) for row in ended] == [False, False, *[True] * 6, False]
 
 
-def test_the_packaged_model_gives_the_same_rollouts_either_way() -> None:
+def test_the_packaged_model_gives_the_same_rollouts_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     from latentknobs.data.prompts import make_prompts
     from latentknobs.data.rollouts import roll_out
 
     model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
     prompts = make_prompts(testbed.prompts("mixture", "train", 24), tokenizer)
     for level in ("token", "delimiter:.!?"):
-        slow, quick = (UniformPolicy(SPACE, parse_level(level, tokenizer)) for _ in range(2))
-        slow.keeps_rows = True
-        told = {"max_new_tokens": 64, "batch_size": 24, "seed": 3}
-        assert roll_out(model, tokenizer, prompts, quick, **told) == roll_out(model, tokenizer, prompts, slow, **told)
+        policy, made = UniformPolicy(SPACE, parse_level(level, tokenizer)), []
+        for share in (0.25, 2.0):
+            monkeypatch.setattr("latentknobs.engines.transformers.leaving.SHARE", share)
+            made.append(roll_out(model, tokenizer, prompts, policy, max_new_tokens=64, batch_size=24, seed=3))
+        assert made[0] == made[1]

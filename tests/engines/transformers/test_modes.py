@@ -10,7 +10,7 @@ from tiny_models import STOPS, VOCAB, tiny_lm
 from torch import Tensor, nn
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig
 
-from latentknobs import KnobSpace, apply_options
+from latentknobs import Context, KnobSpace, apply_options
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.sampler import first_draw, sample_values
 from latentknobs.errors import DecodingError
@@ -214,7 +214,7 @@ def mixture(model: Any, policy: Any, ids: list[int]) -> Tensor:
     ids_1L = torch.tensor([ids])
     logits_1V = model(input_ids=ids_1L).logits[:, -1]
     hidden_1D = model.base_model(input_ids=ids_1L).last_hidden_state[:, -1]
-    pi_K = policy.log_pi(hidden_1D, logits_1V)[0].exp()
+    pi_K = policy.log_pi(Context(hidden_ND=hidden_1D, logits_NV=logits_1V))[0].exp()
     warped_KV = apply_options(logits_1V.expand(policy.space.K, -1), policy.space, torch.arange(policy.space.K))
     return pi_K @ warped_KV.softmax(-1)
 

@@ -56,7 +56,7 @@ def test_only_spaces_that_need_second_logits_pay_for_them(lm: nn.Module) -> None
         assert "second_NV" not in context.parts and forwards.widths == []
         generated(lm, UniformPolicy(lk.KnobSpace.of("temperature", "repetition_penalty"), Every(1)), max_new_tokens=3)
         assert forwards.widths == [5, 1, 1]
-        generated(lm, GreedyPolicy(SPACE), max_new_tokens=3)
+        generated(lm, GreedyPolicy(), max_new_tokens=3)
         assert forwards.widths == [5, 1, 1] * 2, "a policy of its own kind reads logits alone"
         generated(lm, UniformPolicy(SPACE, Every(1)), max_new_tokens=3, eos_token_id=VOCAB)
         assert forwards.widths[6:] == [5, 1, 1, 1, 1, 1], "each token is read once more, by all rows together"
@@ -209,7 +209,7 @@ def test_embedded_prompts_are_refused_by_the_knobs_that_need_their_last_token(lm
         lm.generate(inputs_embeds=embeds, max_new_tokens=2)
     with Attached(lm, UniformPolicy(SPACE, Every(1))), pytest.raises(DecodingError, match=message):
         lm(inputs_embeds=embeds)
-    with Attached(lm, GreedyPolicy(SPACE)):
+    with Attached(lm, GreedyPolicy()):
         assert lm.generate(inputs_embeds=embeds, max_new_tokens=2).shape[1] == 2
 
 
@@ -243,7 +243,6 @@ def test_guidance_in_a_generation_config_is_neutralised(lm: nn.Module) -> None:
 def test_second_logits_that_nobody_supplied_are_named(lm: nn.Module) -> None:
     policy, logits_NV = ConstantPolicy(lk.KnobSpace.of({"guidance_scale": [1.5]}), 0), torch.zeros(1, 4)
     calls: list[Any] = [
-        lambda: policy.warp(logits_NV, torch.tensor([0])),
         lambda: lk.option_logps(logits_NV, torch.tensor([0]), policy.space),
         lambda: lk.apply_options(logits_NV, policy.space, torch.tensor([0]), lk.Context(position_N=torch.tensor([0]))),
     ]

@@ -5,16 +5,15 @@ import torch
 
 import latentknobs as lk
 from latentknobs.engines.transformers.ledger import AHEAD, Ledger
-from latentknobs.engines.transformers.modes import begins_at
 from latentknobs.engines.transformers.uniforms import OPTIONS, TOKENS, uniforms
-from latentknobs.heads.segmenters import parse_level
+from latentknobs.heads.segmenters import Every, parse_level
 from latentknobs.policies import ConstantPolicy, UniformPolicy
 
 SIX = lk.KnobSpace.of("temperature")
 
 
 def test_uniforms_made_ahead_are_those_of_each_position() -> None:
-    ledger = Ledger(3, keys_B=torch.tensor([9, 2]))
+    ledger = Ledger(UniformPolicy(SIX, Every(1)), 3, keys_B=torch.tensor([9, 2]))
     for position in (0, 1, AHEAD - 1, AHEAD, 2, 5 * AHEAD + 7):
         found_2B = ledger.uniforms(11, position, 2, torch.device("cpu"))
         expected = [uniforms(11, stream, torch.tensor([9, 2]), torch.full((2,), position)) for stream in (OPTIONS, TOKENS)]
@@ -28,7 +27,7 @@ def test_the_host_knows_where_segments_begin(level: str) -> None:
     for position in range(7):
         for previous_B in (torch.tensor([4, 5]), torch.tensor([5, 5])):
             begins_B = policy.segmenter.begins(torch.full((2, 1), position), previous_B.unsqueeze(1)).squeeze(1)
-            told = begins_at(policy, position, previous_B)
+            told = policy.segmenter.at(position, previous_B)
             assert (begins_B == told).all()
             assert isinstance(told, bool) or (told.any() and level.startswith("delimiter"))
-    assert begins_at(ConstantPolicy(SIX, 2), 5, torch.tensor([5])) is True, "no state to carry"
+    assert ConstantPolicy(SIX, 2).segmenter.at(5, torch.tensor([5])) is True, "no state to carry"

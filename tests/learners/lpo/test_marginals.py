@@ -8,7 +8,7 @@ from hypothesis import given
 from lpo_cases import Case, cases, close, make_case, segments_of, slow_joint, slow_marginal
 
 from latentknobs import KnobSpace, option_logps
-from latentknobs.heads.segmenters import Every, Segmenter, Sequence
+from latentknobs.heads.segmenters import Every, Segmenter, WholeResponse
 from latentknobs.learners.lpo import Responses
 from latentknobs.learners.lpo.losses import latent_score, log_marginals, segment_starts
 
@@ -76,7 +76,7 @@ def response_tree(space: KnobSpace, segmenter: Segmenter, seed: int) -> tuple[Re
     return responses, log_pi_NK.view(shape)
 
 
-@pytest.mark.parametrize("segmenter", [Every(1), Every(2), Sequence()], ids=lambda s: s.level)
+@pytest.mark.parametrize("segmenter", [Every(1), Every(2), WholeResponse()], ids=lambda s: s.level)
 @pytest.mark.parametrize("order", ["transformers", "llama.cpp"])
 def test_probabilities_of_all_responses_sum_to_one_at_every_level(segmenter: Segmenter, order: str) -> None:
     space = KnobSpace.of({"temperature": [0.0, 0.5, 1.5], "top_p": [0.6, 1.0]}, order=order)
@@ -90,7 +90,7 @@ def test_probabilities_of_all_responses_sum_to_one_at_every_level(segmenter: Seg
 def test_token_and_sequence_levels_are_different_mixtures() -> None:
     space = KnobSpace.of({"temperature": [0.3, 1.5]})
     token, log_pi_BTK = response_tree(space, Every(1), seed=1)
-    sequence, _ = response_tree(space, Sequence(), seed=1)
+    sequence, _ = response_tree(space, WholeResponse(), seed=1)
     flat_BTK = torch.full_like(log_pi_BTK, 0.5).log()
     gap_B = log_marginals(flat_BTK, token).sum(-1) - log_marginals(flat_BTK, sequence).sum(-1)
     assert gap_B.abs().max() > 0.1
