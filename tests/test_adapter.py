@@ -179,13 +179,13 @@ def test_an_adapter_of_the_first_edition_loads_and_says_the_same(model):
     adapter = lk.KnobAdapter.from_pretrained(OLD, model)
     assert (adapter.segmenter.level, adapter.space.order, adapter.head.rank) == ("delimiter:.!?", "vllm", 3)
     hidden_ND = torch.linspace(-20, 20, 2 * 192).view(2, 192)
-    logits_NV = torch.linspace(-9, 9, 2 * 1024).view(2, 1024).sin() * 5
+    seen = lk.Context(hidden_ND=hidden_ND, logits_NV=torch.linspace(-9, 9, 2 * 1024).view(2, 1024).sin() * 5)
     said = [[-1.793003, -1.765900, -1.803789, -1.776686, -1.819595, -1.792493],
             [-1.792984, -1.768102, -1.802531, -1.777648, -1.817471, -1.792589]]  # fmt: skip
     by_entropy = [[-1.787377, -1.820738, -1.776510, -1.809872, -1.761930, -1.795292],
                   [-1.787352, -1.820210, -1.775211, -1.808069, -1.763970, -1.796828]]  # fmt: skip
-    torch.testing.assert_close(adapter.policy().log_pi(hidden_ND, logits_NV), torch.tensor(said), atol=2e-6, rtol=0)
-    torch.testing.assert_close(adapter.entropy_policy().log_pi(hidden_ND, logits_NV), torch.tensor(by_entropy), atol=2e-6, rtol=0)
+    torch.testing.assert_close(adapter.policy().log_pi(seen), torch.tensor(said), atol=2e-6, rtol=0)
+    torch.testing.assert_close(adapter.entropy_policy().log_pi(seen), torch.tensor(by_entropy), atol=2e-6, rtol=0)
     adapter.attach(model).detach()
 
 
