@@ -14,7 +14,7 @@ import latentknobs
 from latentknobs import entry_points
 from latentknobs.cli import COMMANDS, cli
 from latentknobs.commands.settings import given
-from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml
+from latentknobs.config import GIVEN, fields, flat, make_config, read_yaml
 from latentknobs.knobs import registry
 from latentknobs.training.round_data import load_round
 
@@ -55,7 +55,7 @@ class TestTrain:
         assert "rollouts" in result.stderr and "learned head" not in result.stderr
 
     def test_flags_win_over_yaml_and_yaml_over_defaults(self, trained: tuple[Path, Result]) -> None:
-        settings = read_yaml(trained[0] / "config.yaml")
+        settings = flat(read_yaml(trained[0] / "config.yaml"))
         assert (settings["steps"], settings["seed"], settings["beta"]) == (5, 3, 0.1)
 
     def test_report_has_the_heat_map(self, trained: tuple[Path, Result]) -> None:
@@ -234,9 +234,9 @@ class TestBadInput:
 class TestSettings:
     def test_help_shows_every_field_with_its_text_and_default(self) -> None:
         text = " ".join(latent("train", "--help").stdout.split())
-        for name, field in TrainConfig.model_fields.items():
+        for name, setting in fields().items():
             assert f"--{name.replace('_', '-')} " in text, name
-            assert " ".join(str(field.description).split())[:25] in text, name
+            assert " ".join(str(setting.info.description).split())[:25] in text, name
         assert "[default: 0.001]" in text and "latent|tokens_separate|tokens|nll" in text
 
     def test_help_of_saved_runs_says_where_defaults_come_from(self) -> None:

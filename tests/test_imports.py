@@ -14,7 +14,7 @@ import latentknobs
 PACKAGE = Path(latentknobs.__file__).parent
 # Lowest first. A module may import its own layer and those below.
 LAYERS = [
-    {"errors", "files", "progress", "entry_points", "tensors"},
+    {"errors", "files", "progress", "entry_points", "tensors", "stages", "content"},
     {"knobs"},
     {"likelihood"},
     {"heads"},

@@ -21,7 +21,7 @@ from benchmarks.paper.credit import spread_credit
 from benchmarks.paper.fresh import FreshDraws
 from benchmarks.paper.rewards import Reward, make_reward
 from benchmarks.paper.worlds import World, load_world
-from latentknobs.config import TrainConfig
+from latentknobs.config import fields
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, roll_out, rollout_from
 from latentknobs.data.scores import score_rollouts
@@ -163,7 +163,7 @@ def whole_prompts(settings: Mapping[str, Any]) -> dict[str, int]:
 
     Training sorts prompts, generates batch by batch, and scores file by file, at most `ONE_CALL` completions in a call.
     """
-    rollouts = int(settings.get("rollouts", TrainConfig.model_fields["rollouts"].default))
+    rollouts = int(settings.get("rollouts", fields()["rollouts"].info.default))
     size = max(1, min(int(settings["batch_size"]), ONE_CALL) // rollouts) * rollouts
     return {"batch_size": size, "shard_size": size}
 

@@ -1,4 +1,4 @@
-"""Fields of `TrainConfig` as command-line options. Here they are only read; `make_config` is the one that judges them."""
+"""Settings as command-line options, by their flat names. Here they are only read; `make_config` judges them."""
 
 import re
 import types
@@ -10,7 +10,7 @@ import click
 import yaml
 from pydantic.fields import FieldInfo
 
-from latentknobs.config import GIVEN, TrainConfig, read_yaml
+from latentknobs.config import GIVEN, fields, flat, read_yaml
 from latentknobs.errors import ConfigError
 
 LISTS = ("knobs", "order", "features", "reward", "reward_weights", "trackers")
@@ -27,9 +27,9 @@ def config_options(*names: str, default: str | None = None) -> Callable[[F], F]:
     """
 
     def decorate(command: F) -> F:
-        for name, field in reversed(TrainConfig.model_fields.items()):
+        for name, setting in reversed(list(fields().items())):
             if not names or name in names:
-                command = _option(name, field, default or _shown(field.default))(command)
+                command = _option(name, setting.info, default or _shown(setting.info.default))(command)
         return command
 
     return decorate
@@ -46,7 +46,8 @@ def run_settings(run: Path, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         ConfigError: `config.yaml` is missing, or one of them was a Python object, which only Python can give again.
     """
-    settings = {name: value for name, value in read_yaml(run / "config.yaml").items() if name in names and value is not None}
+    saved = flat(read_yaml(run / "config.yaml"))
+    settings = {name: value for name, value in saved.items() if name in names and value is not None}
     for name, value in settings.items():
         check_repeatable(name, value, run)
     return settings
@@ -75,7 +76,7 @@ def _parsed(name: str, value: Any) -> Any:
     if name in LISTS:
         items = [item for text in value for item in _split(text, SEPARATORS.get(name, NAMES))]
         return items[0] if name in ("order", "reward") and len(items) == 1 else items
-    annotation = TrainConfig.model_fields[name].annotation
+    annotation = fields()[name].info.annotation
     if isinstance(value, str) and str not in _types(annotation):
         try:
             return yaml.safe_load(value)

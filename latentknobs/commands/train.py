@@ -9,7 +9,7 @@ import click
 
 from latentknobs.commands.saved import check_reward
 from latentknobs.commands.settings import check_repeatable, config_options, given
-from latentknobs.config import TrainConfig, make_config, read_yaml
+from latentknobs.config import SECTIONS, fields, flat, make_config, read_yaml
 from latentknobs.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def train(config: str | None, resume: str | None, num_processes: int | None, **f
     if resume is not None:
         config, settings = _resumed(config, resume, settings)
     # wrong settings are told before anything large is imported, and once, not by every process
-    make_config((read_yaml(config) if config else {}) | settings)
+    make_config(read_yaml(config) if config else {}, settings)
     if num_processes is not None and num_processes > 1 and "WORLD_SIZE" not in os.environ:
         sys.exit(_launch(num_processes))
     from latentknobs.reporting import print_report, read_findings
@@ -52,14 +52,19 @@ def _resumed(config: str | None, run: str, settings: dict[str, Any]) -> tuple[st
     """The settings file of a run, and the settings that win over it."""
     if config is not None:
         raise ConfigError("--resume reads the settings of the run itself. Leave out --config, or leave out --resume.")
-    folder = Path(run or settings.get("output_dir") or str(TrainConfig.model_fields["output_dir"].default))
+    folder = Path(run or settings.get("output_dir") or str(fields()["output_dir"].info.default)).expanduser()
     file = folder / "config.yaml"
     if not file.exists():
         raise ConfigError(f"There is no run to resume in {str(folder)!r}: it has no config.yaml. Start it without --resume.")
     saved = read_yaml(file)
     if not saved:
         raise ConfigError(f"{str(file)!r} holds no settings, so the run would start over with others. Start it without --resume.")
-    for name, value in saved.items():
+    if not any(isinstance(saved.get(section), dict) for section in SECTIONS):
+        raise ConfigError(
+            f"The run in {str(folder)!r} was made by an earlier edition of latentknobs, whose files cannot be used again, so it "
+            f"must start anew: latentknobs train --config {file} --output-dir NEW_FOLDER."
+        )
+    for name, value in flat(saved).items():
         if name not in settings:
             check_repeatable(name, value, folder)
             if name in ("reward", "second_reward"):

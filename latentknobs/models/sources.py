@@ -75,7 +75,7 @@ def gather(
     if config.pair_rule == "top_bottom" and second is None:
         raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
     held_out: set[str] = set()
-    if alone := pairs is not None and prompts is None and "prompts" not in config.model_fields_set:
+    if alone := pairs is not None and prompts is None and "prompts" not in config.given:
         pairs = list(read_rows(pairs, SIDES, "preferences"))
         prompts = prompt_rows(pairs)  # the run is judged on what they are about, unless other prompts are asked for
         if eval_prompts is None and not config.eval_prompts:

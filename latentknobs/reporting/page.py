@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import latentknobs
-from latentknobs.errors import RunError
+from latentknobs.config import flat, read_yaml
+from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.evaluate import ALL, HEAD, Report
 from latentknobs.reporting import figures
 from latentknobs.reporting.colours import Scale
@@ -115,6 +115,6 @@ def _training(run: Path) -> tuple[Markup | None, list[str]]:
 
 def _settings(run: Path) -> dict[str, Any]:
     try:
-        return dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise RunError(f"{str(run / 'config.yaml')!r} cannot be read: {error}. Train again with the same settings.") from None
+        return flat(read_yaml(run / "config.yaml"))
+    except ConfigError as error:
+        raise RunError(f"{error} Train again with the same settings.") from None

@@ -19,8 +19,6 @@ from latentknobs.training.checkpoint import Checkpoint, remove_checkpoint
 from latentknobs.training.optimise import fit_head
 from latentknobs.training.rundir import RunDir, Task, explained
 
-FITTING = ("objective", "beta", "length_norm", "hidden", "rank", "factorised", "steps", "pairs_per_step", "learning_rate",
-           "schedule", "warmup", "weight_decay", "clip", "entropy_bonus", "kl", "patience", "validation", "seed")  # fmt: skip
 PARTS = {"main": slice(0, -1), "entropy": slice(-1, None)}  # which features each head sees
 
 
@@ -53,7 +51,7 @@ class Fitting:
             train, held_out: `chosen` and `rejected` index responses of `features`.
             key: digest of the features and the pairs.
         """
-        key = self.config.digest(*FITTING, then=f"{key} {self.previous.key if self.previous else ''} {SIZING}")
+        key = self.config.digest("fit", f"{key} {self.previous.key if self.previous else ''} {SIZING}")
         # Later rounds are sampled by the main head: off-policy for the baseline, which keeps its first fit.
         parts = ["main"] if self.previous else ["main", "entropy"]
 

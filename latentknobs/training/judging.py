@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import TrainConfig
+from latentknobs.content import digest
 from latentknobs.data.prompts import Prompt
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import ENTROPY, HEAD, Report, baselines, constants, make_report, task_of
@@ -20,7 +21,6 @@ from latentknobs.policies import Policy
 from latentknobs.progress import Advance
 from latentknobs.training.rundir import RunDir, Task, write_text
 from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
-from latentknobs.training.subject import digest
 
 SUMMARY = "evaluation/summary.json"
 
@@ -35,14 +35,14 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
     policies = {HEAD: adapter.policy(config.pick), **baselines(adapter, config.pick)}
     learned = f"{head_key} {config.features} {config.pick}"
 
-    def asked(chosen: dict[str, Policy]) -> list[PolicyRun]:
+    def runs(chosen: dict[str, Policy]) -> list[PolicyRun]:
         return [PolicyRun(_slug(name), one, learned if name in (HEAD, ENTROPY) else name) for name, one in chosen.items()]
 
     fixed = constants(adapter)
     tune = sources.train[: config.tune_size]
-    tuning, tuned_by = _scored(run, config, sources, "tuning", tune, asked(fixed), 1, 101, key)
+    tuning, tuned_by = _scored(run, config, sources, "tuning", tune, runs(fixed), 1, 101, key)
     values, rated_by = _scored(
-        run, config, sources, "evaluation", sources.evaluation, asked(policies), config.eval_seeds, 1001, key
+        run, config, sources, "evaluation", sources.evaluation, runs(policies), config.eval_seeds, 1001, key
     )
 
     def make(path: Path, advance: Advance) -> None:
@@ -52,16 +52,16 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
 
     # the order of prompts and policies is part of what a file of scores means
     tasks = [task_of(prompt) for prompt in sources.evaluation]
-    run.stage("summary", [Task(SUMMARY, digest([tuned_by, rated_by, list(policies), tasks]), make)])
+    run.stage("summary", [Task(SUMMARY, config.digest("evaluation", digest(tuned_by, rated_by, list(policies), tasks)), make)])
     return read_report(run.path)
 
 
 def _scored(
-    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], asked: Sequence[PolicyRun],
+    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], policies: Sequence[PolicyRun],
     copies: int, part: int, key: str,
 ) -> tuple[list[NDArray[np.float64]], str]:  # fmt: skip
     """For each policy its (copies, prompts) scores, NaN where the reward failed, and a digest of all of them."""
-    files = sample(run, config, sources, stage, prompts, asked, copies=copies, seed=config.seed + part, key=key)
+    files = sample(run, config, sources, stage, prompts, policies, copies=copies, seed=config.seed + part, key=key)
     flat = [path for paths in files for path in paths]
     scores = score_files(run, sources.reward, stage, prompts, flat)
     values = []

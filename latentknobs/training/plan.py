@@ -88,7 +88,7 @@ def make_plan(
         for name, responses in (("tuning", tune), ("evaluation", held_out)):
             stages |= {f"{name}/rollouts": responses, f"{name}/scores": responses}
         stages["summary"] = 1
-    settings = config.digest(*type(config).model_fields)
+    settings = config.digest()
     try:
         before = Plan.read(folder)
         begun = before.begun if before.settings == settings else {}

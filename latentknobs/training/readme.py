@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from latentknobs.config import TrainConfig, make_config, read_yaml
-from latentknobs.errors import ConfigError
+from latentknobs.errors import LatentKnobsError
 from latentknobs.progress import say
 
 FILES = (
@@ -33,9 +33,11 @@ def tell_changes(path: Path, config: TrainConfig) -> None:
     """Says which settings differ from those of an earlier run in the same directory: what depends on them is made again."""
     try:
         before = make_config(read_yaml(path / "config.yaml"))
-    except ConfigError:  # there is none, or one of another version
+    except LatentKnobsError:  # there is none, or one of another version
         return
-    old, new = before.model_dump(), config.model_dump()
-    changed = [f"{name} {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name] and name != "output_dir"]
+    old, new = before.flat(), config.flat()
+    changed = [
+        f"{name} {old.get(name)!r} -> {new[name]!r}" for name in new if old.get(name) != new[name] and name != "output_dir"
+    ]
     if changed:
         say(f"{str(path)!r} holds a run with other settings ({'; '.join(changed)}): what depends on them is made again")

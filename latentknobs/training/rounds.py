@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from latentknobs.config import TrainConfig
+from latentknobs.content import digest
 from latentknobs.data.featurise import featurise
 from latentknobs.data.preferences import Preferences, drop_unreachable
 from latentknobs.data.prompts import is_held_out
@@ -29,11 +30,9 @@ from latentknobs.training.fitting import PARTS, Fitting, Heads
 from latentknobs.training.round_data import prompt_lines, read_pairs
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read_scores, sample, score_files, shares_model
-from latentknobs.training.subject import asked_of_model, asked_of_reward
+from latentknobs.training.subject import model_input, reward_input
 
 BASELINE = "entropy"  # the one feature of the baseline head, always the last column of the store
-PAIRING = ("pair_rule", "top", "pairs_per_prompt", "seed")
-READING = ("features", "floor", "min_spread", "feature_dtype", "shard_size", "dtype")
 
 
 class Round:
@@ -59,7 +58,7 @@ class Round:
         rollouts, scores, pairs_path = self._given(self.given) if self.given else self._sampled()
         pairs = read_pairs(pairs_path)
         used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
-        key = f"{self.key} {asked_of_model(self.prompts)} {self.run.content([*rollouts, pairs_path])}"
+        key = f"{self.key} {model_input(self.prompts)} {self.run.content([*rollouts, pairs_path])}"
         store = self._features(rollouts, used, key)
         place = {n: i for i, n in enumerate(used)}
         local = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
@@ -69,7 +68,7 @@ class Round:
         train, held_out = self._validation_split(local)
         device = input_device(self.sources.model)
         fitting = Fitting(self.run, self.config, self.space, self.number, device, self.previous)
-        heads = fitting.heads(store, train, held_out, f"{key} {self.config.digest(*READING)}")
+        heads = fitting.heads(store, train, held_out, f"{key} {self.config.digest('features')}")
         asked = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
         lengths = [(asked[pair.chosen][1], asked[pair.rejected][1]) for pair in pairs]
         scored = {"prompt_N": [prompt for prompt, _ in asked], "reward_N": read_scores(scores)} if scores else {}
@@ -87,7 +86,7 @@ class Round:
 
     def _write_prompts(self) -> None:
         """What the rollouts' indices of prompts mean, for whoever reads them later."""
-        key = f"{asked_of_model(self.prompts)} {asked_of_reward(self.prompts)}"
+        key = f"{model_input(self.prompts)} {reward_input(self.prompts)}"
         task = Task(
             f"{self.name}/prompts.jsonl",
             key,
@@ -121,13 +120,13 @@ class Round:
             )  # fmt: skip
             write_lines(path, pairs)
 
-        key = config.digest(*PAIRING, then=str(run.content([*rollouts, *scores, *(second or ())])))
+        key = config.digest("examples", str(run.content([*rollouts, *scores, *(second or ())])))
         return rollouts, scores, run.stage(f"{self.name}/pairs", [Task(f"{self.name}/pairs.jsonl", key, make)])[0]
 
     def _given(self, given: Preferences) -> tuple[list[Path], list[Path], Path]:
         """Pairs from elsewhere, written down like our own."""
         self.run.say(given.summary)
-        key = self.config.digest(then=str([[r.prompt, r.ids] for r in given.rollouts]) + str(given.pairs))
+        key = digest([[r.prompt, r.ids] for r in given.rollouts], given.pairs)
 
         def task(name: str, rows: Sequence[Rollout] | Sequence[Pair]) -> Task:
             return Task(f"{self.name}/{name}", key, lambda path, advance: write_lines(path, rows), len(rows))
@@ -138,7 +137,7 @@ class Round:
     def _features(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
         """What the head is trained on: the responses `used`, in their order."""
         config, sources, size = self.config, self.sources, self.config.shard_size
-        key = config.digest(*READING, then=key)
+        key = config.digest("features", key)
         ends = list(accumulate(map(count_lines, rollouts)))
         chunks = [used[start : start + size] for start in range(0, len(used), size)]
 

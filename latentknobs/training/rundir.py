@@ -62,7 +62,7 @@ class RunDir:
         self, path: str | Path, say: Callable[[str], None] = lambda text: None, processes: Processes | None = None,
         resume: bool = False,
     ) -> None:  # fmt: skip
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.say = say
         self.resume = resume
         self.processes = processes or Processes()

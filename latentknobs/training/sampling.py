@@ -20,14 +20,12 @@ from latentknobs.policies import Policy
 from latentknobs.progress import Advance
 from latentknobs.rewards import Rewards, Score, ScoreCache, check_scored, failure_line
 from latentknobs.training.rundir import RunDir, Task
-from latentknobs.training.subject import asked_of_model, asked_of_reward
-
-GENERATING = ("max_new_tokens", "batch_size", "shard_size", "dtype")
+from latentknobs.training.subject import model_input, reward_input
 
 
 @dataclass(frozen=True)
 class PolicyRun:
-    """A policy whose responses are wanted.
+    """A policy and what its files are called.
 
     Attributes:
         name: first part of the names of its files; may be empty.
@@ -40,7 +38,7 @@ class PolicyRun:
 
 
 def sample(
-    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], asked: Sequence[PolicyRun], *,
+    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], policies: Sequence[PolicyRun], *,
     copies: int, seed: int, key: str,
 ) -> list[list[Path]]:  # fmt: skip
     """For each policy the files of its rollouts, in order: `copies` responses to every prompt.
@@ -52,7 +50,7 @@ def sample(
     batches = list(enumerate(plan_batches(prompts, copies, config.batch_size)))
     size = max(1, config.shard_size // config.batch_size)
     parts = [batches[start : start + size] for start in range(0, len(batches), size)]
-    key = config.digest(*GENERATING, then=f"{key} {copies} {seed} {asked_of_model(prompts)}")
+    key = config.digest("rollouts", f"{key} {copies} {seed} {model_input(prompts)}")
 
     def task(one: PolicyRun, number: int) -> Task:
         def make(path: Path, advance: Advance) -> None:
@@ -61,7 +59,7 @@ def sample(
         file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{number:05d}.jsonl"
         return Task(file, f"{key} {one.key} {number}", make, sum(len(rows) for _, rows in parts[number]))
 
-    tasks = [task(one, number) for one in asked for number in range(len(parts))]
+    tasks = [task(one, number) for one in policies for number in range(len(parts))]
     paths = run.stage(f"{stage}/rollouts", tasks, together=shares_model(config))
     return [paths[start : start + len(parts)] for start in range(0, len(paths), len(parts))]
 
@@ -93,7 +91,7 @@ def score_files(
     """
     folder = run.path / "reward_cache"
     cache = ScoreCache(folder / f"{run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
-    key, fresh = f"{reward.key} {asked_of_reward(prompts)}", bool(reward.unversioned) and not run.resume
+    key, fresh = f"{reward.key} {reward_input(prompts)}", bool(reward.unversioned) and not run.resume
 
     def task(path: Path, content: str) -> Task:
         def make(out: Path, advance: Advance) -> None:

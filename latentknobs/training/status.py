@@ -61,6 +61,7 @@ def read_status(path: Path) -> Status:
     Raises:
         RunError: there is no run, or its plan or manifest is damaged.
     """
+    path = path.expanduser()
     plan = Plan.read(path)
     manifest = Manifest(path)
     rates = _rates(manifest.entries)

@@ -1,6 +1,6 @@
-"""What a run is about, as digests: the model with its weights, its tokenizer, the space, and prompts."""
+"""What a run is about, as digests of its content: the model, its tokenizer, the space, and prompts. Keys of stages hold these."""
 
-import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,50 +8,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentknobs.adapter import describe_model
+from latentknobs.content import digest
 from latentknobs.data.prompts import Prompt
+from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.rewards.identity import content_hash
 
-
-def digest(parts: Iterable[Any]) -> str:
-    """A hash of some values by what they look like in Python, one after the other."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(repr(part).encode())
-        found.update(b"\n")
-    return found.hexdigest()[:16]
+# where files came from, not what is in them
+NAMES = ("_name_or_path", "name_or_path", "transformers_version", "vocab_file", "merges_file", "tokenizer_file")
+CALL = ("padding", "truncation")  # of a tokenizer's latest call
 
 
-def asked_of_model(prompts: Iterable[Prompt]) -> str:
+def model_input(prompts: Iterable[Prompt]) -> str:
     """A digest of what the model reads of prompts."""
-    return digest((prompt.text, prompt.ids) for prompt in prompts)
+    return digest(*((prompt.text, prompt.ids) for prompt in prompts))
 
 
-def asked_of_reward(prompts: Iterable[Prompt]) -> str:
-    """A digest of all that a reward may be told about prompts."""
-    told = ((p.text, p.messages, sorted(p.columns.items(), key=lambda item: str(item[0]))) for p in prompts)
-    return digest(told)
+def reward_input(prompts: Iterable[Prompt]) -> str:
+    """A digest of all that a reward reads of prompts: texts, messages, and columns by content."""
+    return digest(*((p.text, p.messages, sorted(p.columns.items(), key=lambda item: str(item[0]))) for p in prompts))
 
 
-def subject(model: Any, tokenizer: Any, space: KnobSpace) -> str:
-    """A digest of the model, every bit of its weights, its generation settings, its tokenizer and the space."""
+def subject(model: Any, tokenizer: Any, space: KnobSpace, segmenter: Segmenter) -> str:
+    """A digest of the model, its tokenizer, the space, and the level of choice."""
+    return digest(model_content(model), tokenizer_content(tokenizer), space.fingerprint(), segmenter)
+
+
+def model_content(model: Any) -> list[Any]:
+    """Every bit of the weights, every field of the config and of the generation config, and the code's name."""
+    settings = [part.to_dict() for part in (model.config, model.generation_config) if part is not None]
+    attention = getattr(model.config, "_attn_implementation", None)
+    return [type(model), str(model.dtype), attention, [_without_names(part) for part in settings], weights(model)]
+
+
+def tokenizer_content(tokenizer: Any) -> list[Any]:
+    """How text becomes ids and ids become text: vocabulary, rules, special tokens, and the chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    settings = sorted(model.generation_config.to_diff_dict().items())
-    special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id]
-    return digest([describe_model(model), str(model.dtype), weights(model), settings, words, special, space.fingerprint()])
+    rules: Any = [sorted(tokenizer.get_vocab().items()), _without_names(getattr(tokenizer, "init_kwargs", {}))]
+    if backend is not None:
+        rules = {name: value for name, value in json.loads(backend.to_str()).items() if name not in CALL}
+    special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+    others = [getattr(tokenizer, name, None) for name in ("chat_template", "clean_up_tokenization_spaces", "pad_token_id")]
+    return [type(tokenizer), rules, special, *others]
 
 
 @torch.no_grad()
 def weights(model: Any) -> str:
-    """A hash of all weights and buffers; of those that a device map keeps elsewhere, of the model's folder."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        if value.is_meta:
-            found.update(str(content_hash(Path(model.config.name_or_path))).encode())
-        else:
-            whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value  # tensor parallel: parts of one
-            found.update(whole.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    """A digest of all weights and buffers; of those that a device map keeps elsewhere, of the model's folder."""
+    tensors = dict(model.named_buffers()) | model.state_dict()
+    return digest(*((name, _weight(value, model)) for name, value in tensors.items()))
+
+
+def _weight(value: Any, model: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_meta:
+        return content_hash(Path(model.config.name_or_path))
+    return value.full_tensor() if hasattr(value, "full_tensor") else value  # tensor parallel: parts of one
+
+
+def _without_names(settings: Any) -> Any:
+    """Settings as nested dicts without what only names their origin."""
+    if isinstance(settings, dict):
+        return {name: _without_names(value) for name, value in settings.items() if name not in NAMES}
+    return settings

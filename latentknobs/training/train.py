@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentknobs.adapter import KnobAdapter, describe_model
-from latentknobs.config import GIVEN, TrainConfig, make_config, read_yaml, write_yaml
+from latentknobs.config import GIVEN, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.size import disk_warning, feature_bytes
 from latentknobs.engines.transformers.frozen import hidden_size
 from latentknobs.errors import ConfigError
@@ -21,18 +21,20 @@ from latentknobs.models.sources import Sources, gather
 from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.findings import write_findings
+from latentknobs.stages import Enters
 from latentknobs.training.diagnostics import Facts, diagnose
-from latentknobs.training.fitting import FITTING, Heads
+from latentknobs.training.fitting import Heads
 from latentknobs.training.judging import SUMMARY, judge, mean_length
 from latentknobs.training.optimise import check_fit
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
 from latentknobs.training.readme import explain, tell_changes
-from latentknobs.training.rounds import PAIRING, READING, Round
+from latentknobs.training.rounds import Round
 from latentknobs.training.rundir import RunDir, explained
-from latentknobs.training.sampling import GENERATING
 from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
+
+UNSHOWN = ("model", "features", "shard_size", "feature_dtype")  # in an adapter's notes, which say the first two elsewhere
 
 
 @dataclass
@@ -82,12 +84,12 @@ def train(
             also a list of these, which are added up with `reward_weights`.
         config: a YAML file or a `TrainConfig`; arguments given here win over it.
         resume: also reuse the finished scores of a callable reward without `version`, which a new run computes again.
-        settings: any field of `TrainConfig`.
+        settings: any other setting, by its flat name (`beta=0.2`) or in its section (`learner={"beta": 0.2}`).
 
     Raises:
         LatentKnobsError: one of its kinds, for whatever is wrong with the input. Finished stages stay on disk.
     """
-    base = config.model_dump(exclude_unset=True) if isinstance(config, TrainConfig) else read_yaml(config) if config else {}
+    base = config.chosen() if isinstance(config, TrainConfig) else read_yaml(config) if config else {}
     objects: dict[str, Any] = {}
     named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "preferences": preferences}
     for name, value in (named | {"reward": reward, "second_reward": second_reward}).items():
@@ -100,7 +102,7 @@ def train(
         raise ConfigError(f"knobs={knobs!r} is no list of knobs. Write e.g. knobs=['temperature', 'top_p:0.9,1'].")
     if specs is not None:
         settings["knobs"] = [_spec(knob) for knob in specs]
-    made = make_config(base | settings)
+    made = make_config(base, settings)
     space = KnobSpace.of(*(specs if specs is not None else made.knobs), order=made.order)
     return run_training(made, space, gather(made, tokenizer=tokenizer, **objects), resume)
 
@@ -118,7 +120,7 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume
         say(unversioned)
     with (
         RunDir(config.output_dir, say, processes, resume) as run,
-        Trackers(config.trackers, run.path, config.model_dump()) as trackers,
+        Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
             if warning := disk_warning(run.path, _feature_bytes(config, sources, space)):
@@ -129,7 +131,7 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume
                 explain(run.path)
         run.plan = make_plan(run.path, config, space.K, len(sources.train), len(sources.evaluation), given, processes.size)
         run.track = trackers.log
-        key = processes.gather(config.digest("level", then=subject(sources.model, sources.tokenizer, space)))[0]
+        key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]
         heads, facts = None, Facts()
         for number in range(1, config.rounds + 1):
             heads, facts = Round(run, config, sources, space, segmenter, number, key, heads).play()
@@ -182,12 +184,9 @@ def _finish(run: RunDir, sources: Sources, adapter: KnobAdapter, report: Report 
 
 
 def _adapter(config: TrainConfig, space: KnobSpace, segmenter: Segmenter, sources: Sources, heads: Heads) -> KnobAdapter:
-    shown = (*GENERATING, *PAIRING, *READING, *FITTING, "train_prompts", "rollouts", "rounds", "prompts", "reward",
-             "reward_weights")  # fmt: skip
-    hidden = ("features", "shard_size", "feature_dtype")
-    plain = config.model_dump(mode="json").items()
-    lists = {name: json.dumps(value, ensure_ascii=False) for name, value in plain if isinstance(value, list)}  # JSON is YAML
-    training = {name: lists.get(name, str(getattr(config, name))) for name in shown if name not in hidden}
+    known, values = fields(config.learner), config.flat()
+    shown = [name for name, one in known.items() if one.enters != Enters() and one.section != "space" and name not in UNSHOWN]
+    training = {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}
     base = describe_model(sources.model)
     return KnobAdapter(space, heads.main, segmenter, config.features, base, heads.entropy, training)
 

@@ -134,7 +134,7 @@ CONFIG = make_config({"pairs_per_step": 16, "steps": 80, "learning_rate": 0.01, 
 
 def facts(settings: dict[str, Any] | None = None, **more: Any) -> Facts:
     """What a fit on the bandit shows; every prompt is a task of its own parity."""
-    config = CONFIG.model_copy(update=settings or {})
+    config = CONFIG.replace(**settings or {})
     head = fit_head(new_head(CACHE), CACHE, PAIRS[20:], PAIRS[:20], config)
     tasks = [("even", "odd")[n % 2] for n in range(120)]
     lengths = [(9, 9)] * len(PAIRS)

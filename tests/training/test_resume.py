@@ -136,7 +136,9 @@ def test_what_is_wrong_with_a_run_of_several_processes_is_told_without_a_traceba
 
 @pytest.mark.parametrize("saved", ["reward: 'command:run=touch HERE'", "trust_remote_code: true"])
 def test_resuming_a_folder_runs_none_of_its_code_unasked(tmp_path, saved):
-    (tmp_path / "config.yaml").write_text(saved.replace("HERE", str(tmp_path / "touched")) + "\neval_size: 0\nsteps: 1\n")
+    (tmp_path / "config.yaml").write_text(
+        saved.replace("HERE", str(tmp_path / "touched")) + "\nevaluate: {eval_size: 0}\nsteps: 1\n"
+    )
     given = [f"--{name}" for name in ("train-prompts=4", "rollouts=2", "max-new-tokens=4", "hidden=4")]
     shown = CliRunner().invoke(cli, ["train", "--resume", str(tmp_path), *given])
     assert not (tmp_path / "touched").exists()

@@ -13,7 +13,7 @@ from latentknobs.config import make_config
 from latentknobs.errors import ConfigError
 from latentknobs.training.tracking import Trackers, check_trackers
 
-SETTINGS = make_config({"steps": 10, "knobs": ["temperature", {"top_p": [0.5, 1]}], "seed": 3}).model_dump()
+SETTINGS = make_config({"steps": 10, "knobs": ["temperature", {"top_p": [0.5, 1]}], "seed": 3}).flat()
 LAUNCHED = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "RANK": "1"}
 
 

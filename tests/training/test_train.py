@@ -180,7 +180,7 @@ def test_objects_and_lists_work_in_place_of_names(tmp_path):
     )  # fmt: skip
     assert run.adapter.space.K == 4
     saved = read_yaml(run.path / "config.yaml")
-    assert saved["knobs"] == [{"temperature": [0.5, 1.0]}, {"top_p": [0.9, 1.0]}]
+    assert saved["space"]["knobs"] == [{"temperature": [0.5, 1.0]}, {"top_p": [0.9, 1.0]}]
 
 
 def test_pairs_are_numbers_of_rollouts_of_one_prompt(finished):

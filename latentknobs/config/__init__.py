@@ -1,0 +1,240 @@
+"""Every setting of `train()`, the YAML file and the command line, in sections (`sections.py`).
+
+A setting is written in its section, `learner: {name: lpo, beta: 0.2}`, or flat, `beta: 0.2`; both are the same. The learner's
+section holds its name and the settings that the learner itself declares, so an outside package brings its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from latentknobs import entry_points
+from latentknobs.config.files import read_yaml
+from latentknobs.config.sections import LEARNER, LEARNER_STAGES, SECTIONS, Schedule
+from latentknobs.data.disk import replacing
+from latentknobs.errors import ConfigError, did_you_mean
+from latentknobs.stages import Enters, Stage
+
+__all__ = [
+    "GIVEN", "SECTIONS", "Schedule", "Setting", "TrainConfig", "fields", "flat", "make_config", "read_yaml", "write_yaml",
+]  # fmt: skip
+
+GIVEN = "(given as an object)"
+DEFAULT_LEARNER = "lpo"
+SHORT = Repr()  # of values in messages: bounded, whatever a file holds
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 80, 80
+NAMED = ("model", LEARNER)  # sections whose `name` is written `model: NAME` for short
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a section.
+
+    Attributes:
+        alias: its flat name.
+        enters: the stages whose keys hold it.
+    """
+
+    section: str
+    name: str
+    alias: str
+    info: FieldInfo
+    enters: Enters
+
+
+@cache
+def fields(learner: str = DEFAULT_LEARNER) -> dict[str, Setting]:
+    """Every setting by its flat name, in the order of the sections.
+
+    A field of a learner that is called like one of another section has no flat name: it is known as `learner.NAME`.
+
+    Raises:
+        UnknownNameError, PluginError: see `entry_points.load`.
+    """
+    found: dict[str, Setting] = {}
+    own = {field for kind in SECTIONS.values() if kind is not None for field in kind.model_fields}
+    name = FieldInfo(annotation=str, default=DEFAULT_LEARNER, description="What learns: an installed learner.")
+    for section, kind in SECTIONS.items():
+        known = {"name": name} | _settings_of(learner).model_fields if kind is None else kind.model_fields
+        for field, info in known.items():
+            alias = section if field == "name" and section in NAMED else field
+            if kind is None and alias in own:
+                alias = f"{LEARNER}.{field}"
+            enters = next((mark for mark in info.metadata if isinstance(mark, Enters)), None)
+            found[alias] = Setting(section, field, alias, info, enters or Enters(*(kind.stages if kind else LEARNER_STAGES)))
+    return found
+
+
+class TrainConfig:
+    """The settings of a run. Everything has a default; the defaults train on the packaged testbed, offline.
+
+    `config.beta` is a setting by its flat name, `config["learner"]` a section. Of the learner's section that is an instance of
+    the learner's own `Settings`; its name is `config.learner`.
+
+    Attributes:
+        given: flat names of the settings that were not left at their defaults.
+
+    Raises:
+        ConfigError, UnknownNameError: an unknown setting, learner or engine, or a value that does not fit.
+    """
+
+    __slots__ = ("_learner", "_sections", "given")
+
+    def __init__(self, **settings: Any) -> None:
+        self._build([settings])
+
+    def _build(self, layers: list[Mapping[str, Any]]) -> None:
+        nested = _merge(layers)
+        name = self._learner = nested[LEARNER].pop("name")
+        kinds = {section: kind or _settings_of(name) for section, kind in SECTIONS.items()}
+        self._sections = {section: _validated(kind, nested[section], section) for section, kind in kinds.items()}
+        known = fields(name).values()
+        self.given = frozenset(one.alias for one in known if one.name in nested[one.section] or one.alias == LEARNER)
+        entry_points.find("engine", entry_points.split(self.engine)[0])
+
+    def __getitem__(self, section: str) -> BaseModel:
+        return self._sections[section]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or (setting := fields(self._learner).get(name)) is None:
+            raise AttributeError(f"There is no setting {name!r}.")
+        return self._learner if name == LEARNER else getattr(self._sections[setting.section], setting.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TrainConfig) and self.sections() == other.sections()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def __repr__(self) -> str:
+        return f"TrainConfig({', '.join(f'{name}={self.flat()[name]!r}' for name in sorted(self.given))})"
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Every setting as plain data, by section."""
+        plain = {section: model.model_dump(mode="json") for section, model in self._sections.items()}
+        return plain | {LEARNER: {"name": self._learner} | plain[LEARNER]}
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting as plain data, by its flat name."""
+        sections = self.sections()
+        return {alias: sections[one.section][one.name] for alias, one in fields(self._learner).items()}
+
+    def replace(self, **settings: Any) -> "TrainConfig":
+        """The same with some settings changed."""
+        return make_config(self.chosen(), settings)
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that were not left at their defaults, by flat name."""
+        return {name: value for name, value in self.flat().items() if name in self.given}
+
+    def digest(self, stage: Stage | None = None, then: str = "") -> str:
+        """A hash of the settings that a stage depends on (None: of all) and of `then`, an earlier digest.
+
+        A setting enters the stages of its section unless its definition says otherwise: see `latentknobs.stages`.
+        """
+        known = fields(self._learner)
+        values = {name: value for name, value in self.flat().items() if stage is None or stage in known[name].enters.stages}
+        return hashlib.sha256(json.dumps([values, then], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_config(*layers: Mapping[str, Any]) -> TrainConfig:
+    """The config of some settings, flat or in sections; later ones win.
+
+    Raises:
+        ConfigError, UnknownNameError: see `TrainConfig`.
+    """
+    config = TrainConfig.__new__(TrainConfig)
+    config._build(list(layers))
+    return config
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file holds them, flat or in sections, by their flat names. Values are not looked at."""
+    nested = _merge([settings])
+    known = fields(nested[LEARNER]["name"])
+    values = {one.alias: nested[one.section][one.name] for one in known.values() if one.name in nested[one.section]}
+    return values if LEARNER in settings else {name: value for name, value in values.items() if name != LEARNER}
+
+
+def write_yaml(config: TrainConfig, path: Path) -> None:
+    """Writes all settings by section, defaults included, with their help as comments."""
+    with replacing(path) as partial:
+        partial.write_text("\n".join(_lines(config)) + "\n", encoding="utf-8")
+
+
+def _lines(config: TrainConfig) -> Iterator[str]:
+    known = fields(config.learner)
+    for section, values in config.sections().items():
+        kind = SECTIONS[section]
+        yield f"# {kind.__doc__}" if kind else "# The learner and its own settings."
+        yield f"{section}:"
+        for one in known.values():
+            if one.section == section:
+                value = yaml.safe_dump({one.name: values[one.name]}, default_flow_style=True, width=10**6).strip()[1:-1]
+                yield f"  # {' '.join(str(one.info.description).split())}\n  {value}"
+        yield ""
+
+
+def _settings_of(learner: str) -> type[BaseModel]:
+    settings: type[BaseModel] = entry_points.load("learner", learner).Settings
+    return settings
+
+
+def _merge(layers: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """All layers by section, the learner's name included."""
+    nested: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS} | {LEARNER: {"name": DEFAULT_LEARNER}}
+    for layer in layers:
+        spec = layer.get(LEARNER)
+        own = dict(spec) if isinstance(spec, Mapping) else {} if spec is None else _from_spec(str(spec))
+        if own.setdefault("name", nested[LEARNER]["name"]) != nested[LEARNER]["name"]:
+            nested[LEARNER] = {}  # settings of another learner
+        nested[LEARNER] |= own
+        known = fields(own["name"])
+        for key, value in layer.items():
+            value = str(value) if isinstance(value, Path) else value
+            if key == LEARNER:
+                continue
+            if key in SECTIONS and isinstance(value, Mapping):
+                nested[key] |= value
+            elif key in known:
+                nested[known[key].section][known[key].name] = value
+            else:
+                near = did_you_mean(str(key), {**known, **SECTIONS})
+                raise ConfigError(f"There is no setting {str(key)[:80]!r}{_of(own['name'])}. {near}")
+    return nested
+
+
+def _of(learner: str) -> str:
+    return "" if learner == DEFAULT_LEARNER else f" with the learner {learner!r}"
+
+
+def _from_spec(spec: str) -> dict[str, Any]:
+    """`name` or `name:key=value,...`."""
+    name = entry_points.split(spec)[0]
+    return entry_points.parse_settings("learner", spec, _settings_of(name)) | {"name": name}
+
+
+def _validated(kind: type[BaseModel], values: Mapping[str, Any], section: str) -> BaseModel:
+    if unknown := [name for name in values if name not in kind.model_fields]:
+        near = did_you_mean(str(unknown[0]), kind.model_fields)
+        raise ConfigError(f"There is no setting {str(unknown[0])[:80]!r} in the section {section!r}. {near}")
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        faults = [f"{_name(section, e['loc'])}={SHORT.repr(e['input'])}: {e['msg'].lower()}" for e in error.errors()[:3]]
+        told = "; ".join(faults)
+        raise ConfigError(f"The settings do not fit: {told}. `latentknobs train --help` explains each one.") from None
+
+
+def _name(section: str, place: tuple[int | str, ...]) -> str:
+    field = str(place[0]) if place else section
+    return section if field == "name" and section in NAMED else field

@@ -1,0 +1,187 @@
+"""The sections of a config. Each field has its own help, and its type says where it matters (`latentknobs.stages`)."""
+
+import os.path
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from latentknobs.policies import Pick
+from latentknobs.stages import ByContent, Enters, Harmless, Stage
+
+Schedule = Literal["linear", "cosine", "constant"]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+Knob = str | dict[str, tuple[float, ...] | dict[str, Any]]
+
+
+class Section(BaseModel):
+    """Settings that belong together; `stages` are those whose keys hold a field that does not say otherwise."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
+    stages: ClassVar[tuple[Stage, ...]]
+
+
+class Model(Section):
+    """The frozen language model."""
+
+    stages = ("rollouts", "features")
+
+    name: ByContent[PathText] = "testbed"
+    """Folder or hub id of a causal LM; `testbed` is the packaged one."""
+    trust_remote_code: Harmless[bool] = False
+    """Let a hub model run its own code."""
+    device: Harmless[str] = "auto"
+    """Where the model runs: `auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    dtype: ByContent[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
+    """Number format of the model's weights."""
+    device_map: Harmless[str | None] = None
+    """How transformers spreads a model that fits no single device, e.g. `auto`."""
+    tp_plan: Harmless[str | None] = None
+    """Tensor parallel plan of transformers, e.g. `auto`; start with torchrun or accelerate."""
+
+
+class Data(Section):
+    """Prompts, and what their responses are worth."""
+
+    stages = ("rollouts",)
+
+    prompts: ByContent[PathText] = "testbed:mixture"
+    """A JSONL file with a `prompt` column, `dataset:NAME[:CONFIG][:SPLIT]`, or `testbed:` and math, stories, constrained or
+    mixture."""
+    eval_prompts: ByContent[PathText | None] = None
+    """Held-out prompts, as for `prompts`; without them a fifth of `prompts`, chosen by hash, is held out."""
+    preferences: ByContent[PathText | None] = None
+    """Pairs from elsewhere, in TRL's preference format, in place of the first round's rollouts: as for `prompts`."""
+    train_prompts: ByContent[int] = Field(default=256, ge=1)
+    """Prompts to roll out in each round."""
+    reward: ByContent[str | tuple[str, ...]] = "testbed"
+    """Name of a registered reward, optionally with settings: `repetition:n=3`; several are added up (see reward_weights)."""
+    reward_weights: ByContent[tuple[float, ...] | None] = None
+    """One weight for each of several rewards; none is 1 for each."""
+    second_reward: ByContent[str | None] = None
+    """A second score, for the pair rule top_bottom."""
+
+
+class Space(Section):
+    """What is chosen, and how long one choice lasts."""
+
+    stages = ("rollouts", "features", "fit")
+
+    knobs: ByContent[tuple[Knob, ...]] = ("temperature",)
+    """Knob names, each optionally with a grid: `temperature`, `top_p:0.5,0.9,1`; in YAML also with all of its settings."""
+    order: ByContent[str | tuple[str, ...]] = "transformers"
+    """In which order knobs act: an engine's (transformers, vllm, llama.cpp), or the knob names in order."""
+    level: ByContent[str] = "token"
+    """How long one choice lasts: token, sequence, every:N, delimiter:CHARS."""
+
+
+class Head(Section):
+    """What the head reads, and its shape."""
+
+    stages = ("features", "fit")
+
+    features: tuple[str, ...] = ("hidden",)
+    """What the head reads: hidden, entropy, max_prob, top5_mass, log_collision, margin."""
+    feature_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which features of pairs are kept on disk."""
+    floor: float | None = Field(default=None, lt=0)
+    """Least log-probability (nats) of a token under an option; needed only where no option can produce a token."""
+    min_spread: float | None = Field(default=None, ge=0)
+    """Leave out segments whose log-likelihood differs by at most this (nats) between options; 0 loses nothing with `latent`
+    and length_norm none."""
+    read_batch: Harmless[int] = Field(default=64, ge=1)
+    """Responses that the model reads together for features; lower it where memory is short, results stay the same."""
+    feature_ram: Harmless[float] = Field(default=4.0, gt=0)
+    """GB of features held in memory; a larger store is streamed from disk."""
+    hidden: Annotated[int | None, Enters("fit")] = Field(default=None, ge=1)
+    """Width of the head's hidden layers (paper: 2048, for an 8B model); none is a quarter of its features, from 16 to 128."""
+    rank: Annotated[int | None, Enters("fit")] = Field(default=None, ge=0)
+    """Width of a linear layer in front of the head: quicker training, a smaller head; 0 leaves it out, none is 16 for 2,048
+    features and more."""
+    factorised: Annotated[bool, Enters("fit")] = False
+    """One categorical per knob instead of one over all combinations."""
+
+
+class Rollout(Section):
+    """How responses are sampled."""
+
+    stages = ("rollouts",)
+
+    engine: Annotated[str, Enters("rollouts", "features")] = "transformers"
+    """What runs the model; an installed engine, optionally with settings: `name:key=value`."""
+    rollouts: ByContent[int] = Field(default=8, ge=2)
+    """Responses sampled per prompt (paper: 8 to 16)."""
+    first_round: ByContent[Literal["uniform", "balanced"]] = "uniform"
+    """What samples first: all options alike, or half of the segments untruncated, for several knobs that truncate."""
+    rounds: Annotated[int, Enters("evaluation")] = Field(default=1, ge=1)
+    """A later round samples with, starts from, and refers to the head of the round before."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest response, in tokens."""
+    batch_size: int = Field(default=256, ge=1)
+    """Responses generated together."""
+    shard_size: Annotated[int, Enters("rollouts", "features")] = Field(default=512, ge=1)
+    """Responses in one file of a stage; what an interruption can cost."""
+
+
+class Fit(Section):
+    """How the head is trained."""
+
+    stages = ("fit",)
+
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps per round."""
+    pairs_per_step: int = Field(default=64, ge=1)
+    """Preference pairs in a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW, at its peak."""
+    schedule: Schedule = "linear"
+    """How the learning rate decays: linear or cosine to 0, or constant."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; longer ones are scaled down."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many validation points (20 in a run) without a better held-out preference accuracy; none never stops."""
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts whose pairs choose the best step instead of training."""
+    checkpoint_every: Harmless[int] = Field(default=100, ge=1)
+    """Steps of the head's training between two points from which it can be resumed."""
+
+
+class Evaluate(Section):
+    """How the head is judged."""
+
+    stages = ("evaluation",)
+
+    eval_size: ByContent[int] = Field(default=192, ge=0)
+    """Held-out prompts to evaluate on; 0 skips the evaluation."""
+    eval_seeds: ByContent[int] = Field(default=2, ge=1)
+    """Times that every policy answers every held-out prompt."""
+    tune_size: ByContent[int] = Field(default=96, ge=1)
+    """Training prompts on which the best constant option is chosen."""
+    pick: ByContent[Pick] = "greedy"
+    """How options are taken from the head at evaluation: greedy (Eq. 4) or sample (Eq. 5)."""
+
+
+class Run(Section):
+    """The run itself."""
+
+    stages = ("examples", "fit")
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything random; each stage of rollouts has a seed of its own, made from it."""
+    trackers: Harmless[tuple[str, ...]] = ()
+    """Where metrics also go, through accelerate: tensorboard, wandb, trackio, ..."""
+    output_dir: Harmless[PathText] = "runs/latest"
+    """Where everything is written; a run that was interrupted goes on from its last finished stage."""
+
+
+LEARNER = "learner"
+LEARNER_STAGES: tuple[Stage, ...] = ("examples", "features", "fit")  # of a learner's settings that do not say otherwise
+SECTIONS: Mapping[str, type[Section] | None] = {
+    "model": Model, "data": Data, "space": Space, "head": Head, "rollout": Rollout, LEARNER: None, "fit": Fit,
+    "evaluate": Evaluate, "run": Run,
+}  # fmt: skip
+"""In the order in which they are written; the fields of the learner's section are those of the learner."""

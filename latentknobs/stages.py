@@ -1,0 +1,36 @@
+"""Where a setting matters, said in its definition: `TrainConfig.digest` reads it, and every stage's key begins with that digest.
+
+A section of the config enters the keys of some stages with all of its fields. A field that matters elsewhere says where:
+
+    beta: Annotated[float, Enters("fit")] = 0.1
+
+A field that says nothing is in the keys of its section's stages: forgotten, it costs work, never a wrong result.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+Stage = Literal["rollouts", "examples", "features", "fit", "evaluation"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, init=False)
+class Enters:
+    """The stages whose keys hold a field's value, in place of those of its section.
+
+    Attributes:
+        by_content: keys hold what the setting stands for instead of its text: a model's weights, the prompts, the reward.
+    """
+
+    stages: tuple[Stage, ...]
+    by_content: bool
+
+    def __init__(self, *stages: Stage, by_content: bool = False) -> None:
+        object.__setattr__(self, "stages", stages)
+        object.__setattr__(self, "by_content", by_content)
+
+
+Harmless = Annotated[T, Enters()]
+"""Cannot change a result: where files go, what is watched, how much memory is used, on which device."""
+ByContent = Annotated[T, Enters(by_content=True)]
+"""Keys hold what the setting stands for."""
