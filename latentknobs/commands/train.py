@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ from latentknobs.commands.saved import check_reward
 from latentknobs.commands.settings import check_repeatable, config_options, given
 from latentknobs.config import SECTIONS, fields, flat, make_config, read_yaml
 from latentknobs.errors import ConfigError
+from latentknobs.files import path_of
 
 
 @click.command()
@@ -52,7 +52,7 @@ def _resumed(config: str | None, run: str, settings: dict[str, Any]) -> tuple[st
     """The settings file of a run, and the settings that win over it."""
     if config is not None:
         raise ConfigError("--resume reads the settings of the run itself. Leave out --config, or leave out --resume.")
-    folder = Path(run or settings.get("output_dir") or str(fields()["output_dir"].info.default)).expanduser()
+    folder = path_of(run or settings.get("output_dir") or str(fields()["output_dir"].info.default))
     file = folder / "config.yaml"
     if not file.exists():
         raise ConfigError(f"There is no run to resume in {str(folder)!r}: it has no config.yaml. Start it without --resume.")

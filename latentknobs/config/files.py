@@ -8,6 +8,7 @@ import yaml
 from yaml.nodes import CollectionNode, MappingNode, Node
 
 from latentknobs.errors import ConfigError
+from latentknobs.files import path_of
 
 BYTES, NODES = 200_000, 20_000  # most that a config file may hold
 TOO_LARGE: Any = object()
@@ -20,7 +21,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, too large, not YAML, or not a mapping of settings.
     """
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with path_of(path).open("rb") as file:
             data = file.read(BYTES + 1)
         settings = TOO_LARGE if len(data) > BYTES else _parse(data.decode())
     except (OSError, UnicodeDecodeError, TypeError) as error:

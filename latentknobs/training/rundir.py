@@ -19,6 +19,7 @@ import torch
 
 from latentknobs.data.disk import replacing
 from latentknobs.errors import RunError
+from latentknobs.files import path_of
 from latentknobs.progress import Advance, progress
 from latentknobs.training.manifest import Entry, Manifest
 from latentknobs.training.plan import Plan
@@ -62,7 +63,7 @@ class RunDir:
         self, path: str | Path, say: Callable[[str], None] = lambda text: None, processes: Processes | None = None,
         resume: bool = False,
     ) -> None:  # fmt: skip
-        self.path = Path(path).expanduser()
+        self.path = path_of(path)
         self.say = say
         self.resume = resume
         self.processes = processes or Processes()

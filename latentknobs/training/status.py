@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentknobs.files import path_of
 from latentknobs.training.manifest import Entry, Manifest
 from latentknobs.training.plan import Plan
 from latentknobs.training.rundir import LOCK, METRICS
@@ -61,7 +62,7 @@ def read_status(path: Path) -> Status:
     Raises:
         RunError: there is no run, or its plan or manifest is damaged.
     """
-    path = path.expanduser()
+    path = path_of(path)
     plan = Plan.read(path)
     manifest = Manifest(path)
     rates = _rates(manifest.entries)
