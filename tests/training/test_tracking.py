@@ -101,7 +101,7 @@ def test_a_tracker_that_fails_is_switched_off_and_the_run_goes_on(
     (made,) = fragile.made
     assert [step for _, step in made.rows] == [1, 2] and made.is_finished
     assert made.rows[0][0] == {"round-1/main/loss": 1.0, "round-1/main/validation_accuracy": 0.51}
-    assert made.settings["knobs"] == "('temperature', {'top_p': (0.5, 1.0)})" and made.settings["steps"] == 10
+    assert made.settings["knobs"] == "['temperature', {'top_p': [0.5, 1.0]}]" and made.settings["steps"] == 10
     events = EventAccumulator(str(tmp_path / "tensorboard" / "latentknobs"))
     events.Reload()
     assert len(events.Scalars("round-1/main/loss")) == 5

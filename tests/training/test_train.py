@@ -26,6 +26,9 @@ def length(prompts, completions, **columns):
     return [float(len(text)) for text in completions]
 
 
+length.version = "1"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -281,8 +284,7 @@ def test_a_half_written_line_of_metrics_does_not_stop_a_resumed_run(tmp_path):
         ({"seed": -1}, "seed=-1"),
         ({"device": "bogus"}, "device 'bogus' cannot be used"),
         ({"knobs": 5}, "knobs=5"),
-        ({"reward": 5}, "5 is no reward"),
-        ({"reward": lambda prompts, completions: [0.0] * len(prompts)}, r"End its signature with \*\*columns"),
+        ({"reward": 5}, "5 is not a reward"),
         ({"prompts": [1, 2]}, "Prompt 1 is 1"),
         ({"prompts": [{"prompt": "a", "completions": 1}]}, "column 'completions'"),
         ({"learning_rate": float("inf")}, "learning_rate=inf"),
