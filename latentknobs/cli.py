@@ -3,7 +3,9 @@
 Results go to standard output, progress and errors to standard error. Wrong input ends with exit code 2 and one paragraph.
 """
 
+import io
 import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -17,17 +19,16 @@ COMMANDS = {
     "train": ("train", "train", "Learn to choose decoding options and show whether it was worth it."),
     "status": ("status", "status", "Where a run stands: stages, sizes, times, and what is left."),
     "evaluate": ("evaluate", "evaluate", "Judge a saved adapter against every baseline."),
-    "generate": ("generate", "generate", "Write text with an adapter or a policy, coloured by what it chose."),
+    "generate": ("generate", "generate", "Write text with an adapter, coloured by what it chose."),
     "report": ("report", "report", "Show the results of a run and write its HTML report again."),
     "export": ("export", "export", "Write the preferences of a run in TRL's format."),
     "knobs": ("installed", "knobs", "The knobs that are installed."),
-    "policies": ("installed", "policies", "The policies that are installed: rules, constants, mixtures."),
     "rewards": ("installed", "rewards", "The rewards that are installed."),
 }
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is asked for, and turns our errors into one paragraph."""
+    """Imports a command on its first use, and turns our errors into one paragraph."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, in the order in which people meet them."""
@@ -76,5 +77,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script. A character that the terminal's encoding lacks is written as an escape, instead of losing the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     cli(prog_name="latentknobs")

@@ -1,8 +1,11 @@
 """The command line: options come from the config, flags win over YAML, and wrong input ends with one paragraph."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,70 @@ class TestSavedRuns:
         assert "my_reward" in (message := refused("evaluate", tmp_path)) and "--reward" in message
 
 
+class TestTerminals:
+    """What a run has cost is not lost because a terminal lacks a character."""
+
+    @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+    def test_characters_that_an_encoding_lacks_are_escaped(self, trained: tuple[Path, Result], encoding: str) -> None:
+        command = [sys.executable, "-m", "latentknobs", "generate", trained[0], "--max-new-tokens", "3"]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+        done = subprocess.run([*command, "--prompt", "Story: caf\u00e9 \u2192 \U0001f600"], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        shown = "Story: caf\u00e9 \u2192 \U0001f600".encode(encoding, errors="backslashreplace")
+        assert shown in done.stdout and b"Traceback" not in done.stderr
+
+    def test_bytes_that_are_not_text_are_refused_by_prompt(self, trained: tuple[Path, Result]) -> None:
+        assert "Prompt 2 holds half a character" in refused("generate", trained[0], "--prompt", "So", "--prompt", "So \udcff")
+
+    def test_a_file_that_cannot_be_written_is_refused_before_the_work(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        for path, words in ((tmp_path, "it is a folder"), (tmp_path / "no" / "r.json", "its folder does not exist")):
+            assert words in refused("evaluate", trained[0], "--json", path)
+        (tmp_path / "file").write_text("")
+        assert "cannot be written" in refused("report", trained[0], "--picture", tmp_path / "file" / "heat.png")
+        assert "cannot be written" in refused("export", trained[0], "--to", tmp_path / "file" / "p.jsonl")
+
+    def test_a_tilde_is_the_home_folder(
+        self, trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(trained[0], tmp_path / "mine")
+        for arguments in (
+            ("report", "~/mine", "--picture=~/heat.png"),
+            ("export", "~/mine", "--to=~/p.jsonl"),
+            ("status", "~/mine"),
+        ):
+            result = latent(*arguments)
+            assert result.exit_code == 0, result.output + repr(result.exception)
+        assert {"heat.png", "p.jsonl"} <= {path.name for path in tmp_path.iterdir()} and not (tmp_path / "~").exists()
+
+
+class TestNotesOfAnotherKind:
+    """An adapter may have come from anywhere, and its notes may say anything."""
+
+    @pytest.mark.parametrize("notes", [[1, 2], "steps", 3, None])
+    def test_notes_that_are_not_a_mapping(self, trained: tuple[Path, Result], tmp_path: Path, notes: Any) -> None:
+        assert "training is" in refused("generate", noted(trained[0], tmp_path, notes), "--prompt", "So")
+
+    @pytest.mark.parametrize("note", [[1, 2], {"a": 1}, [["repetition"]]])
+    @pytest.mark.parametrize("name", ["reward", "seed", "prompts", "reward_weights"])
+    def test_a_note_that_is_not_a_setting(self, trained: tuple[Path, Result], tmp_path: Path, name: str, note: Any) -> None:
+        told = refused("evaluate", noted(trained[0], tmp_path, {name: note}))
+        assert f"notes {name}=" in told and f"Give --{name.replace('_', '-')} here" in told
+
+    @pytest.mark.parametrize("notes", [{"seed": "many"}, {"batch_size": -1}, {"max_new_tokens": 1e400}, {"pick": "best"}])
+    def test_a_setting_with_a_value_that_it_cannot_have(self, trained: tuple[Path, Result], tmp_path: Path, notes: Any) -> None:
+        assert f"{next(iter(notes))}=" in refused("generate", noted(trained[0], tmp_path, notes), "--prompt", "So")
+
+
+def noted(run: Path, folder: Path, notes: Any) -> Path:
+    """The run's adapter outside of it, with other notes."""
+    adapter = shutil.copytree(run / "adapter", folder / "moved")
+    saved = json.loads((adapter / "knob_config.json").read_text()) | {"training": notes}
+    (adapter / "knob_config.json").write_text(json.dumps(saved))
+    return adapter
+
+
 class TestExport:
     def test_pairs_of_a_run_train_another_with_the_same_tokens(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         result = latent("export", trained[0], "--to", tmp_path / "p.jsonl")
@@ -204,7 +271,7 @@ class TestBadInput:
             (("train", "--config", "nowhere.yaml"), r"nowhere\.yaml.*cannot be read"),
             (("generate", "nowhere"), "no adapter in 'nowhere'"),
             (("evaluate", "nowhere"), "no adapter in 'nowhere'"),
-            (("report", "nowhere"), "no readable evaluation in 'nowhere'"),
+            (("report", "nowhere"), "no evaluation in 'nowhere'"),
         ],
     )
     def test_one_paragraph(self, args: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,10 @@ from benchmarks.paper.rewards import Reward, make_reward
 from benchmarks.paper.worlds import World, load_world
 from latentknobs.config import fields
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout, roll_out, rollout_from
+from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import RewardError
+from latentknobs.files import fit
 from latentknobs.policies import Policy
 from latentknobs.rewards.scoring import failure_line
 
@@ -183,4 +184,5 @@ def read_rollouts(path: Path) -> list[Rollout]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         next(file)
         rows = [json.loads(line) for line in file]
-    return [rollout_from(row) for row in rows]
+    found: list[Rollout] = fit(rows, list[Rollout])
+    return found

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from latentknobs.commands import UserPath, check_writable
 from latentknobs.commands.saved import open_saved, settings_of
 from latentknobs.commands.settings import config_options, given
 
@@ -16,8 +17,8 @@ FIELDS = (
 
 
 @click.command()
-@click.argument("adapter_or_run", type=click.Path(path_type=Path))
-@click.option("--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Also write all rewards as JSON.")
+@click.argument("adapter_or_run", type=UserPath())
+@click.option("--json", "json_path", metavar="FILE", type=UserPath(), help="Also write all rewards as JSON.")
 @click.option("--seeds", metavar="INTEGER", help="Times that every policy answers every prompt.  [default: as in training]")
 @config_options(*FIELDS, default="as in training")
 def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **flags: Any) -> None:
@@ -26,7 +27,6 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **
     Settings that are not given are those the adapter was trained with. With --eval-prompts, the best constant is tuned on
     --prompts; without, --prompts is split by hash.
     """
-    from latentknobs.errors import ConfigError
     from latentknobs.evaluation.api import evaluate as run_evaluation
     from latentknobs.reporting import print_report
 
@@ -38,8 +38,8 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **
         settings.pop("reward_weights", None)  # those belonged to other rewards
     if "eval_size" not in chosen and settings.get("eval_size") == 0:
         settings.pop("eval_size")  # training skipped the evaluation; this command is one
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise ConfigError(f"--json {str(json_path)!r} cannot be written: its folder does not exist. Create it first.")
+    if json_path is not None:
+        check_writable(json_path, "--json")
     if "prompts" in chosen and "eval_prompts" not in chosen:
         settings.pop("eval_prompts", None)  # those belonged to other prompts
     if settings.get("eval_prompts"):

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import click
 
+from latentknobs.commands import UserPath
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=UserPath())
 @click.option("--round", "number", metavar="N", type=click.IntRange(1), help="Which round's pairs.  [default: the last]")
-@click.option("--to", "path", metavar="FILE.jsonl", type=click.Path(path_type=Path), help="Where to.  [default: standard output]")
+@click.option("--to", "path", metavar="FILE.jsonl", type=UserPath(), help="Where to.  [default: standard output]")
 def export(run: Path, number: int | None, path: Path | None) -> None:
     """Write the pairs of RUN as JSON lines in TRL's preference format: prompt, chosen, rejected. Needs no model.
 

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from latentknobs.commands import UserPath
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--picture", metavar="FILE", type=click.Path(path_type=Path), help="Also draw the heat map as png, svg or pdf.")
+@click.argument("run", type=UserPath())
+@click.option("--picture", metavar="FILE", type=UserPath(), help="Also draw the heat map as png, svg or pdf.")
 @click.option("--per-task", default=1, show_default=True, type=click.IntRange(1), help="Responses of each task in the picture.")
 def report(run: Path, picture: Path | None, per_task: int) -> None:
     """Print the result table of RUN and write its report.html again. Needs no model."""

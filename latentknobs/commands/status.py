@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from latentknobs.commands import UserPath
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
+@click.argument("run", type=UserPath(), default=Path("runs/latest"))
 def status(run: Path) -> None:
     """Show the stages of RUN with their sizes and times, and how long it will still take. Changes nothing."""
     from latentknobs.reporting.console import stdout

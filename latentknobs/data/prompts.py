@@ -56,6 +56,9 @@ def make_prompt(row: Row | str, tokenizer: Any, called: str) -> Prompt:
     prompt = columns.pop("prompt", None)
     if bad := [name for name in columns if not isinstance(name, str) or name in RESERVED]:
         raise DataError(f"{called} has a column {bad[0]!r}, which the reward could not receive. Rename it.")
+    for name, value in columns.items():
+        if isinstance(value, str):
+            check_text(value, f"The column {name!r:.40} of {called[:1].lower()}{called[1:]}")
     messages = None
     if isinstance(prompt, str):
         text, ids = prompt, plain_ids(tokenizer, check_text(prompt, called))

@@ -15,7 +15,10 @@ from latentknobs.engines.transformers.frozen import input_device, padding_id
 from latentknobs.engines.transformers.leaving import sample_leaving
 from latentknobs.engines.transformers.record import split_sequences
 from latentknobs.errors import RunError
+from latentknobs.files import MB, fit, parse_json, read_text
 from latentknobs.policies import Policy
+
+LARGEST = 1024 * MB  # of a file of rollouts
 
 
 @dataclass(frozen=True)
@@ -118,14 +121,10 @@ def read_rollouts(path: Path) -> list[Rollout]:
     Raises:
         RunError: a damaged line.
     """
+    cure = "Delete it; the stage will be run again."
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [rollout_from(row) for row in rows]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{str(path)!r} is damaged ({error}). Delete it; the stage will be run again.") from None
-
-
-def rollout_from(row: dict[str, Any]) -> Rollout:
-    """A rollout from its line of JSON."""
-    options = None if row["options"] is None else tuple(row["options"])
-    return Rollout(row["prompt"], tuple(row["ids"]), options, row["text"], tuple(map(tuple, row["values"])))
+        rows = [parse_json(line) for line in read_text(path, RunError, cure, LARGEST).splitlines()]
+        rollouts: list[Rollout] = fit(rows, list[Rollout])
+    except ValueError as error:
+        raise RunError(f"{str(path)!r} is damaged: {error}. {cure}") from None
+    return rollouts

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.data.prompts import Prompt
@@ -18,6 +19,7 @@ from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import RewardError
 from latentknobs.evaluation.statistics import Interval, bootstrap, win_share
+from latentknobs.files import fit
 from latentknobs.policies import ConstantPolicy, GreedyPolicy, Pick, Policy, UniformPolicy
 from latentknobs.rewards import RewardSpec
 
@@ -40,6 +42,15 @@ class Comparison:
     reward: Interval
     gain: Interval
     wins: Interval
+
+
+class SavedReport(BaseModel):
+    """What `Report.to_dict` writes and `from_dict` reads: (S, P) rewards of each policy, None where the reward failed."""
+
+    rewards: dict[str, list[list[float | None]]]
+    tasks: list[str]
+    tuned: str
+    tuning: dict[str, float]
 
 
 @dataclass
@@ -132,9 +143,19 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
-        """What `to_dict` wrote, without the rollouts."""
-        rewards = {name: np.array(values, dtype=float) for name, values in data["rewards"].items()}
-        return cls(rewards, list(data["tasks"]), data["tuned"], dict(data["tuning"]))
+        """What `to_dict` wrote, without the rollouts.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        saved: SavedReport = fit(data, SavedReport)
+        rewards = {name: np.array(values, dtype=float) for name, values in saved.rewards.items()}
+        shapes = {values.shape for values in rewards.values()}
+        if not {HEAD, saved.tuned} <= {*rewards} or len(shapes) != 1 or shapes.pop()[1:] != (len(saved.tasks),):
+            raise ValueError("its policies do not have one reward for each seed and prompt")
+        if not judged(rewards).any():
+            raise ValueError("no prompt has a reward of every policy")
+        return cls(rewards, saved.tasks, saved.tuned, saved.tuning)
 
 
 def _plain(reward_SP: NDArray[np.float64]) -> list[list[float | None]]:

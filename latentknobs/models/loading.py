@@ -9,6 +9,7 @@ from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.errors import ConfigError
+from latentknobs.files import path_of
 from latentknobs.progress import processes, speaks
 
 TESTBED = "testbed"
@@ -22,6 +23,7 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
         ConfigError: transformers cannot load it, or the settings contradict each other about where it goes.
     """
     spread = _spread(name, config)
+    name = str(path_of(name)) if name.startswith("~") else name
     device = None if spread else pick_device(config.device)
     if name == TESTBED:
         model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
@@ -37,9 +39,9 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, trust_remote_code=trust, **spread)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # files of any kind and, where it is trusted, code of any kind
             raise ConfigError(
-                f"The model {name!r} cannot be loaded: {str(error).splitlines()[0]} Give a folder or hub id of a causal LM, "
+                f"The model {name!r} cannot be loaded: {_first_line(error)} Give as model a folder or hub id of a causal LM, "
                 "or `testbed` for the packaged one."
             ) from error
     return freeze(model if spread else model.to(device)), tokenizer
@@ -60,10 +62,14 @@ def pick_device(name: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
+        cause = _first_line(error)
         fewer = " Start no more processes than there are devices." if several else ""
         raise ConfigError(f"The device {device!r} cannot be used: {cause} Use auto, cpu or cuda.{fewer}") from None
     return device
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.300}"
 
 
 def _spread(name: str, config: TrainConfig) -> dict[str, Any]:

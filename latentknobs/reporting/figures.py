@@ -1,12 +1,12 @@
 """The report's plots, each as inline SVG: win rates, reward of every constant, chosen values, training curves."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pydantic import BaseModel, Field
 
 from latentknobs.data.rollouts import Rollout
 from latentknobs.evaluation.evaluate import HEAD, Comparison, Report
@@ -17,6 +17,18 @@ Table = Mapping[tuple[str, str], Comparison]  # (policy, task) -> comparison
 WIDTH = 8.6  # inches
 CHANCE = float(np.log(2))  # loss of a head that prefers nothing
 MOST = 24  # policies in one plot; a space of many options has many constants
+
+
+class Metrics(BaseModel):
+    """A row of a run's `metrics.jsonl`: a step of training one head, with validation at some of them."""
+
+    round: int = Field(ge=1)
+    head: str
+    step: int = Field(ge=1)
+    loss: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    stopped: str | None = None
 
 
 def shown_policies(report: Report, table: Table) -> list[str]:
@@ -97,13 +109,16 @@ def chosen_values(report: Report, rollouts: Sequence[Rollout], samples: Samples,
     return svg.svg(f"chosen-{knob}", f"How often the head chose each {knob}, per task", draw)
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Loss and preference accuracy of the head over the steps of all rounds, from `metrics.jsonl`."""
-    rows = [row for row in rows if row["head"] == "main"]
-    longest = max(row["step"] for row in rows)
-    step_M = np.array([row["step"] + longest * (row["round"] - 1) for row in rows])
-    loss_M = np.array([row["loss"] for row in rows])
-    checks = [(step, row) for step, row in zip(step_M, rows, strict=True) if "validation_loss" in row]
+def training_curves(rows: Sequence[Metrics]) -> Markup:
+    """Loss and preference accuracy of one head over the steps of all rounds."""
+    longest = max(row.step for row in rows)
+    step_M = np.array([row.step + longest * (row.round - 1) for row in rows])
+    loss_M = np.array([row.loss for row in rows])
+    validated_M = np.array([row.validation_loss is not None for row in rows])
+    loss_C, accuracy_C = (
+        np.array([getattr(row, name) for row, is_one in zip(rows, validated_M, strict=True) if is_one], dtype=float)
+        for name in ("validation_loss", "validation_accuracy")
+    )
 
     def draw() -> Figure:
         figure, (losses, accuracies) = svg.panels(2, WIDTH, 2.1)
@@ -113,13 +128,11 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Markup:
         losses.set(title="Loss (dashed: a head that prefers nothing)", xlabel="step")
         accuracies.axhline(50, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
         accuracies.set(title="Held-out pairs ordered rightly, %", xlabel="step", ylim=(0, 100))
-        if checks:
-            at = [step for step, _ in checks]
-            losses.plot(at, [row["validation_loss"] for _, row in checks], "o-", color=svg.HEAD, markersize=3, label="validation")
-            accuracy = [100 * row["validation_accuracy"] for _, row in checks]
-            accuracies.plot(at, accuracy, "o-", color=svg.HEAD, markersize=3)
+        if validated_M.any():
+            losses.plot(step_M[validated_M], loss_C, "o-", color=svg.HEAD, markersize=3, label="validation")
+            accuracies.plot(step_M[validated_M], 100 * accuracy_C, "o-", color=svg.HEAD, markersize=3)
         losses.legend(loc="best", fontsize=8, labelcolor=svg.MUTED)
-        _mark_rounds([losses, accuracies], max(row["round"] for row in rows), longest)
+        _mark_rounds([losses, accuracies], max(row.round for row in rows), longest)
         return figure
 
     return svg.svg("training", "Training loss, validation loss and validation accuracy over the steps", draw)

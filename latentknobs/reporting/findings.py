@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from latentknobs.data.disk import replacing
 from latentknobs.errors import RunError
+from latentknobs.files import read_json
 
 FILE = "diagnostics.json"
 HEADING = "What to look at"
@@ -15,11 +17,9 @@ CALM = (
 
 
 def write_findings(run: str | Path, findings: Sequence[str]) -> None:
-    """Saves the sentences, complete or not at all; none of them is a result, too."""
-    path = Path(run) / FILE
-    partial = path.with_name(FILE + ".partial")
-    partial.write_text(json.dumps({"findings": list(findings)}, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Saves the sentences, complete or not at all. An empty list is written as well."""
+    with replacing(Path(run) / FILE) as partial:
+        partial.write_text(json.dumps({"findings": list(findings)}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_findings(run: str | Path) -> list[str] | None:
@@ -29,10 +29,9 @@ def read_findings(run: str | Path) -> list[str] | None:
         RunError: the file is damaged.
     """
     path = Path(run) / FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return [str(sentence) for sentence in data["findings"]]
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{str(path)!r} is damaged ({error!r}). Delete it to do without what it found.") from None
+    found: dict[str, list[str]] = read_json(path, dict[str, list[str]], RunError, "Delete it to do without what it found.")
+    if "findings" not in found:
+        raise RunError(f"{str(path)!r} is damaged: it has no findings. Delete it to do without what it found.")
+    return found["findings"]

@@ -1,8 +1,6 @@
 """The HTML report: one file, no scripts, nothing loaded from elsewhere, light and dark."""
 
-import json
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +8,38 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import latentknobs
-from latentknobs.config import flat, read_yaml
-from latentknobs.errors import ConfigError, RunError
+from latentknobs.config import make_config, read_yaml
+from latentknobs.data.disk import replacing
+from latentknobs.errors import LatentKnobsError, RunError
 from latentknobs.evaluation.evaluate import ALL, HEAD, Report
+from latentknobs.files import fit, parse_json, read_text, without_folders
 from latentknobs.reporting import figures
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.console import name_of, percent, signed
+from latentknobs.reporting.figures import Metrics
 from latentknobs.reporting.findings import CALM, HEADING, read_findings
-from latentknobs.reporting.samples import Sample, Samples, head_responses, read_samples
+from latentknobs.reporting.samples import LARGEST, Sample, Samples, head_responses, read_samples
 
 FILE = "report.html"
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of the heat map: its text, its background, and what hovering over it tells."""
-
-    text: str
-    css: str
-    title: str
-    special: bool
 
 
 def write_report(run: str | Path, report: Report) -> Path:
     """Writes `report.html` into a run directory and returns its path.
 
     Args:
-        run: a run directory with an evaluation and its samples (see `write_samples`), and perhaps findings.
+        run: a run directory with an evaluation and its samples (see `write_samples`), with or without findings.
         report: that evaluation.
 
     Raises:
-        RunError: a file of the run is missing or damaged.
+        RunError: a file of the run is missing or damaged, or two of them do not belong together.
     """
     run = Path(run)
-    samples = read_samples(run)
+    samples, rollouts = read_samples(run), head_responses(run)
+    prompts = {rollout.prompt for rollout in rollouts} | {sample.prompt for sample in samples.shown}
+    options = {k for rollout in rollouts for k in rollout.options or ()}
+    if not (prompts <= {*range(len(report.tasks))} and options <= {*range(len(samples.options))}):
+        raise RunError(f"The responses in {str(run)!r} are not those of its evaluation. Train again with the same settings.")
     table = {(row.policy, row.task): row for row in report.table()}
-    rollouts = head_responses(run)
     scale = Scale.of(samples.knobs[0], samples.options)
     training, stops = _training(run)
     environment = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=True, undefined=StrictUndefined)
@@ -75,17 +69,18 @@ def write_report(run: str | Path, report: Report) -> Path:
             for task in sorted({s.task for s in samples.shown})
         ],
     )
-    partial = run / (FILE + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    return partial.replace(run / FILE)
+    with replacing(run / FILE) as partial:
+        partial.write_text(html, encoding="utf-8")
+    return run / FILE
 
 
-def _tokens(sample: Sample, samples: Samples, scale: Scale) -> list[Token]:
-    made: list[Token] = []
-    for piece, special, k in zip(sample.pieces, sample.special, sample.options, strict=True):
-        title = f"{samples.labels[k]} · option {k} · token {len(made) + 1}"
-        made.append(Token(piece, scale.css(samples.value(scale.knob, k)), title, special))
-    return made
+def _tokens(sample: Sample, samples: Samples, scale: Scale) -> list[dict[str, Any]]:
+    """For each token of the heat map its text, its background, what hovering over it shows, and whether it is special."""
+    return [
+        {"text": piece, "css": scale.css(samples.value(scale.knob, k)), "special": special,
+         "title": f"{samples.labels[k]} · option {k} · token {number}"}
+        for number, (piece, special, k) in enumerate(zip(sample.pieces, sample.special, sample.options, strict=True), 1)
+    ]  # fmt: skip
 
 
 def _mood(report: Report) -> str:
@@ -102,19 +97,23 @@ def _counts(report: Report) -> dict[str, int]:
 
 def _training(run: Path) -> tuple[Markup | None, list[str]]:
     """The curves of the main head, and why rounds ended early."""
-    try:
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        stopped = [row for row in rows if row["head"] == "main" and "stopped" in row]
-        told = [f"Round {row['round']} stopped after step {row['step']}: {row['stopped']}." for row in stopped]
-        return figures.training_curves(rows), told
-    except OSError:
+    path, cure = run / "metrics.jsonl", "Delete it to do without the curves."
+    if not path.exists():
         return None, []
-    except (ValueError, KeyError) as error:
-        raise RunError(f"{str(run / 'metrics.jsonl')!r} is damaged ({error!r}). Delete it to do without the curves.") from None
+    try:
+        lines = read_text(path, RunError, cure, LARGEST).splitlines()
+        rows: list[Metrics] = fit([parse_json(line) for line in lines], list[Metrics])
+    except ValueError as error:
+        raise RunError(f"{str(path)!r} is damaged: {error}. {cure}") from None
+    rows = [row for row in rows if row.head == "main"]
+    stops = [f"Round {row.round} stopped after step {row.step}: {row.stopped}." for row in rows if row.stopped]
+    return figures.training_curves(rows) if rows else None, stops
 
 
 def _settings(run: Path) -> dict[str, Any]:
+    """What the report shows of the config: the folders of this machine are not for those it is sent to."""
     try:
-        return flat(read_yaml(run / "config.yaml"))
-    except ConfigError as error:
-        raise RunError(f"{error} Train again with the same settings.") from None
+        settings = make_config(read_yaml(run / "config.yaml")).flat()
+    except LatentKnobsError as error:
+        raise RunError(f"The settings in {str(run)!r} cannot be shown: {error} Train again with the same settings.") from None
+    return {name: without_folders(value) if isinstance(value, str) else value for name, value in settings.items()}

@@ -24,7 +24,7 @@ def write_picture(run: str | Path, path: str | Path, per_task: int = 1) -> Path:
     """Draws the first responses of each task of a run and returns `path`.
 
     Raises:
-        ConfigError: the file's ending is not png, svg or pdf.
+        ConfigError: the file's ending is not png, svg or pdf, or it cannot be written.
         RunError: the run has no samples.
     """
     path = Path(path)
@@ -37,10 +37,13 @@ def write_picture(run: str | Path, path: str | Path, per_task: int = 1) -> Path:
         for sample in [s for s in samples.shown if s.task == task][:per_task]:
             lines += [(line, MUTED) for line in wrap([(c, "") for c in sample.text])]
             lines += [(line, INK) for line in wrap(list(_cells(sample, samples, scale)))] + [([], INK)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"text.parse_math": False, "font.family": "DejaVu Sans Mono", "svg.hashsalt": "latentknobs"}):
         dated = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
-        _draw(lines[:-1], scale).savefig(path, dpi=160, metadata=dated)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _draw(lines[:-1], scale).savefig(path, dpi=160, metadata=dated)
+        except OSError as error:
+            raise ConfigError(f"The picture {str(path)!r} cannot be written: {error.strerror}. Choose another file.") from None
     return path
 
 

@@ -13,11 +13,13 @@ from typing import Any
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, read_rollouts
 from latentknobs.errors import RunError
+from latentknobs.files import MB, read_json
 from latentknobs.knobs.space import KnobSpace
 
 FILE = "evaluation/samples.json"
 RESPONSES = "evaluation/rollouts/learned_head-*.jsonl"
 PER_TASK = 6
+LARGEST = 256 * MB
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class Samples:
     labels: list[str]
     shown: list[Sample]
 
+    def __post_init__(self) -> None:
+        if not self.knobs or len(self.options) != len(self.labels) or any({*o} != {*self.knobs} for o in self.options):
+            raise ValueError("each option must have a label and a value for each knob")
+        for sample in self.shown:
+            if not len(sample.pieces) == len(sample.special) == len(sample.options):
+                raise ValueError(f"the tokens of prompt {sample.prompt} do not match their options")
+            if not all(0 <= k < len(self.options) for k in sample.options):
+                raise ValueError(f"an option of prompt {sample.prompt} does not exist")
+
     def value(self, knob: str, k: int) -> float:
         """The value of a knob in option k."""
         return self.options[k][knob]
@@ -57,7 +68,7 @@ class Samples:
 def write_samples(
     run: Path, space: KnobSpace, prompts: Sequence[Prompt], tasks: Sequence[str], tokenizer: Any, per_task: int = PER_TASK
 ) -> None:
-    """Saves the head's first answer to the first prompts of each task: the first ones, so that nobody picked the nicest.
+    """Saves the head's first answer to the first prompts of each task: the first ones, so that none is picked.
 
     Args:
         prompts, tasks: the held-out prompts, in the order of the evaluation.
@@ -77,8 +88,8 @@ def write_samples(
 
 def head_responses(run: Path) -> list[Rollout]:
     """The head's held-out responses, by prompt and then by seed."""
-    made = [rollout for path in sorted(run.glob(RESPONSES)) for rollout in read_rollouts(path)]
-    return sorted(made, key=lambda rollout: rollout.prompt)
+    found = [rollout for path in sorted(run.glob(RESPONSES)) for rollout in read_rollouts(path)]
+    return sorted(found, key=lambda rollout: rollout.prompt)
 
 
 def read_samples(run: Path) -> Samples:
@@ -87,19 +98,9 @@ def read_samples(run: Path) -> Samples:
     Raises:
         RunError: it is missing or damaged.
     """
-    try:
-        data = json.loads((run / FILE).read_text(encoding="utf-8"))
-        return Samples(tuple(data["knobs"]), data["options"], data["labels"], [_sample(row) for row in data["shown"]])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"There are no readable samples in {str(run)!r}: {error}. Run `latentknobs train` again with the same settings; "
-            "finished stages are reused."
-        ) from None
-
-
-def _sample(row: dict[str, Any]) -> Sample:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-    return Sample(**fields)
+    cure = "Run `latentknobs train` again with the same settings; finished stages are reused."
+    samples: Samples = read_json(run / FILE, Samples, RunError, cure, LARGEST)
+    return samples
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:

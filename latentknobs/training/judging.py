@@ -6,6 +6,7 @@ A constant does not depend on the head, so its responses are kept when only the 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from latentknobs.content import digest
 from latentknobs.data.prompts import Prompt
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import ENTROPY, HEAD, Report, baselines, constants, make_report, task_of
+from latentknobs.files import MB, read_json
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
 from latentknobs.progress import Advance
@@ -23,6 +25,7 @@ from latentknobs.training.rundir import RunDir, Task, write_text
 from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
 
 SUMMARY = "evaluation/summary.json"
+LARGEST = 512 * MB
 
 
 def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, head_key: str, key: str) -> Report:
@@ -90,8 +93,10 @@ def read_report(path: Path) -> Report:
     Raises:
         RunError: there is none.
     """
-    file = path / SUMMARY
+    file, cure = path / SUMMARY, "Train with eval_size above 0."
+    if not file.exists():
+        raise RunError(f"There is no evaluation in {str(path)!r}. {cure}")
     try:
-        return Report.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise RunError(f"There is no readable evaluation in {str(path)!r}: {error}. Train with eval_size above 0.") from None
+        return Report.from_dict(read_json(file, dict[str, Any], RunError, cure, LARGEST))
+    except ValueError as error:
+        raise RunError(f"{str(file)!r} is damaged: {error}. {cure}") from None

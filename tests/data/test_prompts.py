@@ -150,6 +150,11 @@ def test_half_a_character_is_refused_by_row_and_a_whole_one_is_read(tmp_path, to
         make_prompts(rows, tokenizer)
 
 
+def test_half_a_character_in_a_column_is_refused_too(tokenizer):
+    with pytest.raises(DataError, match=r"The column 'task' of prompt 1 holds half a character: '\\ud83d' behind 'm'"):
+        make_prompts([{"prompt": "Story: Once", "task": "m\ud83d"}], tokenizer)
+
+
 class TestEndsBehindPrompts:
     """Some tokenizers end every text; a prompt is to be continued."""
 

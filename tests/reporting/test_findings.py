@@ -19,7 +19,7 @@ def test_a_run_that_was_never_looked_at_has_none(tmp_path: Path) -> None:
     assert read_findings(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", "3"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "3", "", '{"findings": "fine"}', '{"findings": [1]}', "[" * 100_000])
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, content: str) -> None:
     (tmp_path / "diagnostics.json").write_text(content)
     with pytest.raises(RunError, match=r"diagnostics\.json' is damaged.*Delete it"):

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentknobs.config import make_config, write_yaml
+from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.errors import RunError
 from latentknobs.evaluation.evaluate import HEAD, Report
 from latentknobs.reporting import write_findings, write_report
@@ -107,10 +109,39 @@ def test_without_metrics_there_are_no_curves(run: Path, report: Report) -> None:
     assert "<h2>Training" not in write_report(run, report).read_text(encoding="utf-8")
 
 
-def test_damaged_metrics_are_named(run: Path, report: Report) -> None:
-    (run / "metrics.jsonl").write_text('{"round": 1}\n')
-    with pytest.raises(RunError, match=r"metrics\.jsonl.*damaged"):
+@pytest.mark.parametrize("line", ['{"round": 1}', "[]", "{", "[" * 100_000, '{"round": 0, "head": "main", "step": 1, "loss": 1}',
+                                  '{"round": 1, "head": "main", "step": 1, "loss": [1]}'])  # fmt: skip
+def test_damaged_metrics_are_named(run: Path, report: Report, line: str) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl' is damaged: .* Delete it to do without the curves\.") as caught:
         write_report(run, report)
+    assert len(str(caught.value)) < 400
+
+
+def test_responses_of_another_evaluation_are_refused(run: Path, report: Report) -> None:
+    fewer = Report(
+        {name: values[:, :20] for name, values in report.rewards.items()}, report.tasks[:20], report.tuned, report.tuning
+    )
+    with pytest.raises(RunError, match="are not those of its evaluation"):
+        write_report(run, fewer)
+    rollout = Rollout(0, (2,), (6,), "text")  # the space has options 0 to 5
+    write_lines(run / "evaluation" / "rollouts" / "learned_head-00001.jsonl", [rollout])
+    with pytest.raises(RunError, match="are not those of its evaluation"):
+        write_report(run, report)
+
+
+@pytest.mark.parametrize("text", ["[1]", "steps: many", "nothing: 1", "{", "rounds: [1]", "learner: {name: nobody}"])
+def test_settings_that_do_not_fit_are_named(run: Path, report: Report, text: str) -> None:
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match=r"(?s)The settings in '.*' cannot be shown: .* Train again with the same settings\."):
+        write_report(run, report)
+
+
+def test_folders_of_this_machine_are_not_shown(run: Path, report: Report) -> None:
+    write_yaml(make_config({"model": "/home/mia/models/tiny-lm", "prompts": "dataset:/home/mia/rows:train"}), run / "config.yaml")
+    html = write_report(run, report).read_text(encoding="utf-8")
+    assert "mia" not in html and "tiny-lm" in html and "dataset:rows:train" in html
 
 
 def test_findings_stand_before_the_table_escaped_and_as_a_list(run: Path, report: Report) -> None:

@@ -1,5 +1,6 @@
 """Token texts: together they are the response, and nobody chose which responses are shown."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,28 @@ def test_samples_survive_the_disk_and_are_the_first_answers_of_each_task(run: Pa
     assert samples.value("temperature", 5) == 1.0
 
 
-@pytest.mark.parametrize(
-    "content", [None, "{", '{"knobs": []}', '{"knobs": [], "options": [], "labels": [], "shown": [{"x": 1}]}']
-)
-def test_missing_or_damaged_samples_are_refused_with_the_remedy(tmp_path: Path, content: str | None) -> None:
+GOOD = {"prompt": 0, "task": "a", "text": "b", "pieces": ["c"], "special": [False], "options": [0]}
+FRAME = {"knobs": ["temperature"], "options": [{"temperature": 0.5}], "labels": ["temperature 0.5"]}
+
+
+@pytest.mark.parametrize("content", [
+    None, "", "{", "[]", '{"knobs": []}', "[" * 100_000, {**FRAME, "shown": [{"x": 1}]},
+    {**FRAME, "shown": [GOOD | {"options": [1]}]},
+    {**FRAME, "shown": [GOOD | {"options": [-1]}]}, {**FRAME, "shown": [GOOD | {"options": [0, 0]}]},
+    {**FRAME, "shown": [GOOD | {"special": "no"}]}, {**FRAME, "labels": [], "shown": []}, {**FRAME, "knobs": [], "shown": []},
+    {**FRAME, "options": [{"top_p": 1.0}], "shown": []}, {**FRAME, "options": [{"temperature": "hot"}], "shown": []},
+])  # fmt: skip
+def test_missing_or_damaged_samples_are_refused_with_the_remedy(tmp_path: Path, content: Any) -> None:
     (tmp_path / "evaluation").mkdir()
     if content is not None:
-        (tmp_path / "evaluation" / "samples.json").write_text(content)
-    with pytest.raises(RunError, match=r"no readable samples.*latentknobs train"):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "evaluation" / "samples.json").write_text(text)
+    with pytest.raises(RunError, match=r"samples\.json' (is damaged|cannot be read): .*latentknobs train") as caught:
         read_samples(tmp_path)
+    assert len(str(caught.value)) < 500
+
+
+def test_what_is_not_damaged_is_read(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "samples.json").write_text(json.dumps({**FRAME, "shown": [GOOD]}))
+    assert read_samples(tmp_path).shown[0].pieces == ("c",)
