@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PLAIN = (type(None), bool, int, float, complex, str)
+PLAIN = (type(None), bool, int, float, complex, str)  # of exactly these types
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device, np.dtype)
 
 

@@ -14,8 +14,11 @@ from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.rewards.identity import content_hash
 
-# where files came from, not what is in them
-NAMES = ("_name_or_path", "name_or_path", "transformers_version", "vocab_file", "merges_file", "tokenizer_file")
+# where files came from, not what is in them; the number format is that of the weights
+NAMES = {
+    "_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype", "vocab_file", "merges_file",
+    "tokenizer_file",
+}  # fmt: skip
 CALL = ("padding", "truncation")  # of a tokenizer's latest call
 
 

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.cli import cli
+from latentknobs.config import flat, make_config, read_yaml
 from latentknobs.errors import RunError
 
 SETTINGS = {
@@ -179,3 +181,16 @@ def test_a_full_disk_is_announced_before_the_run_explained_during_it_and_loses_n
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     files = ("adapter/knob_head.safetensors", "round-2/pairs.jsonl", "evaluation/summary.json", "metrics.jsonl")
     assert same(finished, run, *files) == []
+
+
+def test_a_run_of_the_first_edition_must_start_anew_and_its_file_still_works(finished, tmp_path):
+    """Then config.yaml was flat; its settings are still settings, and its other files are never reused."""
+    old = flat(read_yaml(finished / "config.yaml"))
+    (tmp_path / "old").mkdir()
+    config = tmp_path / "old" / "config.yaml"
+    config.write_text(yaml.safe_dump({name: value for name, value in old.items() if name not in ("learner", "engine")}))
+    shown = CliRunner().invoke(cli, ["train", "--resume", str(tmp_path / "old")])
+    assert shown.exit_code == 2 and shown.output.count("Error") == 1
+    assert "was made by an earlier edition of latentknobs" in shown.output and "must start anew" in shown.output
+    assert "latentknobs train --config" in shown.output
+    assert make_config(read_yaml(config)) == make_config(old)
