@@ -34,7 +34,7 @@ from latentknobs.engines.transformers.step import Stepper, draw_tokens
 from latentknobs.engines.transformers.uniforms import REDRAWS, uniforms
 from latentknobs.engines.transformers.verify import Verifier, sequences_of
 from latentknobs.engines.transformers.versions import announce_untested
-from latentknobs.engines.transformers.wrappers import layers_of
+from latentknobs.engines.transformers.wrappers import is_pipeline, layers_of
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.likelihood.apply import apply_values
@@ -70,7 +70,8 @@ class Attached:
         sampler: "own" draws tokens in the hook where `generate` would only draw one token per row from the logits;
             "transformers" always leaves that to `generate` and its global random state.
         sampling_arguments: what becomes of sampling arguments (temperature, ...) that a caller passes to `generate`: "refuse"
-            raises, "override" leaves the choice to the policy and warns once, for clients that always pass them.
+            raises, "override" leaves the choice to the policy and warns once, for clients that always pass them. None is
+            "override" for pipelines, which add such arguments by themselves, and "refuse" for all else.
 
     Attributes:
         rows: (B,) ids that stand for the rows in the uniforms, one per response (per prompt in a beam search); None counts
@@ -88,7 +89,7 @@ class Attached:
 
     def __init__(
         self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own", *,
-        sampling_arguments: SamplingArguments = "refuse",
+        sampling_arguments: SamplingArguments | None = None,
     ) -> None:  # fmt: skip
         layers = layers_of(model)
         self.model = model = layers[-1]
@@ -96,7 +97,8 @@ class Attached:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         embeddings = output_embeddings(model)
         announce_untested()
-        self.policy, self.seed, self.sampler, self.sampling_arguments = policy, seed, sampler, sampling_arguments
+        self.policy, self.seed, self.sampler = policy, seed, sampler
+        self.sampling_arguments = sampling_arguments or ("override" if is_pipeline(layers[0]) else "refuse")
         self._stepper = Stepper(policy)
         self._now, self._lock = _Running(), threading.RLock()
         self._newest: Ledger | None = None
@@ -231,6 +233,7 @@ class Attached:
         self._newest = now.ledger = ledger
         self._copies = int(setting("num_return_sequences", kwargs, configs, 1)) if beams > 1 else 1
         now.verifier = Verifier(ledger.prompt_length, ledger.is_plain and not drafts)
+        now.verifier.may_stop = bool(kwargs.get("stopping_criteria")) or drafts
         now.may_sample = self.sampler == "own" and not drafts
         self._stepper.begin()
         self.model.generation_config = neutral
@@ -256,7 +259,9 @@ class Attached:
         if now.verifier is not None and config is not None:
             assert now.ledger is not None
             ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-            now.verifier.padding = [token for token in (config.pad_token_id, *ends) if token is not None]
+            now.verifier.ends = [token for token in ends if token is not None]
+            now.verifier.padding = [] if config.pad_token_id is None else [config.pad_token_id]
+            now.verifier.may_stop |= config.stop_strings is not None
             if now.may_sample and samples_plainly(config, processors):
                 now.ledger.sampling = True
                 config.do_sample = False  # `generate`'s own copy: argmax finds the token that the hook has marked

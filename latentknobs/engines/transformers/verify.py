@@ -25,10 +25,12 @@ class Verifier:
 
     def __init__(self, prompt_length: int, is_plain: bool) -> None:
         self.prompt_length, self.is_plain = prompt_length, is_plain
+        self.ends: Collection[int] = ()  # ids that end a row
         self.padding: Collection[int] = ()  # ids behind the end of a row
+        self.may_stop = False  # whether rows may also end without an end token: stop strings, criteria of the caller
         self._columns: int | None = None
         self._drawn_B: Tensor | None = None
-        self._is_over_B: Tensor | None = None
+        self._before_B: Tensor | None = None  # ids of the step before
         self._is_wrong: Tensor | None = None  # (), on a GPU
 
     def step(self, columns: int, ids_B: Tensor) -> None:
@@ -73,21 +75,22 @@ class Verifier:
             raise _error("A sequence holds other tokens than those that the attached policy drew")
 
     def _compare(self, ids_B: Tensor) -> None:
-        drawn_B, self._drawn_B = self._drawn_B, None
-        if drawn_B is None or len(drawn_B) != len(ids_B):
+        before_B, drawn_B, self._before_B, self._drawn_B = self._before_B, self._drawn_B, ids_B, None
+        if drawn_B is None or len(drawn_B) != len(ids_B) or (ids_B.device.type == "cpu" and torch.equal(ids_B, drawn_B)):
             return
-        if ids_B.device.type == "cpu" and torch.equal(ids_B, drawn_B):
-            return
-        is_over_B = torch.zeros_like(ids_B, dtype=torch.bool) if self._is_over_B is None else self._is_over_B
-        is_padding_B = torch.isin(ids_B, torch.tensor(list(self.padding), device=ids_B.device, dtype=ids_B.dtype))
-        is_wrong_B = (ids_B != drawn_B) & ~is_padding_B | is_over_B & ~is_padding_B
-        self._is_over_B = is_over_B | (ids_B != drawn_B)
+        differs_B, may_be_over_B = ids_B != drawn_B, self._is_any_of(ids_B, self.padding or self.ends)
+        if not self.may_stop:
+            may_be_over_B &= before_B is not None and self._is_any_of(before_B, (*self.padding, *self.ends))
+        is_wrong_B = differs_B & ~may_be_over_B
         if ids_B.device.type != "cpu":
             self._is_wrong = is_wrong_B.any() if self._is_wrong is None else self._is_wrong | is_wrong_B.any()
         elif bool(is_wrong_B.any()):
             row = int(is_wrong_B.nonzero()[0])
             drawn, found = int(drawn_B[row]), int(ids_B[row])
             raise _error(f"For row {row} the attached policy drew token {drawn}, and the sequence holds {found}")
+
+    def _is_any_of(self, ids_B: Tensor, tokens: Collection[int]) -> Tensor:
+        return torch.isin(ids_B, torch.tensor(list(tokens), device=ids_B.device, dtype=ids_B.dtype))
 
 
 def _error(fact: str) -> DecodingError:

@@ -34,11 +34,16 @@ def layers_of(model: Any) -> list[Any]:
     return layers
 
 
-def _inside(model: Any) -> Any:
-    """What a wrapper wraps; None where the model wraps nothing."""
+def is_pipeline(model: Any) -> bool:
+    """Whether this is a pipeline of transformers."""
     from transformers import Pipeline
 
-    if isinstance(model, Pipeline):
+    return isinstance(model, Pipeline)
+
+
+def _inside(model: Any) -> Any:
+    """What a wrapper wraps; None where the model wraps nothing."""
+    if is_pipeline(model):
         return model.model
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):  # PEFT, which need not be installed
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
