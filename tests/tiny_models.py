@@ -1,5 +1,7 @@
 """Tiny random language models for tests: families that differ where adapters go wrong."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -33,3 +35,13 @@ def tiny_lm(family: str, seed: int = 0) -> nn.Module:
                 weight.normal_(std=1.0 if "embed" in name or "wte" in name or "lm_head" in name else 0.3)
     model.generation_config.eos_token_id = STOPS
     return model.eval()
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer of the tiny models' vocabulary: token n is the word `wn`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in
+from latentknobs.engines.transformers.finished import Call
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
@@ -102,7 +103,7 @@ class Attached:
         self._stepper = Stepper(policy)
         self._now, self._lock = _Running(), threading.RLock()
         self._newest: Ledger | None = None
-        self._copies = 1  # sequences returned per request, where they share its uniforms
+        self._call: Call | None = None  # the newest one
         # Wrappers may call the model's forward without its hooks (PEFT does), so that they need the hook too.
         modules = [layer for layer in reversed(layers) if isinstance(layer, torch.nn.Module)]
         self._hooks = [
@@ -193,13 +194,19 @@ class Attached:
             prompt_length: columns of the prompt in it (`inputs["input_ids"].shape[1]`).
             attention_mask: (B, prompt_length) of the prompt, when rows are padded on the left.
         """
-        rows_B = torch.arange(len(sequences)) // self._copies
+        call = self._call if self._call is not None and self._call.returned(sequences, prompt_length) else None
+        if call is not None:
+            call.check_recordable()
+            attention_mask = call.mask_BP if attention_mask is None else attention_mask
+        newest = call or self._call or Call(prompt_length, 1, None, self.samples or 1)
+        rows_B = torch.arange(len(sequences)) // newest.copies
         rows_B = rows_B if self.rows is None else self.rows.cpu()[rows_B]
         self._now.is_paused = True
         try:
             return read_record(
-                self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B, self._budget, self._samples
-            )
+                self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B, newest.max_new_tokens,
+                newest.samples, None if call is None else call.lengths, () if call is None else call.ignored,
+            )  # fmt: skip
         finally:
             self._now.is_paused = False
 
@@ -215,7 +222,7 @@ class Attached:
         config = for_call(kwargs.pop("generation_config", args[1] if len(args) > 1 else None))
         args, configs = args[:1], (config, neutral := for_model(own))
         beams = int(setting("num_beams", kwargs, configs, 1))
-        kwargs = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
+        kwargs, ignored = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
         refuse_second(kwargs, self.policy)
         if beams > 1:
             refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, configs, True)))
@@ -224,16 +231,18 @@ class Attached:
         if ledger is None:
             length = 1 if prompt is None else prompt.shape[1]
             ledger = Ledger(self.policy, length, beams, kwargs.get("attention_mask"), self.rows)
-            self._budget = ledger.max_new_tokens = setting("max_new_tokens", kwargs, configs, None)
-            self._samples = ledger.samples = self.samples or int(setting("num_return_sequences", kwargs, configs, 1))
+            ledger.max_new_tokens = setting("max_new_tokens", kwargs, configs, None)
+            ledger.samples = self.samples or int(setting("num_return_sequences", kwargs, configs, 1))
             ledger.is_plain, ledger.is_one_call = beams == 1, True
             ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
         drafts = any(kwargs.get(name) is not None for name in ("assistant_model", "custom_generate"))
         drafts = drafts or setting("prompt_lookup_num_tokens", kwargs, configs, None) is not None
         self._newest = now.ledger = ledger
-        self._copies = int(setting("num_return_sequences", kwargs, configs, 1)) if beams > 1 else 1
-        now.verifier = Verifier(ledger.prompt_length, ledger.is_plain and not drafts)
-        now.verifier.may_stop = bool(kwargs.get("stopping_criteria")) or drafts
+        before = 0 if prompt is None or prompt.is_floating_point() else ledger.prompt_length
+        copies = int(setting("num_return_sequences", kwargs, configs, 1)) if beams > 1 else 1
+        call = Call(before, copies, ledger.max_new_tokens, ledger.samples, ignored, kwargs.get("attention_mask"))
+        call.may_stop = bool(kwargs.get("stopping_criteria")) or drafts or setting("max_time", kwargs, configs, None) is not None
+        self._call, now.verifier = call, Verifier(call, ledger.prompt_length, ledger.is_plain and not drafts)
         now.may_sample = self.sampler == "own" and not drafts
         self._stepper.begin()
         self.model.generation_config = neutral
@@ -246,10 +255,9 @@ class Attached:
             self._stepper.end()
             ledger.second = ledger.cache = None  # their memory
             ledger.release()
-        sequences_BL = sequences_of(returned)
-        if sequences_BL is not None and kwargs.get("custom_generate") is None:
-            before = 0 if prompt is None or prompt.is_floating_point() else ledger.prompt_length
-            verifier.end(sequences_BL, sequences_BL.shape[1] - before, ledger.columns - ledger.prompt_length)
+        call.sequences_BL = sequences_of(returned)
+        if call.sequences_BL is not None and kwargs.get("custom_generate") is None:
+            verifier.end(call.sequences_BL, call.sequences_BL.shape[1] - before, ledger.columns - ledger.prompt_length)
         return returned
 
     def _processors(self, *args: Any, **kwargs: Any) -> Any:
@@ -258,10 +266,11 @@ class Attached:
         config, now = kwargs.get("generation_config", args[0] if args else None), self._now
         if now.verifier is not None and config is not None:
             assert now.ledger is not None
-            ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-            now.verifier.ends = [token for token in ends if token is not None]
-            now.verifier.padding = [] if config.pad_token_id is None else [config.pad_token_id]
-            now.verifier.may_stop |= config.stop_strings is not None
+            call, ends = now.verifier.call, config.eos_token_id
+            call.ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+            call.padding = [] if config.pad_token_id is None else [config.pad_token_id]
+            call.may_stop |= config.stop_strings is not None
+            call.processors = tuple(type(processor).__name__ for processor in processors)
             if now.may_sample and samples_plainly(config, processors):
                 now.ledger.sampling = True
                 config.do_sample = False  # `generate`'s own copy: argmax finds the token that the hook has marked
@@ -298,6 +307,7 @@ class Attached:
             ledger = Ledger(self.policy, width)
         if verifier is not None:
             verifier.step(first + width, ids_BS[:, -1])
+            verifier.call.see_mask(kwargs.get("attention_mask"), ledger.rows_per_key)
         self._newest = now.ledger = ledger
         ledger.cache = None if verifier is None else cache
         if cache is not None and not ledger.is_plain:

@@ -7,9 +7,9 @@ with another number of rows, and for models in which a row does not depend on th
 
 Everything stays in one call, which is always right, where rows cannot leave:
 
-* `generate` draws the tokens itself (penalties in the generation config, `sampler="transformers"`): rows share its random state;
+* `generate` draws the tokens itself (`sampler="transformers"`): rows share its random state;
 * the cache is no plain `DynamicCache`: static, quantized, offloaded, a state (Mamba and hybrids), none at all;
-* the generation config counts from the beginning of a call (`max_time`, `token_healing`), or has no end-of-sequence token.
+* the generation config has no end-of-sequence token.
 """
 
 from typing import Any
@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from latentknobs.engines.transformers.attach import Attached
 from latentknobs.engines.transformers.caches import cache_in, cache_name
 from latentknobs.engines.transformers.record import stop_ids
+from latentknobs.engines.transformers.settings import rollout_settings
 
 SHARE = 0.25  # of a batch that must have finished: a call costs a few steps to start, and copies the cache
 EVERY = 4  # steps between two looks, for which the host waits for a GPU
@@ -71,13 +72,20 @@ def sample_leaving(
         (B, T) tokens, (B, T, J) values and (B, T) options (None for a policy without) of the responses; beyond a row's end they
         mean nothing.
     """
+    with rollout_settings(attached.model):
+        return _sample(attached, ids_BP, mask_BP, max_new_tokens, pad)
+
+
+def _sample(
+    attached: Attached, ids_BP: Tensor, mask_BP: Tensor, max_new_tokens: int, pad: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     model, (B, P) = attached.model, ids_BP.shape
     token_BT = torch.full((B, max_new_tokens), pad, dtype=torch.long)
     value_BTJ = torch.zeros(B, max_new_tokens, len(attached.policy.space.knobs), dtype=torch.float64)
     option_BT: Tensor | None = None
     stop_E = torch.tensor(stop_ids(model), dtype=torch.long, device=ids_BP.device)
     enough = Enough(attached, stop_E, P)
-    told: dict[str, Any] = {"stopping_criteria": [enough]} if _may_end_early(model) else {}
+    told: dict[str, Any] = {"stopping_criteria": [enough]} if len(stop_E) else {}
     row_R, ids_RL, mask_RL = torch.arange(B), ids_BP, mask_BP
     while True:
         made = model.generate(
@@ -114,9 +122,3 @@ def rows_can_leave(attached: Attached) -> bool:
 def finished_rows(token_BT: Tensor, stop_E: Tensor) -> Tensor:
     """(B,) bool: which responses hold an end."""
     return torch.isin(token_BT, stop_E).any(-1)
-
-
-def _may_end_early(model: Any) -> bool:
-    """The last of the points above."""
-    config = model.generation_config
-    return bool(stop_ids(model)) and getattr(config, "max_time", None) is None and not getattr(config, "token_healing", False)

@@ -3,6 +3,7 @@
 Recomputing rather than logging means that extra forward passes, rejected drafts and chunked prompts never enter.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Record:
         log_kept_BT: log of the LM's own mass (at temperature 1) inside the kept set: with `logps_BT`, the two numbers
             that unbiased policy gradients under truncation need.
         log_pi_BTK: the policy's distribution over options at each position; None where there are no options.
+        ignored: sampling arguments that the call of `generate` passed and that did not act (`sampling_arguments="override"`).
     """
 
     space: KnobSpace
@@ -43,6 +45,7 @@ class Record:
     log_kept_BT: Tensor
     option_BT: Tensor | None = None
     log_pi_BTK: Tensor | None = None
+    ignored: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Tensor]:
         """(B, T) the value of every knob at each token, by knob name."""
@@ -60,9 +63,11 @@ def read_record(
     rows_B: Tensor | None = None,
     max_new_tokens: int | None = None,
     samples: int = 1,
+    lengths: Sequence[int] | None = None,
+    ignored: tuple[str, ...] = (),
 ) -> Record:
     """The record of finished sequences. See `Attached.record` for the arguments; `rows_B` are keys of the uniforms."""
-    prompts, responses = split_sequences(model, sequences_BL, prompt_length, attention_mask_BP)
+    prompts, responses = split_sequences(model, sequences_BL, prompt_length, attention_mask_BP, lengths)
     rows: list[dict[str, Tensor]] = []
     contexts = read_contexts(model, prompts, responses, reads(policy), max_new_tokens, samples)
     for b, ((hidden_TD, logits_TV), context) in enumerate(zip(read_responses(model, prompts, responses), contexts, strict=True)):
@@ -70,7 +75,7 @@ def read_record(
         seen = Observation(hidden_ND=hidden_TD, logits_NV=logits_TV, **(context.parts if context else {}))
         rows.append(_row(policy, seed, b if rows_B is None else int(rows_B[b]), seen, ids_T))
     stacked = {key: torch.nn.utils.rnn.pad_sequence([row[key] for row in rows], batch_first=True) for key in rows[0]}
-    return Record(policy.space, **stacked)
+    return Record(policy.space, **stacked, ignored=ignored)
 
 
 def _row(policy: Policy, seed: int, key: int, seen: Observation, ids_S: Tensor) -> dict[str, Tensor]:
@@ -115,6 +120,11 @@ def replay(policy: Policy, seed: int, key: int, seen: Observation, token_T: Tens
     return Choice(value_TJ, torch.cat(options) if options else None), torch.cat(known) if known else None
 
 
+def end_of(response: Sequence[int], stop: Collection[int]) -> int:
+    """Number of tokens up to and with the first one that ends a response."""
+    return next((t + 1 for t, token in enumerate(response) if token in stop), len(response))
+
+
 def stop_ids(model: Any) -> list[int]:
     """The tokens that end a response."""
     ends = model.generation_config.eos_token_id
@@ -122,15 +132,20 @@ def stop_ids(model: Any) -> list[int]:
 
 
 def split_sequences(
-    model: Any, sequences_BL: Tensor, prompt_length: int, attention_mask_BP: Tensor | None = None
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompt ids without padding, and response ids up to and with the end-of-sequence token."""
+    model: Any, sequences_BL: Tensor, prompt_length: int, attention_mask_BP: Tensor | None = None,
+    lengths: Sequence[int] | None = None,
+) -> tuple[list[list[int]], list[list[int]]]:  # fmt: skip
+    """Prompt ids without padding, and response ids up to and with the end-of-sequence token.
+
+    Args:
+        lengths: of the responses, where they are known; otherwise they end with the model's own end-of-sequence tokens.
+    """
     stop = set(stop_ids(model))
     prompts, responses = [], []
     for b, row in enumerate(sequences_BL.tolist()):
         keep = [True] * prompt_length if attention_mask_BP is None else attention_mask_BP[b].bool().tolist()
         prompts.append([token for token, real in zip(row[:prompt_length], keep, strict=True) if real])
         response = row[prompt_length:]
-        end = next((t + 1 for t, token in enumerate(response) if token in stop), len(response))
+        end = end_of(response, stop) if lengths is None else lengths[b]
         responses.append(response[:end])
     return prompts, responses

@@ -11,7 +11,8 @@
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from typing import Any, Literal
@@ -44,7 +45,15 @@ OTHER = frozenset({
     "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type",
     "transformers_version",
 })  # fmt: skip
-ROLLOUTS = ("pad_token_id", "bos_token_id", "eos_token_id", "cache_implementation", "cache_config", "disable_compile")
+ROLLOUTS = (
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "disable_compile",
+)
 
 
 def setting(name: str, kwargs: dict[str, Any], configs: Iterable[Any], default: Any) -> Any:
@@ -62,6 +71,17 @@ def for_model(config: Any) -> Any:
             "the policy alone chooses the distribution. What you want on top of it, pass to generate(...)."
         )
     return _with(config, off)
+
+
+@contextmanager
+def rollout_settings(model: Any) -> Iterator[None]:
+    """Within the block, the model's generation config is what rollouts use of it."""
+    own = model.generation_config
+    model.generation_config = for_rollouts(own)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def for_rollouts(config: Any) -> Any:
@@ -92,8 +112,8 @@ def for_call(config: Any) -> Any:
 
 def check_arguments(
     kwargs: dict[str, Any], names: tuple[str, ...], sampling_arguments: SamplingArguments, *, beams: int
-) -> dict[str, Any]:
-    """The arguments of a call of `generate` that remain beside a policy.
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments of a call of `generate` that remain beside a policy, and the names of those that do not.
 
     Args:
         names: the knobs that the policy chooses, for the message.
@@ -106,7 +126,7 @@ def check_arguments(
     neutral = CHOSEN | ({"do_sample": kwargs.get("do_sample")} if beams > 1 else {})
     acting = {name: kwargs[name] for name in CHOSEN if name in kwargs and kwargs[name] not in (neutral[name], None)}
     if not acting:
-        return kwargs
+        return kwargs, ()
     if sampling_arguments == "refuse":
         name, value = next(iter(acting.items()))
         raise DecodingError(
@@ -115,7 +135,7 @@ def check_arguments(
             "sampling_arguments='override'."
         )
     announce(f"{', '.join(acting)} in a call of generate {_are(list(acting))} ignored: the attached policy chooses instead.")
-    return {name: value for name, value in kwargs.items() if name not in acting}
+    return {name: value for name, value in kwargs.items() if name not in acting}, tuple(acting)
 
 
 @cache

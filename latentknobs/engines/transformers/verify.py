@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentknobs.engines.transformers.finished import Call
 from latentknobs.engines.transformers.versions import versions
 from latentknobs.errors import DecodingError
 
@@ -19,15 +20,13 @@ class Verifier:
     """The checks of one call.
 
     Args:
+        call: what is known of it; its ends and padding are filled in before the first step.
         prompt_length: columns of the prompt.
         is_plain: whether rows are sequences and nothing is taken back (no beams, no drafts).
     """
 
-    def __init__(self, prompt_length: int, is_plain: bool) -> None:
-        self.prompt_length, self.is_plain = prompt_length, is_plain
-        self.ends: Collection[int] = ()  # ids that end a row
-        self.padding: Collection[int] = ()  # ids behind the end of a row
-        self.may_stop = False  # whether rows may also end without an end token: stop strings, criteria of the caller
+    def __init__(self, call: Call, prompt_length: int, is_plain: bool) -> None:
+        self.call, self.prompt_length, self.is_plain = call, prompt_length, is_plain
         self._columns: int | None = None
         self._drawn_B: Tensor | None = None
         self._before_B: Tensor | None = None  # ids of the step before
@@ -78,9 +77,9 @@ class Verifier:
         before_B, drawn_B, self._before_B, self._drawn_B = self._before_B, self._drawn_B, ids_B, None
         if drawn_B is None or len(drawn_B) != len(ids_B) or (ids_B.device.type == "cpu" and torch.equal(ids_B, drawn_B)):
             return
-        differs_B, may_be_over_B = ids_B != drawn_B, self._is_any_of(ids_B, self.padding or self.ends)
-        if not self.may_stop:
-            may_be_over_B &= before_B is not None and self._is_any_of(before_B, (*self.padding, *self.ends))
+        differs_B, may_be_over_B = ids_B != drawn_B, self._is_any_of(ids_B, self.call.padding or self.call.ends)
+        if not self.call.may_stop:
+            may_be_over_B &= before_B is not None and self._is_any_of(before_B, (*self.call.padding, *self.call.ends))
         is_wrong_B = differs_B & ~may_be_over_B
         if ids_B.device.type != "cpu":
             self._is_wrong = is_wrong_B.any() if self._is_wrong is None else self._is_wrong | is_wrong_B.any()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from decoding_oracle import left_padded, policy_for
-from tiny_models import VOCAB, tiny_lm
+from tiny_models import tiny_lm, word_tokenizer
 from torch import Tensor, nn
 
 import latentknobs as lk
@@ -62,13 +62,9 @@ def test_a_loop_of_forward_calls_on_a_wrapper_is_decoded_once() -> None:
 
 
 def test_pipelines_decode_with_the_policy() -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, TextGenerationPipeline
+    from transformers import TextGenerationPipeline
 
-    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCAB)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")
-    pipe = TextGenerationPipeline(model=tiny_lm("llama"), tokenizer=tokenizer)
+    pipe = TextGenerationPipeline(model=tiny_lm("llama"), tokenizer=word_tokenizer())
     with Attached(pipe, COLD):
         assert len({pipe("w3 w5 w9 w7", max_new_tokens=10)[0]["generated_text"] for _ in range(4)}) == 1
 

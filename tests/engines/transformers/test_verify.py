@@ -41,7 +41,12 @@ def with_tokens_of_its_own(model: nn.Module, monkeypatch: pytest.MonkeyPatch) ->
 def with_positions_that_jump(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bookkeeping of columns goes wrong."""
     before = attach.Ledger.before
-    monkeypatch.setattr(attach.Ledger, "before", lambda *args: before(*args) + (before(*args) > 0))
+
+    def one_further(*args: Any) -> int:
+        first = before(*args)
+        return first + (first > 0)
+
+    monkeypatch.setattr(attach.Ledger, "before", one_further)
 
 
 def _shifted_logits(module: nn.Module, args: Any, output: Any) -> Any:
