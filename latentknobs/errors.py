@@ -55,6 +55,10 @@ class AdapterError(LatentKnobsError, ValueError):
     """An adapter folder is incomplete, of another version, or made for another model."""
 
 
+class LogitsError(LatentKnobsError, ValueError):
+    """A row of logits is not a distribution, or a target or option is not one of its tokens or options."""
+
+
 class DecodingError(LatentKnobsError, RuntimeError):
     """`generate` was called in a way the attached policy cannot honour."""
 

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import PrivateAttr, field_serializer
 from torch import Tensor
@@ -274,17 +273,6 @@ class SquaresTheSum(TruncationKnob):
         return (p_NV >= value_N.unsqueeze(-1) * p_NV.square().sum(-1, keepdim=True)).sum(-1)
 
 
-class OtherOnTheHost(ClaimsToSeeLess):
-    """Its numpy leaves out the token that crosses the mark."""
-
-    name: ClassVar[str] = "other_on_the_host"
-    sees: ClassVar[Sees] = "mass"
-
-    def kept_on_host(self, sorted_NV: np.ndarray, value_N: np.ndarray) -> np.ndarray:
-        weight_NV = np.exp(sorted_NV - sorted_NV[:, :1])
-        return (weight_NV.cumsum(-1) < value_N[:, None] * weight_NV.sum(-1, keepdims=True)).sum(-1)
-
-
 class RoundsInJson(Scale):
     options: tuple[float, ...] = (0.25, 1.0)
 
@@ -327,7 +315,6 @@ BROKEN: dict[str, DecodingKnob] = {
     "order_is_kept": CutsTheTop(),
     "fast_path_equals_apply": KeepsOneMore(),
     "sees_is_true": ClaimsToSeeLess(),
-    "host_twin_is_true": OtherOnTheHost(),
     "survives_json": RoundsInJson(),
     "survives_pickling": HoldsALambda(),
     "repr_shows_the_grid": Mute(),

@@ -86,21 +86,6 @@ def sees_is_true(knob: DecodingKnob) -> None:
                 )
 
 
-def host_twin_is_true(knob: DecodingKnob) -> None:
-    """A truncation that says `kept` in numpy too says the same."""
-    if not isinstance(knob, TruncationKnob) or type(knob).kept_on_host is TruncationKnob.kept_on_host:
-        return
-    for logits_NV in (random_rows(), some_removed(random_rows()), tied_rows(), long_rows()):
-        sorted_NV = logits_NV.sort(-1, descending=True).values
-        for value in (value for value in knob.options if value != knob.neutral):
-            value_N = torch.full((len(sorted_NV),), value, dtype=torch.float64)
-            count_N = torch.from_numpy(knob.kept_on_host(sorted_NV.numpy(), value_N.numpy()))
-            require(
-                torch.equal(count_N, knob.kept(sorted_NV, value_N).to(count_N.dtype)),
-                f"value {value:g}: `kept_on_host` counts otherwise than `kept`; leave it out, and `kept` is asked",
-            )
-
-
 def _promises_too_much(knob: DecodingKnob) -> bool:
     try:
         sees_is_true(knob)

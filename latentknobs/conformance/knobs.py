@@ -30,7 +30,6 @@ CHECKS = {
         meaning.order_is_kept,
         declared.fast_path_equals_apply,
         declared.sees_is_true,
-        declared.host_twin_is_true,
         declared.survives_json,
         declared.survives_pickling,
         declared.repr_shows_the_grid,

@@ -20,9 +20,11 @@ from torch import Tensor
 from latentknobs.errors import GridError
 from latentknobs.knobs.context import Context, missing_part
 from latentknobs.knobs.grid import check_ascending, explain, show
+from latentknobs.tensors import any_or_unknown
 
 API_VERSION = 1  # newest version of this contract; see `DecodingKnob.api_version`
 OLDEST_API_VERSION = 1  # oldest one that still works
+TINY = 1e-30  # temperatures below this count as 0: the quotients of ordinary logits would overflow
 Sees = Literal["row", "mass", "prefix"]  # see `TruncationKnob.sees`
 
 
@@ -47,7 +49,7 @@ class DecodingKnob(BaseModel, ABC):
         name: unique, lower_snake_case; what users write in `knobs=[...]`.
         stage: where it acts in a chain.
         neutral: the value that changes nothing.
-        api_version: version of this contract the knob was written for. Who says nothing wrote for version 1.
+        api_version: version of this contract the knob was written for. Default: 1.
 
     Field:
         options: the grid; finite, unique, ascending. Narrow the range with pydantic annotations,
@@ -130,9 +132,13 @@ class ScalingKnob(DecodingKnob):
     def temperature(self, value_N: Tensor) -> Tensor:
         """(N,) the temperature >= 0 that each value stands for; 0 puts all mass on the first argmax."""
 
+    def divisor(self, value_N: Tensor) -> Tensor:
+        """(N,) the temperature, 0 where it is too small to divide by."""
+        return torch.nn.functional.threshold(self.temperature(value_N), TINY, 0.0)
+
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
         """Logits over temperature; rows at temperature 0 keep their first argmax alone."""
-        temperature_N1 = self.temperature(value_N).unsqueeze(-1)
+        temperature_N1 = self.divisor(value_N).unsqueeze(-1)
         is_greedy_N1 = temperature_N1 == 0
         scaled_NV = logits_NV / torch.where(is_greedy_N1, 1.0, temperature_N1).to(logits_NV.dtype)
         if not is_greedy_N1.any():
@@ -158,12 +164,6 @@ class TruncationKnob(DecodingKnob):
 
     sees: ClassVar[Sees] = "row"
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-        if "kept" in cls.__dict__ and "kept_on_host" not in cls.__dict__:  # the twin of another `kept`
-            cls.kept_on_host = TruncationKnob.kept_on_host  # type: ignore[method-assign]
-
     @abstractmethod
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """How many leading tokens each row keeps.
@@ -177,14 +177,6 @@ class TruncationKnob(DecodingKnob):
             (N,) integer counts; the caller clamps them to 1..V.
         """
 
-    def kept_on_host(self, sorted_NV: Any, value_N: Any) -> Any:
-        """`kept` for arrays of numpy, which a step of decoding on a CPU consists of.
-
-        Works for every knob. An author may write the formula out in numpy, whose operations start several times faster than
-        torch's; the conformance kit holds the two together.
-        """
-        return self.kept(torch.from_numpy(sorted_NV), torch.from_numpy(value_N)).numpy()
-
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
         """Logits with everything beyond the kept prefix (and its ties) at -inf; neutral rows are untouched."""
         sorted_NV = logits_NV.sort(-1, descending=True).values
@@ -192,6 +184,19 @@ class TruncationKnob(DecodingKnob):
         lowest_N1 = sorted_NV.gather(-1, last_N1)
         keep_NV = (logits_NV >= lowest_N1) | (value_N == self.neutral).unsqueeze(-1)
         return logits_NV.masked_fill(~keep_NV, -torch.inf)
+
+
+def extend_over_ties(sorted_NM: Tensor, count_NG: Tensor) -> Tensor:
+    """(N, G) counts of leading tokens of descending rows, with the tokens that tie with the last one; at least 1, at most M.
+
+    The rule of `TruncationKnob.apply` for those who count tokens instead of removing them.
+    """
+    M = sorted_NM.shape[-1]
+    count_NG = count_NG.clamp(1, M)
+    last_NG, next_NG = sorted_NM.gather(-1, count_NG - 1), sorted_NM.gather(-1, count_NG.clamp(max=M - 1))
+    if not any_or_unknown((last_NG == next_NG) & (count_NG < M)):
+        return count_NG
+    return torch.searchsorted(-sorted_NM, -last_NG, right=True)
 
 
 class ContextKnob(DecodingKnob):

@@ -4,6 +4,6 @@ These are the fast paths; `reference` holds the slow obvious definitions that th
 """
 
 from latentknobs.likelihood.apply import apply_options, apply_values
-from latentknobs.likelihood.fast import option_logps
+from latentknobs.likelihood.table import option_logps
 
 __all__ = ["apply_options", "apply_values", "option_logps"]

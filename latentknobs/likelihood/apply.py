@@ -1,9 +1,10 @@
 """The logits an option really samples from: the fast twin of `reference.apply_values`.
 
-Order-preserving knobs amount to one division and one threshold per row, which the best tokens tell (`cut`). Rows whose
-cut lies beyond those go through the chain of knobs, as do knobs of other kinds.
+Order-preserving knobs amount to one division and one threshold per row, which the best tokens tell (`row_cut`). Rows whose
+cutoff lies beyond those go through the chain of knobs, as do knobs of other kinds.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import reference
-from latentknobs.likelihood.cut import cut_rows
-from latentknobs.likelihood.prefix import is_ordered
-from latentknobs.tensors import any_or_unknown
+from latentknobs.likelihood.row_cut import NO_CUTOFF, Cut
+from latentknobs.likelihood.rows import checked, wide
+from latentknobs.likelihood.table import is_ordered
 
 
 def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context: Context | None = None) -> Tensor:
@@ -27,30 +28,39 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
 
     Returns:
         (N, V) logits, float32 or wider; -inf outside the kept set.
+
+    Raises:
+        LogitsError: a row is not a distribution.
     """
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    logits_NV, space, value_NJ = ordered_tail(logits_NV, space, value_NJ, context)
+    logits_NV, space, value_NJ = ordered_tail(wide(logits_NV), space, value_NJ, context)
     value_NJ = value_NJ.to(logits_NV)
-    if not space.knobs or not len(logits_NV):
+    if not space.knobs or not logits_NV.numel():
         return logits_NV
-    with torch.no_grad():
-        cut = cut_rows(logits_NV, space, value_NJ)
-        last_N1 = cut.top_NM.gather(-1, cut.count_N.unsqueeze(-1) - 1)
-        last_N1 = torch.where(cut.is_uncut_N.unsqueeze(-1), -torch.inf, last_N1)
-    scaled_NV = logits_NV / cut.temperature_N.unsqueeze(-1) if any_or_unknown(cut.temperature_N != 1) else logits_NV
-    out_NV = scaled_NV.masked_fill(scaled_NV < last_N1, -torch.inf)
-    if cut.is_greedy_N is not None and len(rows := cut.is_greedy_N.nonzero().squeeze(-1)):
-        first_R1 = cut.token_NM[rows, :1]
-        only_RV = torch.full_like(out_NV[rows], -torch.inf).scatter(-1, first_R1, scaled_NV[rows].gather(-1, first_R1))
-        out_NV = out_NV.index_copy(0, rows, only_RV)
-    if cut.is_open_N is not None and len(rows := (cut.is_open_N & ~cut.is_uncut_N).nonzero().squeeze(-1)):
-        out_NV = out_NV.index_copy(0, rows, reference.apply_values(logits_NV[rows], space, value_NJ[rows]))
+    cut = Cut(logits_NV.detach(), space, value_NJ)
+    logits_NV = checked(logits_NV)
+    last = [-math.inf if kept == NO_CUTOFF else cut.top_NM[n, min(kept, cut.M) - 1] for n, kept in enumerate(cut.kept)]
+    out_NV = logits_NV
+    if cut.temperature_N is not None:
+        out_NV = out_NV / torch.from_numpy(cut.temperature_N).to(out_NV).unsqueeze(-1)
+    out_NV = out_NV.masked_fill(out_NV < torch.tensor(last).to(out_NV).unsqueeze(-1), -torch.inf)
+    if cut.greedy:
+        row_R = torch.tensor(sorted(cut.greedy), device=out_NV.device)
+        first_R1 = torch.tensor([[cut.best.token(n, 0)] for n in sorted(cut.greedy)], device=out_NV.device)
+        kept_R1 = out_NV[row_R].gather(-1, first_R1)
+        out_NV = out_NV.index_copy(0, row_R, torch.full_like(out_NV[row_R], -torch.inf).scatter(-1, first_R1, kept_R1))
+    if cut.beyond_top and not cut.is_whole:
+        row_R = torch.tensor(cut.beyond_top, device=out_NV.device)
+        out_NV = out_NV.index_copy(0, row_R, reference.apply_values(logits_NV[row_R], space, value_NJ[row_R]))
     return out_NV
 
 
 def apply_options(logits_NV: Tensor, space: KnobSpace, option_N: Tensor, context: Context | None = None) -> Tensor:
-    """Logits of the distribution that option `option_N[n]` really samples from, (N, V)."""
-    return apply_values(logits_NV, space, space.values_KJ(device=logits_NV.device)[option_N], context)
+    """(N, V) logits of the distribution that option `option_N[n]` really samples from.
+
+    Raises:
+        LogitsError: a row is not a distribution, or an option is none of the space's.
+    """
+    return apply_values(logits_NV, space, reference.values_of(space, option_N, logits_NV.device), context)
 
 
 def ordered_tail(

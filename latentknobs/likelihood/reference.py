@@ -6,9 +6,11 @@ Deliberately ignores every identity between options. It defines what the options
 import torch
 from torch import Tensor
 
+from latentknobs.errors import LogitsError
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.tensors import any_or_unknown
+from latentknobs.likelihood.rows import checked
+from latentknobs.tensors import any_or_unknown, host_sees, pick
 
 ROWS = 256  # rows of logits in work at once: bounds memory at a few copies of (ROWS, V), whatever N and K are
 
@@ -24,7 +26,7 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
     Returns:
         (N, V) logits, float32 or wider; -inf outside the kept set.
     """
-    out_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    out_NV = checked(logits_NV)
     value_NJ = value_NJ.to(out_NV)
     for j, knob in enumerate(space.knobs):
         if any_or_unknown(value_NJ[:, j] != knob.neutral):
@@ -33,8 +35,21 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
 
 
 def apply_options(logits_NV: Tensor, space: KnobSpace, option_N: Tensor, context: Context | None = None) -> Tensor:
-    """Logits of the distribution that option `option_N[n]` really samples from, (N, V)."""
-    return apply_values(logits_NV, space, space.values_KJ(device=logits_NV.device)[option_N], context)
+    """(N, V) logits of the distribution that option `option_N[n]` really samples from."""
+    return apply_values(logits_NV, space, values_of(space, option_N, logits_NV.device), context)
+
+
+def values_of(space: KnobSpace, option_N: Tensor, device: torch.device) -> Tensor:
+    """(N, J) the values of options.
+
+    Raises:
+        LogitsError: an option is not one of the space's.
+    """
+    if host_sees(option_N) and bool((is_bad_N := (option_N < 0) | (option_N >= space.K)).any()):
+        raise LogitsError(
+            f"Option {int(option_N[is_bad_N][0])} is not one of the {space.K} of {space!r}. They count from 0 to {space.K - 1}."
+        )
+    return space.values_KJ(device=device)[option_N]
 
 
 def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context: Context | None = None) -> Tensor:
@@ -63,5 +78,5 @@ def _chunk(logits_RV: Tensor, target_R: Tensor, space: KnobSpace, context: Conte
     for k in range(space.K):
         option_R = torch.full_like(target_R, k)
         logp_RV = apply_options(logits_RV, space, option_R, context).log_softmax(-1)
-        columns.append(logp_RV.gather(-1, target_R.unsqueeze(-1)))
-    return torch.cat(columns, -1)
+        columns.append(pick(logp_RV, target_R))
+    return torch.stack(columns, -1)

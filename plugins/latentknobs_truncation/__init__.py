@@ -3,9 +3,8 @@
 At the neutral value the base class keeps every token, so the formulas below need not be exact there.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -33,10 +32,6 @@ class TopK(TruncationKnob):
         """(N,) k."""
         return value_N.long()
 
-    def kept_on_host(self, sorted_NV: Any, value_N: Any) -> Any:
-        """The same in numpy."""
-        return value_N.astype(np.int64)
-
 
 class TopP(TruncationKnob):
     """Keeps the smallest set of top tokens whose mass reaches p (Holtzman et al. 2020, arXiv 1904.09751).
@@ -55,13 +50,6 @@ class TopP(TruncationKnob):
         mass_NV = torch.softmax(sorted_NV, -1).cumsum(-1)
         return 1 + torch.searchsorted(mass_NV, value_N.contiguous().unsqueeze(-1)).squeeze(-1)  # masses ascend
 
-    def kept_on_host(self, sorted_NV: Any, value_N: Any) -> Any:
-        """The same in numpy, with torch's roundings: it, too, adds up in double precision."""
-        weight_NV = np.exp(sorted_NV - sorted_NV[:, :1])
-        weight_NV /= weight_NV.sum(-1, keepdims=True)
-        mass_NV = weight_NV.astype(np.float64).cumsum(-1).astype(weight_NV.dtype)
-        return 1 + (mass_NV < value_N[:, None]).sum(-1)
-
 
 class MinP(TruncationKnob):
     """Keeps tokens at least min_p times as probable as the best one (Nguyen et al. 2024, arXiv 2407.01082)."""
@@ -75,8 +63,3 @@ class MinP(TruncationKnob):
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) count of logits >= max + ln(min_p): the logit form needs no normaliser."""
         return (sorted_NV >= sorted_NV[:, :1] + value_N.log().unsqueeze(-1)).sum(-1)
-
-    def kept_on_host(self, sorted_NV: Any, value_N: Any) -> Any:
-        """The same in numpy."""
-        with np.errstate(divide="ignore"):  # of rows at the neutral value, which the caller ignores
-            return (sorted_NV >= sorted_NV[:, :1] + np.log(value_N)[:, None]).sum(-1)

@@ -4,19 +4,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentknobs.likelihood.masses import WORK
+from latentknobs.likelihood.rows import checked, wide
 from latentknobs.tensors import host_sees
 
+WORK = 1 << 17  # elements of rows in work at once on a CPU
 BLOCK = 256  # tokens per step of the CDF
 SHORT = 4 * BLOCK  # tokens of a row whose CDF is written down as a whole
 
 
 def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) -> Tensor:
-    """(N,) tokens by inverse CDF. Never returns a token of weight 0, unless a whole row has none.
+    """(N,) tokens by inverse CDF. Never returns a token of weight 0.
 
     Args:
         u_N: (N,) float64 in [0, 1).
         temperature_N: (N,) above 0; None: 1.
+
+    Raises:
+        LogitsError: a row is not a distribution (not on a GPU, to avoid a sync).
     """
     N, V = logits_NV.shape
     u_N = u_N.clamp(max=1 - 2.0**-53)
@@ -27,7 +31,7 @@ def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) ->
     parts = []
     for first in range(0, N, rows):
         part = slice(first, first + rows)
-        prob_RV = _probs(logits_NV[part], None if temperature_N is None else temperature_N[part])
+        prob_RV = _probs(logits_NV[part], None if temperature_N is None else temperature_N[part], first)
         parts.append(_draw_on_host(prob_RV, u_N[part]) if is_host else _draw(prob_RV, u_N[part]))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device=logits_NV.device)
 
@@ -63,10 +67,14 @@ def _draw_on_host(prob_NV: Tensor, u_N: Tensor) -> Tensor:
     return torch.from_numpy(np.array(tokens, np.int64))
 
 
-def _probs(logits_NV: Tensor, temperature_N: Tensor | None) -> Tensor:
-    """Widened first: quotients of bfloat16 would be bfloat16."""
-    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    return (logits_NV if temperature_N is None else logits_NV / temperature_N.unsqueeze(-1)).softmax(-1)
+def _probs(logits_NV: Tensor, temperature_N: Tensor | None, first_row: int = 0) -> Tensor:
+    """(N, V); checked after a softmax that failed, since most do not. On a GPU, where to look is to wait, before it."""
+    safe_NV = wide(logits_NV) if host_sees(logits_NV) else checked(logits_NV)
+    prob_NV = (safe_NV if temperature_N is None else safe_NV / temperature_N.unsqueeze(-1)).softmax(-1)
+    if host_sees(prob_NV) and bool(prob_NV[:, 0].isnan().any()):
+        safe_NV = checked(logits_NV, first_row=first_row)
+        return (safe_NV if temperature_N is None else safe_NV / temperature_N.unsqueeze(-1)).softmax(-1)
+    return prob_NV
 
 
 def _block(mass_NU: Tensor, u_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ redraw is exact too).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +22,9 @@ from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import ScalingKnob, TruncationKnob
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.apply import apply_values, ordered_tail
-from latentknobs.likelihood.cut import TOP, Cut, cut_rows, told
-from latentknobs.likelihood.host import HostCut
-from latentknobs.likelihood.masses import row_log_masses
-from latentknobs.likelihood.sorting import first_argmax
-from latentknobs.tensors import host_sees
+from latentknobs.likelihood.row_cut import Cut
+from latentknobs.likelihood.rows import first_argmax
+from latentknobs.tensors import any_or_unknown, host_sees, pick
 
 ROWS, WORK = 8, 1 << 18  # rows that a CPU looks at as a whole at once: more where they are short
 
@@ -49,6 +48,9 @@ def sample_values(
 
     Returns:
         (N,) token ids.
+
+    Raises:
+        LogitsError: a row is not a distribution.
     """
     logits_NV, space, value_NJ = ordered_tail(logits_NV.detach(), space, value_NJ, context)
     u_N = uniforms(seed, TOKENS, row_N, position_N)
@@ -60,87 +62,72 @@ def sample_values(
     return finish_draw(token_N, cut, logits_NV, space, value_NJ, u_N, again)
 
 
-def first_draw(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> tuple[Tensor, Cut | HostCut | None]:
-    """(N,) tokens, right in all rows that are not open, and what the knobs cut. On a GPU, nothing here asks the host.
+class Drawn(NamedTuple):
+    """What the knobs made of rows, and for each row whose draw falls beyond its best tokens what is left of its uniform."""
+
+    cut: Cut
+    rest: dict[int, float]
+
+
+def first_draw(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> tuple[Tensor, Drawn | None]:
+    """(N,) tokens, right in all rows that are cut among their best tokens. On a GPU, the one sync of a step.
 
     Args:
         space: order-preserving knobs only; others as in `sample_values`.
         u_N: (N,) in [0, 1).
+
+    Raises:
+        LogitsError: a row is not a distribution.
     """
     value_NJ = value_NJ.to(torch.float64 if logits_NV.dtype == torch.float64 else torch.float32)
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
         return _sample_scaled(logits_NV, space, value_NJ, u_N), None
-    if host_sees(logits_NV):
-        host = HostCut(logits_NV, space, value_NJ, TOP)
-        return torch.from_numpy(np.array(host.draw(u_N.tolist()), np.int64)), host
-    cut = cut_rows(logits_NV, space, value_NJ)
-    mass_NM = cut.scaled.mass_RM
-    target_N1 = u_N.unsqueeze(-1) * mass_NM.gather(-1, (cut.count_N - 1).unsqueeze(-1))
-    place_N1 = torch.searchsorted(mass_NM, target_N1, right=True)  # u < 1: never beyond the last one kept
-    return cut.token_NM.gather(-1, place_N1).squeeze(-1), cut
+    cut = Cut(logits_NV, space, value_NJ, u_N)
+    tokens, rest = cut.draw(cut.u_N.tolist())
+    token_N = torch.from_numpy(np.array(tokens, np.int64))
+    return token_N if host_sees(logits_NV) else token_N.to(logits_NV.device, non_blocking=True), Drawn(cut, rest)
 
 
 def finish_draw(
-    token_N: Tensor, cut: Cut | HostCut | None, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor,
+    token_N: Tensor, drawn: Drawn | None, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor,
     again: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
-    """The tokens of a first draw, with those of open rows. On a GPU, the one place of a step in which the host waits.
+    """The tokens of a first draw, with those of rows whose draw reaches beyond their best tokens.
 
     Args:
         again: uniforms for the redraws of some rows.
     """
-    if cut is None or not bool(cut.is_any_open):
+    if drawn is None or not (drawn.rest or drawn.cut.undetermined):
         return token_N
-    if isinstance(cut, HostCut):
-        if not (open_rows := cut.open_rows):
-            return token_N
-        rows = torch.tensor(open_rows)
-        part = told(cut, open_rows)
-    else:
-        assert cut.is_open_N is not None
-        rows = cut.is_open_N.nonzero().squeeze(-1)
-        part = cut.rows(rows)
-    token_R = _sample_open(logits_NV[rows], space, value_NJ[rows].to(part.top_NM.dtype), part, u_N[rows], again(rows))
-    return token_N.index_copy(0, rows, token_R)
+    cut, device = drawn.cut, token_N.device
+    at_once = max(ROWS, WORK // cut.logits_NV.shape[1]) if host_sees(token_N) else max(cut.N, 1)
+    for rows in _chunks(list(drawn.rest), at_once):
+        rest_RV = cut.scaled(rows).scatter_(-1, cut.best.tokens(rows).to(device), -torch.inf)
+        u_R = torch.tensor([drawn.rest[n] for n in rows], dtype=torch.float64, device=device)
+        row_R, is_left_R = torch.tensor(rows, device=device), rest_RV.amax(-1).isfinite()
+        token_N[row_R[is_left_R]] = draw(rest_RV[is_left_R], u_R[is_left_R])
+    # tokens of rows whose cutoff is not known: all others are kept whatever it is
+    unsure = [n for n in cut.beyond_top if n in drawn.rest or n in cut.undetermined] if not cut.is_whole else []
+    for rows in _chunks(unsure, at_once):
+        row_R = torch.tensor(rows, device=device)
+        exact_RV = apply_values(cut.logits_NV[row_R], space, value_NJ[row_R])
+        is_gone_R = pick(exact_RV, token_N[row_R]).isneginf()
+        token_N[row_R[is_gone_R]] = draw(exact_RV[is_gone_R], again(row_R[is_gone_R]))
+    return token_N
 
 
 def _sample_scaled(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> Tensor:
     """Tokens where nothing truncates: the CDF is in index order."""
     temperature_N: Tensor | None = None
-    for j, knob in enumerate(space.knobs):
+    for knob, value_N in zip(space.knobs, value_NJ.unbind(-1), strict=True):
         assert isinstance(knob, ScalingKnob)
-        value_N = value_NJ[:, j]
-        own_N = torch.where(value_N == knob.neutral, 1.0, knob.temperature(value_N))
+        own_N = torch.where(value_N == knob.neutral, 1.0, knob.divisor(value_N))
         temperature_N = own_N if temperature_N is None else temperature_N * own_N
-    if temperature_N is None:
-        return draw(logits_NV, u_N)
-    if host_sees(temperature_N) and 0.0 not in temperature_N.tolist():
+    if temperature_N is None or not any_or_unknown(is_greedy_N := temperature_N == 0):
         return draw(logits_NV, u_N, temperature_N)
-    is_greedy_N = temperature_N == 0
     token_N = draw(logits_NV, u_N, temperature_N.masked_fill(is_greedy_N, 1.0))
     return torch.where(is_greedy_N, first_argmax(logits_NV), token_N)
 
 
-def _sample_open(logits_RV: Tensor, space: KnobSpace, value_RJ: Tensor, cut: Cut, u_R: Tensor, again_R: Tensor) -> Tensor:
-    """Tokens of rows whose distribution reaches beyond the top."""
-    head_RM, top_RM = cut.scaled.mass_RM, cut.top_NM
-    head_R = head_RM[:, -1]
-    total_R = row_log_masses(logits_RV, cut.temperature_N).double().exp().maximum(head_R)
-    total_R = torch.where(top_RM[:, -1].isneginf(), head_R, total_R)  # then nothing is left beyond the top
-    place_R1 = torch.searchsorted(head_RM, (u_R * total_R).unsqueeze(-1), right=True)
-    token_R = cut.token_NM.gather(-1, place_R1.clamp(max=head_RM.shape[1] - 1)).squeeze(-1)
-    is_rest_R, is_uncut_R = place_R1.squeeze(-1) == head_RM.shape[1], cut.is_uncut_N
-    is_asked_R = is_rest_R if cut.is_unknown_N is None else is_rest_R | cut.is_unknown_N
-    u_rest_R = ((u_R * total_R - head_R) / (total_R - head_R)).clamp(0, 1)
-    at_once = max(ROWS, WORK // logits_RV.shape[1]) if logits_RV.device.type == "cpu" else max(len(logits_RV), 1)
-    for r in is_asked_R.nonzero().squeeze(-1).split(at_once):
-        rest_QV = logits_RV[r].to(top_RM.dtype) / cut.temperature_N[r].unsqueeze(-1)
-        rest_QV.scatter_(-1, cut.token_NM[r], -torch.inf)
-        is_rest_Q = is_rest_R[r] & rest_QV.amax(-1).isfinite()
-        token_Q = torch.where(is_rest_Q, draw(rest_QV, u_rest_R[r]), token_R[r])
-        if not bool(is_uncut_R[r].all()):
-            exact_QV = apply_values(logits_RV[r], space, value_RJ[r])
-            is_gone_Q = exact_QV.gather(-1, token_Q.unsqueeze(-1)).squeeze(-1).isneginf()
-            token_Q = torch.where(is_gone_Q, draw(exact_QV, again_R[r]), token_Q)
-        token_R[r] = token_Q
-    return token_R
+def _chunks(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]

@@ -17,7 +17,7 @@ import latentknobs as lk
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.sampler import sample_values
 from latentknobs.heads.segmenters import parse_level
-from latentknobs.likelihood.sorting import top_tokens
+from latentknobs.likelihood.best import best_tokens, top_by_key
 from latentknobs.policies import UniformPolicy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -45,8 +45,9 @@ def test_a_gpu_writes_what_a_cpu_writes(level: str) -> None:
 def test_the_same_logits_give_the_same_top_and_the_same_tokens(vocabulary: int, rounding: int | None) -> None:
     logits_NV = torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(0)) * 3
     logits_NV = logits_NV if rounding is None else (logits_NV * rounding).round() / rounding  # many ties
-    for ours, theirs in zip(top_tokens(logits_NV, 256), top_tokens(logits_NV.cuda(), 256), strict=True):
-        assert torch.equal(ours, theirs.cpu())
+    best, (value_NM, token_NM) = best_tokens(logits_NV, 256), top_by_key(logits_NV.cuda(), 256)
+    assert torch.equal(torch.from_numpy(best.value_NM), value_NM.cpu())
+    assert torch.equal(best.tokens(range(64)), token_NM.cpu())
     for space in (
         CUT,
         lk.KnobSpace.of("temperature:0,1,1.5"),

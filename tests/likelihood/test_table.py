@@ -11,8 +11,7 @@ from torch import Tensor
 from latentknobs import KnobSpace, Stage, TruncationKnob
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.space import ORDERS
-from latentknobs.likelihood import apply, cut, fast, prefix, reference
-from latentknobs.likelihood.walk import needs
+from latentknobs.likelihood import apply, reference, row_cut, table
 
 FLOAT32_BOUND = 1e-4  # nats; measured below 1e-5 at V = 5,000 and 3e-5 at V = 128,256 (a sum of exponentials in float32)
 
@@ -87,9 +86,9 @@ def rows(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 def test_tables_equal_the_reference(name: str, top: int, case: tuple[Tensor, Tensor]) -> None:
     """With a top of 1 or 4 tokens nearly every cut lies beyond it, so that all ways out are taken."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast, "TOP", top)
-        patch.setattr(fast, "CELLS", 3 * top)
-        agree(fast.option_logps(*case, SPACES[name]), reference.option_logps(*case, SPACES[name]), 1e-9)
+        patch.setattr(table, "TOP", top)
+        patch.setattr(table, "CELLS", 3 * top)
+        agree(table.option_logps(*case, SPACES[name]), reference.option_logps(*case, SPACES[name]), 1e-9)
 
 
 @pytest.mark.parametrize("name", ["transformers", "vllm", "llama.cpp", "third party"])
@@ -99,7 +98,9 @@ def test_large_vocabularies_where_the_top_comes_from_a_tournament(name: str, V: 
     logits_NV = torch.randn(5, V, generator=random, dtype=torch.float64) * torch.tensor([[0.2], [1], [2], [3], [6]])
     logits_NV[1] = logits_NV[1].mul(4).round().div(4)
     targets_N = torch.cat([logits_NV[:2].argmax(-1), logits_NV[2:].softmax(-1).multinomial(1, generator=random)[:, 0]])
-    agree(fast.option_logps(logits_NV, targets_N, SPACES[name]), reference.option_logps(logits_NV, targets_N, SPACES[name]), 1e-9)
+    agree(
+        table.option_logps(logits_NV, targets_N, SPACES[name]), reference.option_logps(logits_NV, targets_N, SPACES[name]), 1e-9
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -108,47 +109,47 @@ def test_narrow_logits_within_the_stated_bound(dtype: torch.dtype) -> None:
     logits_NV = (torch.randn(12, 5_000, generator=random) * 3).to(dtype)
     targets_N = logits_NV.float().softmax(-1).multinomial(1, generator=random)[:, 0]
     slow_NK = reference.option_logps(logits_NV, targets_N, SPACES["transformers"])
-    agree(fast.option_logps(logits_NV, targets_N, SPACES["transformers"]), slow_NK, FLOAT32_BOUND)
+    agree(table.option_logps(logits_NV, targets_N, SPACES["transformers"]), slow_NK, FLOAT32_BOUND)
 
 
 def test_temperatures_alone_never_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("top_values", "sort_descending"):
-        monkeypatch.setattr(fast, name, lambda *_: pytest.fail("sorted"))
+    for name in ("best_values", "sort_descending"):
+        monkeypatch.setattr(table, name, lambda *_: pytest.fail("sorted"))
     logits_NV = torch.randn(4, 90, dtype=torch.float64)
     targets_N = torch.tensor([3, 0, 89, int(logits_NV[3].argmax())])
     space = KnobSpace.of("temperature")
-    agree(fast.option_logps(logits_NV, targets_N, space), reference.option_logps(logits_NV, targets_N, space), 1e-12)
+    agree(table.option_logps(logits_NV, targets_N, space), reference.option_logps(logits_NV, targets_N, space), 1e-12)
 
 
 def test_only_rows_whose_cut_lies_beyond_the_top_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_rows: list[int] = []
-    original = fast.sort_descending
+    original = table.sort_descending
 
     def watched(value_NV: Tensor) -> Tensor:
         sorted_rows.append(len(value_NV))
         return original(value_NV)
 
-    monkeypatch.setattr(fast, "sort_descending", watched)
+    monkeypatch.setattr(table, "sort_descending", watched)
     logits_NV = torch.randn(6, 2_000, dtype=torch.float64)
     logits_NV[:4] *= 20
-    fast.option_logps(logits_NV, logits_NV.argmax(-1), SPACES["transformers"])
+    table.option_logps(logits_NV, logits_NV.argmax(-1), SPACES["transformers"])
     assert sum(sorted_rows) == 2
 
 
 def test_a_row_knob_needs_no_more_than_its_own_options_to_be_sorted() -> None:
     space = SPACES["third party"]
-    assert prefix.sees(space.knobs[[k.name for k in space.knobs].index("above_mean")]) == "row"
-    assert {len(key) for key in needs(space).keys} == {0, 1}
+    assert space.knobs[[k.name for k in space.knobs].index("above_mean")].sees == "row"
+    assert {len(chain) for chain in table._mass_chains(space)[0]} == {0, 1}
 
 
 def test_rows_and_no_gradient() -> None:
     logits_NV = torch.randn(3, 8, requires_grad=True)
-    table_NK = fast.option_logps(logits_NV, torch.tensor([1, 2, 3]), SPACES["transformers"])
+    table_NK = table.option_logps(logits_NV, torch.tensor([1, 2, 3]), SPACES["transformers"])
     assert not table_NK.requires_grad
-    assert fast.option_logps(logits_NV[:0], torch.tensor([], dtype=torch.long), SPACES["vllm"]).shape == (0, SPACES["vllm"].K)
+    assert table.option_logps(logits_NV[:0], torch.tensor([], dtype=torch.long), SPACES["vllm"]).shape == (0, SPACES["vllm"].K)
     strided_NV = torch.randn(8, 3).T
     agree(
-        fast.option_logps(strided_NV, torch.tensor([0, 1, 2]), SPACES["vllm"]),
+        table.option_logps(strided_NV, torch.tensor([0, 1, 2]), SPACES["vllm"]),
         reference.option_logps(strided_NV, torch.tensor([0, 1, 2]), SPACES["vllm"]),
         FLOAT32_BOUND,
     )
@@ -159,7 +160,7 @@ def test_rows_and_no_gradient() -> None:
 @given(case=rows(), seed=st.integers(0, 10**6))
 def test_warped_logits_equal_the_reference(name: str, case: tuple[Tensor, Tensor], seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cut, "TOP", 1 + seed % 9)
+        patch.setattr(row_cut, "TOP", 1 + seed % 9)
         logits_NV, space = case[0], SPACES[name]
         option_N = torch.randint(space.K, (len(logits_NV),), generator=torch.Generator().manual_seed(seed))
         fast_NV, slow_NV = apply.apply_options(logits_NV, space, option_N), reference.apply_options(logits_NV, space, option_N)
