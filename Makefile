@@ -4,14 +4,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NEWEST ?= .venv-newest
 DEMO ?= runs/demo
 SPEED ?= runs/speed
 
-.PHONY: help setup demo picture test check bench paper lint format clean
+.PHONY: help setup demo picture test test-newest check bench paper lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
 	@echo "make test    the tests (8 to 13 minutes on 2 cores, set-up included)"
+	@echo "make test-newest  decoding, learning and training with the newest libraries that pyproject.toml allows (constraints.txt: the oldest)"
 	@echo "make check   the tests that take longer"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
 	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (16 minutes on 2 cores)"
@@ -39,6 +41,17 @@ picture: demo
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
+# constraints.txt pins the oldest transformers of the declared range; this environment takes the newest one, without constraints.
+$(NEWEST)/.ready: pyproject.toml
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --no-compile torch==2.13.0
+	$(NEWEST)/bin/python -m pip install --quiet --no-compile --upgrade -e '.[dev]'
+	touch $@
+
+test-newest: $(NEWEST)/.ready
+	$(NEWEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
+	$(NEWEST)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal tests/engines tests/policies tests/learners tests/data tests/training
+
 check: $(READY)
 	$(BIN)/python -m pytest -m slow
 
@@ -59,4 +72,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

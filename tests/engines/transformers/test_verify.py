@@ -1,6 +1,7 @@
 """An attached policy acts on every token, or an error says so: the hook is broken in ways that versions and wrappers break it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +103,12 @@ def test_untested_versions_are_announced_once(monkeypatch: pytest.MonkeyPatch, l
     with pytest.warns(UserWarning, match=r"tested with transformers 5\.\d+ to 5\.\d+, and this is 5\.99\.0"), Attached(lm, HOT):
         pass
     versions.announce_untested.cache_clear()
+
+
+def test_the_declared_range_of_transformers_is_the_tested_one() -> None:
+    """constraints.txt pins its oldest version, `make test-newest` takes its newest one."""
+    root = Path(__file__).parents[3]
+    oldest = ".".join(map(str, versions.OLDEST))
+    above = f"{versions.NEWEST[0]}.{versions.NEWEST[1] + 1}"
+    assert f'"transformers>={oldest},<{above}"' in (root / "pyproject.toml").read_text()
+    assert f"transformers=={oldest}." in (root / "constraints.txt").read_text()
