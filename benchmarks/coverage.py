@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import latentknobs as lk
+from benchmarks.fitting import fit_pairs
 from benchmarks.joint import MIN_P, TEMPERATURE, TOP_P
 from benchmarks.testbed import save
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
+from latentknobs.data.examples import Pair
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import Prompt, is_held_out, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
@@ -32,10 +34,9 @@ from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.context import Observation
-from latentknobs.learners.lpo.pairs import Pair, pick_pairs
+from latentknobs.learners.lpo.pairs import pick_pairs
 from latentknobs.models.loading import freeze
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, State, UniformPolicy
-from latentknobs.training.optimise import fit_head
 
 TOKEN = parse_level("token")
 JOINT, ALONE = lk.KnobSpace.of(TEMPERATURE, TOP_P, MIN_P), lk.KnobSpace.of(TEMPERATURE)
@@ -103,7 +104,7 @@ def answers(prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int) -
 
 def tails(cache: FeatureCache, pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> tuple[float, float]:
     """Tokens per story beyond top_p .95 at temperature 1.4: of chosen and of rejected responses."""
-    is_tail_N = cache.logps_NK[:, CUT].isneginf()
+    is_tail_N = cache.columns["logps_NK"][:, CUT].isneginf()
     count_R = torch.stack([part.sum() for part in is_tail_N.split(cache.start_R1.diff().tolist())]).double()
     stories = [pair for pair in pairs if prompts[pair.prompt].columns["task"] != "math"]
     return float(count_R[[p.chosen for p in stories]].mean()), float(count_R[[p.rejected for p in stories]].mean())
@@ -129,7 +130,7 @@ def learn(case: Case, policy: Policy, prompts: Sequence[Prompt], before: OptionH
         head.load_state_dict(before.state_dict())
     train = [pair for pair, out in zip(pairs, judged, strict=True) if not out]
     held_out = [pair for pair, out in zip(pairs, judged, strict=True) if out]
-    return fit_head(head, cache, train, held_out, config, reference=before)
+    return fit_pairs(head, case.space, TOKEN, cache, train, held_out, config, reference=before)
 
 
 def tune(prompts: Sequence[Prompt]) -> int:

@@ -17,11 +17,13 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.fitting import fit_pairs
 from benchmarks.scaling_models import load_model, ready_models, training_of
 from benchmarks.scaling_pages import save_pages, summarise, tables
 from benchmarks.scaling_plan import SHALLOW, Cell, Plan, choose_pairs
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
+from latentknobs.data.examples import Pair
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, write_lines
@@ -30,9 +32,7 @@ from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
-from latentknobs.training.optimise import fit_head
 
 TASK = "mixture"
 FULL = Plan(pool={"mini": 4_000, "small": 12_000, "packaged": 4_000})
@@ -162,7 +162,8 @@ class Bench:
         head.fit_scaler(*cache.moments())
         held_out = pairs[::VALIDATION]
         train = [pair for i, pair in enumerate(pairs) if i % VALIDATION]
-        return fit_head(head, cache, train, held_out, TrainConfig(steps=cell.steps, hidden=HIDDEN, seed=seed), log=rows.append)
+        config = TrainConfig(steps=cell.steps, hidden=HIDDEN, seed=seed)
+        return fit_pairs(head, self.space, self.segmenter, cache, train, held_out, config, log=rows.append)
 
 
 class Store:
@@ -182,11 +183,11 @@ class Store:
         used = sorted({self.place[pair.prompt, r] for pair in pairs for r in (pair.chosen, pair.rejected)})
         start_R, stop_R = cache.start_R1[used], cache.start_R1[[i + 1 for i in used]]
         row_N = torch.cat([torch.arange(a, b) for a, b in zip(start_R.tolist(), stop_R.tolist(), strict=True)])
-        columns = [column[row_N] for column in (cache.feature_NF, cache.logps_NK, cache.option_N, cache.base_N)]
+        columns = {name: column[row_N] for name, column in cache.columns.items()}
         start_R1 = torch.cat([torch.zeros(1, dtype=torch.long), (stop_R - start_R).cumsum(0)])
         new = {old: i for i, old in enumerate(used)}
         local = [Pair(p.prompt, new[self.place[p.prompt, p.chosen]], new[self.place[p.prompt, p.rejected]]) for p in pairs]
-        return FeatureCache(*columns, start_R1), local
+        return FeatureCache(cache.feature_NF[row_N], columns, start_R1), local
 
 
 def rewards_of(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:

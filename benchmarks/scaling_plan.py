@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from latentknobs.data.examples import Pair
 from latentknobs.evaluation.statistics import RESAMPLES, Interval
-from latentknobs.learners.lpo.pairs import Pair, pick_pairs
+from latentknobs.learners.lpo.pairs import pick_pairs
 
 T = TypeVar("T")
 SHALLOW = 4  # rollouts of every prompt; the first prompts have more

@@ -22,21 +22,24 @@ from benchmarks import timing
 from benchmarks.timing import Row, report
 from latentknobs import KnobSpace
 from latentknobs.config import make_config
-from latentknobs.data.segment_batches import FeatureCache
+from latentknobs.data.columns import OPTION_LOGPS
+from latentknobs.data.examples import Batch, Pair
+from latentknobs.data.segment_batches import FeatureCache, Segments
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
+from latentknobs.learners.base import Inputs
 from latentknobs.learners.lpo import Responses, lpo_loss
-from latentknobs.learners.lpo.pairs import Pair
-from latentknobs.learners.lpo.segment_losses import Segments
+from latentknobs.learners.lpo.learner import LPO
 from latentknobs.likelihood import reference
 from latentknobs.policies import UniformPolicy
-from latentknobs.training.pairbatch import PairBatch
 
 SIX = KnobSpace.of("temperature")
 JOINT = KnobSpace.of("temperature", "top_k", "top_p", "min_p")
 CONFIG = make_config({})
+LEARNER = LPO(LPO.Settings(), Inputs(SIX, Every(1), ("hidden",)))
+(LOGPS,) = OPTION_LOGPS
 PAIRS, T = 16, 64  # a batch of pairs: 2 * 16 * 64 tokens
 DATA = Path(os.environ.get("LATENTKNOBS_DATA", "../shared/data"))
 
@@ -53,31 +56,40 @@ def step(head: OptionHead, feature_BTF: Tensor, chosen: Responses, rejected: Res
     head.zero_grad()
 
 
-def cached(space: KnobSpace, D: int, pairs: int = PAIRS) -> tuple[Tensor, Segments, Tensor]:
-    """(M, D) features of the segments of some pairs, level token; their tables; and which responses are chosen, then rejected."""
-    M, mask_US = 2 * pairs * T, torch.ones(2 * pairs, T, dtype=torch.bool)
-    segments = Segments(-torch.rand(M, space.K) * 3, torch.zeros(M, dtype=torch.long), torch.zeros(M), mask_US)
-    return torch.randn(M, D), segments, torch.arange(2 * pairs)
+def cached(space: KnobSpace, D: int, pairs: int = PAIRS) -> Batch:
+    """Some pairs of responses of T segments, level token: chosen ones first."""
+    M = 2 * pairs * T
+    segments = Segments(torch.randn(M, D), {LOGPS: -torch.rand(M, space.K) * 3}, torch.full((2 * pairs,), T))
+    return Batch(segments, torch.arange(2 * pairs).view(2, -1), torch.ones(pairs))
 
 
-def fit(head: OptionHead, feature_MF: Tensor, segments: Segments, place_2B: Tensor) -> None:
-    """The same as `fit_head` does it, without the optimiser."""
-    PairBatch(segments, head(feature_MF, fold=True), None, place_2B).losses(CONFIG).mean().backward()
-    head.zero_grad()
+def fit(module: torch.nn.Module, batch: Batch) -> None:
+    """The same as `fit` does it, without the optimiser."""
+    LEARNER.loss(module, batch, None).each_B.mean().backward()
+    module.zero_grad()
+
+
+class Fixed(torch.nn.Module):
+    """A head that costs nothing."""
+
+    def __init__(self, log_pi_MK: Tensor) -> None:
+        super().__init__()
+        self.log_pi_MK = torch.nn.Parameter(log_pi_MK)
+
+    def forward(self, feature_MF: Tensor, fold: bool = False) -> Tensor:
+        return self.log_pi_MK
 
 
 def per_token(D: int, hidden: int | None, rank: int | None, space: KnobSpace = SIX) -> Row:
     """Microseconds per token of a step. None: what is chosen for so many features."""
     goal = 15.0 if hidden is None and (D, space.K) == (4096, 6) else None
-    head, (feature_MF, segments, place_2B) = OptionHead(space, D, hidden=hidden, rank=rank), cached(space, D)
-    log_pi_MK = torch.randn(len(feature_MF), space.K).log_softmax(-1).requires_grad_()
-
-    def loss_only() -> None:
-        PairBatch(segments, log_pi_MK, None, place_2B).losses(CONFIG).mean().backward()
-
+    head, batch = OptionHead(space, D, hidden=hidden, rank=rank), cached(space, D)
+    feature_MF = batch.segments.feature_MF
+    fixed = Fixed(torch.randn(len(feature_MF), space.K).log_softmax(-1))
     tokens, first = len(feature_MF), head.rank or head.hidden
     weight_HF, gradient_MH = torch.randn(first, D), torch.randn(tokens, first)
-    whole: Callable[[], Any] = lambda: fit(head, feature_MF, segments, place_2B)  # noqa: E731
+    whole: Callable[[], Any] = lambda: fit(head, batch)  # noqa: E731
+    loss_only: Callable[[], Any] = lambda: fit(fixed, batch)  # noqa: E731
     products: Callable[[], Any] = lambda: (feature_MF @ weight_HF.T, gradient_MH.T @ feature_MF)  # noqa: E731
     seconds = interleaved({"step": whole, "loss": loss_only, "products": products}, rounds=9)
     us = seconds["step"] / tokens * 1e6
@@ -90,23 +102,27 @@ def per_token(D: int, hidden: int | None, rank: int | None, space: KnobSpace = S
 
 
 def against_padding(D: int, hidden: int | None, rank: int | None, space: KnobSpace = SIX) -> Row:
-    """A step on a feature cache, as `fit_head` does it and in the plain way. Responses have a quarter of T to T segments."""
+    """A step on a feature cache, as `fit` does it and in the plain way. Responses have a quarter of T to T segments."""
     rows = 8 * PAIRS
     length_R = torch.randint(T // 4, T + 1, (rows,), generator=torch.Generator().manual_seed(0))
     start_R1 = torch.cat([torch.zeros(1, dtype=torch.long), length_R.cumsum(0)])
     N = int(start_R1[-1])
-    zero_N = torch.zeros(N)
-    cache = FeatureCache(torch.randn(N, D), -torch.rand(N, space.K) * 3, zero_N.long(), zero_N, start_R1)
-    head, pairs = OptionHead(space, D, hidden=hidden, rank=rank), [Pair(n, 2 * n, 2 * n + 1) for n in range(PAIRS)]
+    cache = FeatureCache(torch.randn(N, D), {LOGPS: -torch.rand(N, space.K) * 3}, start_R1)
+    head, pairs = OptionHead(space, D, hidden=hidden, rank=rank), [Pair(n, 2 * n, 2 * n + 1).example for n in range(PAIRS)]
 
     def ours() -> None:
-        PairBatch.read(head, cache, pairs, None).losses(CONFIG).mean().backward()
-        head.zero_grad()
+        fit(head, Batch.read(cache, pairs, "cpu"))
 
     def plain() -> None:
-        batch = cache.batch(torch.arange(2 * PAIRS))
-        log_pi_BSK = head(batch.feature_BSF)
-        chosen, rejected = (batch.responses.rows(slice(n, None, 2)) for n in range(2))
+        segments = cache.segments(torch.arange(2 * PAIRS))
+        mask_BS = segments.mask_US
+        feature_BSF, logps_BSK = (
+            torch.zeros(*mask_BS.shape, rows.shape[1]).masked_scatter(mask_BS.unsqueeze(-1), rows)
+            for rows in (segments.feature_MF, segments[LOGPS])
+        )
+        responses = Responses(logps_BSK, torch.arange(mask_BS.shape[1]).expand_as(mask_BS), mask_BS)
+        log_pi_BSK = head(feature_BSF)
+        chosen, rejected = (responses.rows(slice(n, None, 2)) for n in range(2))
         lpo_loss("latent", chosen, rejected, log_pi_BSK[::2], log_pi_BSK[1::2]).mean().backward()
         head.zero_grad()
 
@@ -124,7 +140,7 @@ def against_loop(name: str, model: Any, goal: float, hidden: int | None = None, 
     V, B, rows = model.config.vocab_size, 4, 2 * pairs
     prompts, replies = torch.randint(3, V, (B, 16)).tolist(), torch.randint(3, V, (B, T)).tolist()
     head = OptionHead(SIX, model.config.hidden_size, hidden=hidden)
-    feature_MF, segments, place_2B = cached(SIX, model.config.hidden_size, pairs)
+    batch = cached(SIX, model.config.hidden_size, pairs)
 
     def obvious() -> None:
         hidden, tables = [], []
@@ -137,7 +153,7 @@ def against_loop(name: str, model: Any, goal: float, hidden: int | None = None, 
         ]
         step(head, torch.stack(hidden), made[0], made[1])
 
-    seconds = interleaved({"cached": lambda: fit(head, feature_MF, segments, place_2B), "obvious": obvious}, rounds=5)
+    seconds = interleaved({"cached": lambda: fit(head, batch), "obvious": obvious}, rounds=5)
     ours, loop = rows * T / seconds["cached"], B * T / seconds["obvious"]
     return {
         "model": name, "V": V, "D": model.config.hidden_size, "head width": head.hidden, "pairs": pairs,

@@ -43,7 +43,11 @@ class BrokenRewardError(RewardError):
     """A reward that cannot judge any row, so that asking it row by row makes no sense."""
 
 
-class NoPairsError(LatentKnobsError, ValueError):
+class NoExamplesError(LatentKnobsError, ValueError):
+    """The scored rollouts hold nothing that the learner could learn from."""
+
+
+class NoPairsError(NoExamplesError):
     """The scored rollouts hold nothing to prefer."""
 
 

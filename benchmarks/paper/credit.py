@@ -5,21 +5,22 @@ sum_t log sum_k pi_k P(y_t | k) at both levels. The two agree at token level onl
 rollouts and pairs.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.fitting import fit_pairs
 from benchmarks.paper.worlds import World
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import make_config
+from latentknobs.data.examples import Pair
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import is_held_out
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
-from latentknobs.learners.lpo.pairs import Pair
-from latentknobs.training.optimise import fit_head
 from latentknobs.training.round_data import load_round
 
 
@@ -44,11 +45,11 @@ def spread_credit(adapter: KnobAdapter, run: Path, world: World, settings: dict[
     torch.manual_seed(config.seed)
     head = OptionHead(adapter.space, cache.feature_NF.shape[1], config.hidden, config.factorised, config.rank)
     head.fit_scaler(*cache.moments())
-    adapter.head = fit_head(head, cache, parts[False], parts[True], config)
+    adapter.head = fit_pairs(head, adapter.space, Every(1), cache, parts[False], parts[True], config)
     return adapter
 
 
 def of_first_token(cache: FeatureCache) -> FeatureCache:
     """The cache with every token of a response reading what its first token reads."""
     first_N = torch.repeat_interleave(cache.start_R1[:-1], cache.start_R1.diff())
-    return FeatureCache(**(cache.__dict__ | {"feature_NF": cache.feature_NF[first_N]}))
+    return replace(cache, feature_NF=cache.feature_NF[first_N])

@@ -1,9 +1,9 @@
-"""Reading the frozen LM once for all training: features and likelihood tables of responses, by segment.
+"""Reading the frozen LM once for all training: features and a learner's columns of responses, by segment.
 
-The LM is frozen, so neither depends on the head.
+The LM is frozen, so nothing here depends on the head.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from latentknobs.data.columns import ALL, OPTION_LOGPS, Column, Reading
 from latentknobs.data.moments import Moments
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
@@ -22,7 +23,6 @@ from latentknobs.heads.features import read_features
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import option_logps
-from latentknobs.tensors import pick, segment_sum
 
 Unreachable = Literal["refuse", "drop"]
 
@@ -53,6 +53,7 @@ def featurise(
     space: KnobSpace,
     segmenter: Segmenter,
     features: Sequence[str],
+    columns: Mapping[str, Column] = ALL,
     *,
     floor: float | None = None,
     min_spread: float | None = None,
@@ -64,6 +65,7 @@ def featurise(
     """The segments of some rollouts (at least one), in their order. Takes about twice the memory of what it returns.
 
     Args:
+        columns: what is kept beside the features.
         floor: least log-probability (nats) of a token; anything lower is raised to it. None keeps -inf.
         min_spread: leaves out segments whose log-probability differs by at most this (nats) between options, -inf differing
             without bound. At 0 these have no gradient under `latent`. None keeps all.
@@ -83,16 +85,19 @@ def featurise(
         for r, prompt, rollout, (hidden_TD, logits_TV), context in zip(batch, asked, given, read, contexts, strict=True):
             ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
             logps_TK = option_logps(logits_TV, ids_T, space, context).clamp(min=-torch.inf if floor is None else floor).cpu()
-            base_T = pick(logits_TV.float().log_softmax(-1), ids_T)
             feature_TF = read_features(features, hidden_TD, logits_TV)
             feature_TF = feature_TF.to("cpu", dtype or feature_TF.dtype)
             previous_T = torch.tensor([prompt.ids[-1], *rollout.ids[:-1]])
             segment_T = segmenter.segments(previous_T.unsqueeze(0)).squeeze(0)
-            cache = _by_segment(segment_T, feature_TF, logps_TK, torch.tensor(rollout.options), base_T.cpu())
-            why = _why_lost(logps_TK, segment_T, cache.logps_NK, prompt, rollout, space)
+            first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
+            reading = Reading(rollout, logits_TV, logps_TK)
+            (logps_SK,) = (column.by_segment(reading, segment_T, first_S) for column in OPTION_LOGPS.values())
+            kept = {name: column.by_segment(reading, segment_T, first_S) for name, column in columns.items()}
+            cache = FeatureCache(feature_TF[first_S], kept, torch.tensor([0, len(first_S)]))
+            why = _why_lost(logps_TK, segment_T, logps_SK, prompt, rollout, space)
             if why and unreachable == "refuse":
                 raise UnreachableTokenError(why)
-            made[r] = _one(cache, min_spread, is_lost=why is not None)
+            made[r] = _one(cache, logps_SK, min_spread, is_lost=why is not None)
         advance(len(batch))
     return _join([made[r] for r in range(len(rollouts))])
 
@@ -105,19 +110,11 @@ def _by_length(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], batch_siz
         yield order[start : start + batch_size]
 
 
-def _by_segment(segment_T: Tensor, feature_TF: Tensor, logps_TK: Tensor, option_T: Tensor, base_T: Tensor) -> FeatureCache:
-    """One response."""
-    first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
-    S = len(first_S)
-    logps_SK, base_S = segment_sum(logps_TK, segment_T, S), segment_sum(base_T, segment_T, S)
-    return FeatureCache(feature_TF[first_S], logps_SK, option_T[first_S], base_S, torch.tensor([0, S]))
-
-
-def _one(cache: FeatureCache, min_spread: float | None, is_lost: bool) -> Featurised:
+def _one(cache: FeatureCache, logps_SK: Tensor, min_spread: float | None, is_lost: bool) -> Featurised:
     """One response without the segments that teach nothing."""
     if is_lost:
-        cache = cache.where(torch.zeros(len(cache.feature_NF), dtype=torch.bool))
-    spread_S = cache.logps_NK.amax(-1) - cache.logps_NK.amin(-1)
+        cache, logps_SK = cache.where(torch.zeros(len(logps_SK), dtype=torch.bool)), logps_SK[:0]
+    spread_S = logps_SK.amax(-1) - logps_SK.amin(-1)
     keep_S = torch.ones_like(spread_S, dtype=torch.bool) if min_spread is None else spread_S > min_spread
     skipped = int((~keep_S).sum())
     return Featurised(cache.where(keep_S), Moments.of(cache.feature_NF), (0,) if is_lost else (), skipped, len(keep_S))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentknobs.data.examples import Pair
 from latentknobs.data.prompts import TEMPLATE_SETTINGS, Prompt, make_prompt, render_chat
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import OWN, SIDES, Answer, Unusable, answered, read_row
-from latentknobs.errors import ConfigError, NoPairsError
-from latentknobs.learners.lpo.pairs import Pair
+from latentknobs.errors import NoPairsError
 
 UNKNOWN = -1  # the option of a token that nobody sampled here
 
@@ -88,41 +88,6 @@ def prompt_rows(rows: Sequence[Any]) -> list[dict[str, Any]]:
             continue
         found.setdefault(str(asked), {name: value for name, value in row.items() if name not in OWN} | {"prompt": asked})
     return list(found.values())
-
-
-def check_objective(objective: str) -> None:
-    """Refuses objectives that cannot learn from given preferences.
-
-    Raises:
-        ConfigError: the objective needs to know which options sampled a response.
-    """
-    if objective != "latent":
-        raise ConfigError(
-            f"The objective {objective!r} learns from the options that responses were sampled with, and preferences from "
-            "elsewhere do not have them. Set objective to 'latent', or leave out preferences."
-        )
-
-
-def drop_unreachable(pairs: Sequence[Pair], unreachable: Collection[int]) -> tuple[list[Pair], str]:
-    """The pairs without those that hold a response which no option can produce, and a sentence about it.
-
-    Args:
-        unreachable: indices of such responses, as `chosen` and `rejected` count them.
-
-    Raises:
-        NoPairsError: no pair is left.
-    """
-    kept = [pair for pair in pairs if pair.chosen not in unreachable and pair.rejected not in unreachable]
-    cure = "Add an option that truncates nothing (e.g. top_p 1), or set `floor`, e.g. floor=-20, to keep such pairs."
-    if not kept:
-        raise NoPairsError(
-            f"Each of the {len(pairs)} given pairs holds a token with probability 0 under every option, so there is nothing to "
-            f"learn from. {cure}"
-        )
-    if len(kept) == len(pairs):
-        return kept, f"Every token of the {len(pairs)} given pairs can be produced by an option."
-    lost = len(pairs) - len(kept)
-    return kept, f"{lost} of {len(pairs)} given pairs are left out: they hold a token that no option can produce. {cure}"
 
 
 class _Reader:

@@ -1,11 +1,11 @@
-"""What a head is trained on: features and likelihood tables of responses, read a batch at a time.
+"""What a head is trained on: features and other columns of responses, segment by segment, read a batch at a time.
 
 Rows are segments, not tokens: a segment has one option, hence its features are those at its first token and its table is the
 sum of its tokens' tables. Training then never sees the vocabulary, the LM, or the level. `featurise` makes the rows; `store`
-keeps more of them than fit in memory.
+keeps more of them than fit in memory; a learner declares the columns beside the features (`columns.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,41 +13,38 @@ import torch
 from torch import Tensor
 
 from latentknobs.data.moments import Moments
-from latentknobs.learners.lpo import Responses
-from latentknobs.learners.lpo.segment_losses import Segments
 
-PADDED = ("logps_NK", "option_N", "base_N")
-COLUMNS = ("feature_NF", *PADDED)  # what every segment has
+FEATURES = "feature_NF"  # the column that every store has
 
 
 @dataclass(frozen=True)
-class Batch:
-    """B responses, padded to the S segments of the longest. S is at least 1: a response without segments is all mask.
+class Segments:
+    """The M segments of U responses, response by response, without padding.
 
     Attributes:
-        feature_NF: features at the first token of each of the N real segments, response by response, float32 or wider. Not
-            padded: at F = 4096 a copy costs as much as a narrow head does.
-        responses: the B rows as the objectives want them, each segment standing as one token of its own.
+        feature_MF: features at the first token of each segment, float32 or wider.
+        columns: (M, ...) the columns that the learner declared, by name.
+        length_U: segments of each response; a response may have none.
     """
 
-    feature_NF: Tensor
-    responses: Responses
+    feature_MF: Tensor
+    columns: Mapping[str, Tensor]
+    length_U: Tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        """(M, ...) a column by its name."""
+        return self.columns[name]
 
     @property
-    def segments(self) -> Segments:
-        """The same, without padding."""
-        told = self.responses
-        mask_BS = told.mask_BT
-        assert told.option_BT is not None and told.base_logps_BT is not None
-        return Segments(told.option_logps_BTK[mask_BS], told.option_BT[mask_BS], told.base_logps_BT[mask_BS], mask_BS)
+    def mask_US(self) -> Tensor:
+        """(U, S) which places of a padded batch are segments, M in all; S is the longest response, at least 1."""
+        S = max(1, int(self.length_U.max()))
+        return torch.arange(S, device=self.length_U.device) < self.length_U.unsqueeze(-1)
 
-    @property
-    def feature_BSF(self) -> Tensor:
-        """(B, S, F) the features at their places, 0 where the mask is False."""
-        mask_BS = self.responses.mask_BT
-        out_BSF = self.feature_NF.new_zeros(*mask_BS.shape, self.feature_NF.shape[1])
-        out_BSF[mask_BS] = self.feature_NF
-        return out_BSF
+    def to(self, device: torch.device | str) -> "Segments":
+        """The same on another device."""
+        columns = {name: value.to(device) for name, value in self.columns.items()}
+        return Segments(self.feature_MF.to(device), columns, self.length_U.to(device))
 
 
 class Features(Protocol):
@@ -56,8 +53,8 @@ class Features(Protocol):
     def __len__(self) -> int:
         """R, the number of responses."""
 
-    def batch(self, response_B: Tensor) -> Batch:
-        """Some responses, by index."""
+    def segments(self, response_U: Tensor) -> Segments:
+        """The segments of some responses, by index."""
 
     def sample(self, rows: int) -> Tensor:
         """(n, F) features of about `rows` segments, evenly spread over all."""
@@ -65,7 +62,7 @@ class Features(Protocol):
     def moments(self) -> tuple[Tensor, Tensor]:
         """(F) mean and (F) standard deviation of the features over all segments, in float64."""
 
-    def columns(self, kept: slice) -> "Features":
+    def select(self, kept: slice) -> "Features":
         """The same responses with some of their features only."""
 
 
@@ -75,34 +72,28 @@ class FeatureCache:
 
     Attributes:
         feature_NF: features at the first token of each segment.
-        logps_NK: log P(segment | option), the sum over its tokens, in nats.
-        option_N: the option it was sampled with.
-        base_N: log P(segment) under the LM without knobs.
+        columns: (N, ...) the columns that the learner declared, by name.
         start_R1: (R + 1) where each response begins; the last entry is N.
     """
 
     feature_NF: Tensor
-    logps_NK: Tensor
-    option_N: Tensor
-    base_N: Tensor
+    columns: Mapping[str, Tensor]
     start_R1: Tensor
-
-    def _gather(self, response_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) row indices of the segments of some responses and the mask of real ones."""
-        length_B = self.start_R1[response_B + 1] - self.start_R1[response_B]
-        offset_S = torch.arange(max(1, int(length_B.max())), device=length_B.device)
-        mask_BS = offset_S < length_B.unsqueeze(1)
-        return torch.where(mask_BS, self.start_R1[response_B].unsqueeze(1) + offset_S, 0), mask_BS
 
     def __len__(self) -> int:
         """R, the number of responses."""
         return len(self.start_R1) - 1
 
-    def batch(self, response_B: Tensor) -> Batch:
-        """Some responses, by index."""
-        row_BS, mask_BS = self._gather(response_B.to(self.start_R1.device))
-        feature_NF = self.feature_NF.index_select(0, row_BS[mask_BS])
-        return make_batch(mask_BS, feature_NF, *(_rows(getattr(self, name), row_BS) for name in PADDED))
+    def segments(self, response_U: Tensor) -> Segments:
+        """The segments of some responses, by index."""
+        response_U = response_U.to(self.start_R1.device)
+        first_U = self.start_R1[response_U]
+        length_U = self.start_R1[response_U + 1] - first_U
+        before_U = length_U.cumsum(0) - length_U
+        row_M = (first_U - before_U).repeat_interleave(length_U)
+        row_M = row_M + torch.arange(len(row_M), device=row_M.device)
+        columns = {name: column.index_select(0, row_M) for name, column in self.columns.items()}
+        return Segments(widen(self.feature_NF.index_select(0, row_M)), columns, length_U)
 
     def sample(self, rows: int) -> Tensor:
         """(n, F) features of about `rows` segments, evenly spread over all."""
@@ -113,28 +104,23 @@ class FeatureCache:
         moments = Moments.of(self.feature_NF)
         return moments.mean_F, moments.std_F
 
-    def columns(self, kept: slice) -> "FeatureCache":
+    def select(self, kept: slice) -> "FeatureCache":
         """The same responses with some of their features only."""
         return replace(self, feature_NF=self.feature_NF[:, kept])
 
     def where(self, keep_N: Tensor) -> "FeatureCache":
         """The same responses with some of their segments only."""
         before_N1 = torch.cat([keep_N.new_zeros(1, dtype=torch.long), keep_N.cumsum(0)])
-        rows = {name: getattr(self, name)[keep_N] for name in COLUMNS}
-        return FeatureCache(**rows, start_R1=before_N1[self.start_R1])
+        columns = {name: column[keep_N] for name, column in self.columns.items()}
+        return FeatureCache(self.feature_NF[keep_N], columns, before_N1[self.start_R1])
 
     @classmethod
     def join(cls, caches: Sequence["FeatureCache"]) -> "FeatureCache":
         """The responses of several, one after the other."""
         length_R = torch.cat([cache.start_R1.diff() for cache in caches])
-        rows = {name: torch.cat([getattr(cache, name) for cache in caches]) for name in COLUMNS}
-        return cls(**rows, start_R1=torch.cat([length_R.new_zeros(1), length_R.cumsum(0)]))
-
-
-def make_batch(mask_BS: Tensor, feature_NF: Tensor, logps_BSK: Tensor, option_BS: Tensor, base_BS: Tensor) -> Batch:
-    """Features of the real segments, and padded rows as the objectives want them."""
-    segment_BS = torch.arange(mask_BS.shape[1], device=mask_BS.device).expand_as(mask_BS)
-    return Batch(widen(feature_NF), Responses(logps_BSK, segment_BS, mask_BS, option_BS, base_BS))
+        columns = {name: torch.cat([cache.columns[name] for cache in caches]) for name in caches[0].columns}
+        feature_NF = torch.cat([cache.feature_NF for cache in caches])
+        return cls(feature_NF, columns, torch.cat([length_R.new_zeros(1), length_R.cumsum(0)]))
 
 
 def widen(feature: Tensor) -> Tensor:
@@ -145,8 +131,3 @@ def widen(feature: Tensor) -> Tensor:
 def stride(total: int, rows: int) -> int:
     """The step that takes about `rows` of `total`."""
     return max(1, total // rows)
-
-
-def _rows(column_N: Tensor, row_BS: Tensor) -> Tensor:
-    # Without any rows at all, whatever is asked for is padding.
-    return column_N[row_BS] if len(column_N) else column_N.new_zeros(*row_BS.shape, *column_N.shape[1:])

@@ -5,6 +5,7 @@ holds nothing else of the file, and a file that is cut short meanwhile is an err
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor
 from latentknobs.data.disk import save_tensors
 from latentknobs.data.featurise import Featurised
 from latentknobs.data.moments import Moments
-from latentknobs.data.segment_batches import COLUMNS
+from latentknobs.data.segment_batches import FEATURES
 from latentknobs.errors import RunError
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
@@ -33,7 +34,7 @@ def write_shard(path: Path, made: Featurised) -> None:
     Raises:
         OSError: with the errno of what went wrong, e.g. ENOSPC for a full disk. Nothing is left behind.
     """
-    tensors = {name: getattr(made.cache, name) for name in (*COLUMNS, "start_R1")}
+    tensors = {FEATURES: made.cache.feature_NF, **made.cache.columns, "start_R1": made.cache.start_R1}
     tensors |= {"mean_F": made.moments.mean_F, "square_F": made.moments.square_F}
     tensors |= {"unreachable_U": torch.tensor(made.unreachable, dtype=torch.long)}
     tensors |= {"count_2": torch.tensor([made.skipped, made.total])}
@@ -41,7 +42,7 @@ def write_shard(path: Path, made: Featurised) -> None:
 
 
 @dataclass(frozen=True)
-class Column:
+class Place:
     """Where a tensor lies in a file: its number format and shape, and the byte at which it begins."""
 
     dtype: torch.dtype
@@ -56,7 +57,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Size of one row."""
-        return self.dtype.itemsize * (self.shape[1] if len(self.shape) > 1 else 1)
+        return self.dtype.itemsize * math.prod(self.shape[1:])
 
 
 class Read(Protocol):
@@ -69,7 +70,8 @@ class Shard:
     """What `write_shard` wrote: its rows on request, everything small in memory.
 
     Attributes:
-        columns: where its tensors lie, by name.
+        places: where its tensors lie, by name.
+        columns: names of those that have a row for every segment, the features first.
         start_R1: (R + 1) where each response begins; the last entry is N, the number of rows.
         moments, unreachable, skipped, total: see `Featurised`.
 
@@ -81,11 +83,12 @@ class Shard:
         self.path = path
         try:
             with safe_open(path, "pt"):  # refuses a damaged header, and a file of another length than that says
-                self.columns = _columns(path)
+                self.places = _places(path)
                 self._stamp = _stamp(path.stat())
             self.start_R1, mean_F, square_F, unreachable_U, count_2 = (self._whole(name) for name in SMALL)
             self.skipped, self.total = count_2.tolist()
-            _check(self.columns, self.start_R1, mean_F)
+            self.columns = (FEATURES, *sorted(self.places.keys() - {FEATURES, *SMALL}))
+            _check({name: self.places[name] for name in self.columns}, self.start_R1, mean_F)
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(path, error) from error
         self.unreachable = tuple(unreachable_U.tolist())
@@ -107,7 +110,7 @@ class Shard:
             raise _damaged(self.path, error) from error
 
     def _read(self, handle: int, name: str, first: int, out: Tensor) -> None:
-        column = self.columns[name]
+        column = self.places[name]
         rows = out.flatten().view(torch.uint8).numpy().data
         start = column.offset + first * column.row_bytes
         while len(rows):
@@ -117,7 +120,7 @@ class Shard:
             rows, start = rows[count:], start + count
 
     def _whole(self, name: str) -> Tensor:
-        out = torch.empty(self.columns[name].shape, dtype=self.columns[name].dtype)
+        out = torch.empty(self.places[name].shape, dtype=self.places[name].dtype)
         with self.reading() as read:
             read(name, 0, out)
         return out
@@ -128,28 +131,26 @@ def _stamp(found: os.stat_result) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _columns(path: Path) -> dict[str, Column]:
+def _places(path: Path) -> dict[str, Place]:
     """The header of a safetensors file: its length in 8 bytes, then JSON; offsets count from its end."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(length))
     known = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if missing := [name for name in (*COLUMNS, *SMALL) if name not in known]:
+    if missing := [name for name in (FEATURES, *SMALL) if name not in known]:
         raise ValueError(f"it has no {missing[0]}")
     if strange := [entry["dtype"] for entry in known.values() if entry["dtype"] not in DTYPES]:
         raise ValueError(f"it holds {strange[0]} numbers")
     return {
-        name: Column(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        name: Place(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in known.items()
     }
 
 
-def _check(columns: dict[str, Column], start_R1: Tensor, mean_F: Tensor) -> None:
+def _check(columns: dict[str, Place], start_R1: Tensor, mean_F: Tensor) -> None:
     ends = start_R1.dim() == 1 and len(start_R1) > 1 and int(start_R1[0]) == 0 and bool((start_R1.diff() >= 0).all())
     N = int(start_R1[-1]) if ends else -1
-    K = columns["logps_NK"].shape[-1]
-    shapes = {"feature_NF": (N, *mean_F.shape), "logps_NK": (N, K), "option_N": (N,), "base_N": (N,)}
-    if any(columns[name].shape != shape for name, shape in shapes.items()):
+    if columns[FEATURES].shape != (N, *mean_F.shape) or any(place.shape[:1] != (N,) for place in columns.values()):
         raise ValueError("its parts do not fit each other")
 
 

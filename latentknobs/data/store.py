@@ -9,12 +9,13 @@ from copy import copy
 from functools import reduce
 from itertools import accumulate, groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentknobs.data.moments import Moments
-from latentknobs.data.segment_batches import COLUMNS, PADDED, Batch, FeatureCache, make_batch, stride, widen
+from latentknobs.data.segment_batches import FEATURES, FeatureCache, Segments, stride, widen
 from latentknobs.data.shard import Shard
 from latentknobs.errors import ConfigError, RunError, UnreachableTokenError
 
@@ -26,7 +27,7 @@ class FeatureStore:
 
     Args:
         ram_bytes: most that may be held in memory, on `device`; a larger store is read anew for every batch. A view made by
-            `columns` counts by itself, by the features that it keeps, and holds nothing until it is read.
+            `select` counts by itself, by the features that it keeps, and holds nothing until it is read.
         device: where batches are wanted.
 
     Attributes:
@@ -47,6 +48,7 @@ class FeatureStore:
         lost = ((first, shard.unreachable) for first, shard in zip(self._first, self.shards, strict=False))
         self.unreachable = tuple(first + r for first, rows in lost for r in rows)
         self.skipped, self.total = (sum(getattr(shard, name) for shard in self.shards) for name in ("skipped", "total"))
+        self.columns = self.shards[0].columns
         self._kept = range(len(self.shards[0].moments.mean_F))
         self._cache: FeatureCache | None = None
         self._check()
@@ -58,51 +60,45 @@ class FeatureStore:
     @property
     def nbytes(self) -> int:
         """Size of all segments with the features that are kept."""
-        return self._row[-1] * sum(self._pick(name, self._empty(name, 1)).nbytes for name in COLUMNS)
+        return self._row[-1] * sum(self._pick(name, self._empty(name, 1)).nbytes for name in self.columns)
 
     @property
     def is_streamed(self) -> bool:
         """Whether batches are read from the disk."""
         return self.nbytes > self.ram_bytes
 
-    def batch(self, response_B: Tensor) -> Batch:
-        """Some responses, by index.
+    def segments(self, response_U: Tensor) -> Segments:
+        """The segments of some responses, by index.
 
         Raises:
             RunError: a shard disappeared or was cut short.
         """
         if not self.is_streamed:
-            return self._loaded().batch(response_B)
-        spans = [self._span(r) for r in response_B.tolist()]
-        length_B = torch.tensor([length for _, _, length in spans])
-        S = max(1, int(length_B.max()))
-        start_B1 = [0, *accumulate(length_B.tolist())]  # features are not padded
-        feature_NF = self._empty("feature_NF", start_B1[-1])
-        padded = [self._empty(name, len(spans), S).zero_() for name in PADDED]
-        order = sorted(range(len(spans)), key=lambda b: spans[b])
-        for s, places in groupby(order, key=lambda b: spans[b][0]):
+            return self._loaded().segments(response_U)
+        spans = [self._span(r) for r in response_U.tolist()]
+        start_U1 = [0, *accumulate(length for _, _, length in spans)]
+        out = {name: self._empty(name, start_U1[-1]) for name in self.columns}
+        order = sorted(range(len(spans)), key=lambda u: spans[u])
+        for s, places in groupby(order, key=lambda u: spans[u][0]):
             here = list(places)
             with self.shards[s].reading() as read:
-                for b in here:
-                    read("feature_NF", spans[b][1], feature_NF[start_B1[b] : start_B1[b + 1]])
-                for name, out_BS in zip(PADDED, padded, strict=True):  # rising positions
-                    for b in here:
-                        _, first, length = spans[b]
-                        read(name, first, out_BS[b, :length])
-        mask_BS = torch.arange(S) < length_B.unsqueeze(1)
-        return make_batch(*(out.to(self.device) for out in (mask_BS, self._pick("feature_NF", feature_NF), *padded)))
+                for name, out_M in out.items():  # rising positions
+                    for u in here:
+                        read(name, spans[u][1], out_M[start_U1[u] : start_U1[u + 1]])
+        feature_MF = widen(self._pick(FEATURES, out.pop(FEATURES)).to(self.device))
+        return Segments(feature_MF, out, torch.tensor(start_U1).diff()).to(self.device)
 
     def sample(self, rows: int) -> Tensor:
         """(n, F) features of about `rows` segments, evenly spread over all."""
         if not self.is_streamed:
             return self._loaded().sample(rows)
         step = stride(self._row[-1], rows)
-        out_NF = self._empty("feature_NF", -(-self._row[-1] // step))
+        out_NF = self._empty(FEATURES, -(-self._row[-1] // step))
         for shard, start, end in zip(self.shards, self._row, self._row[1:], strict=False):
             with shard.reading() as read:
                 for row in range(-(-start // step) * step, end, step):
-                    read("feature_NF", row - start, out_NF[row // step : row // step + 1])
-        return widen(self._pick("feature_NF", out_NF).to(self.device))
+                    read(FEATURES, row - start, out_NF[row // step : row // step + 1])
+        return widen(self._pick(FEATURES, out_NF).to(self.device))
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """(F) mean and (F) standard deviation of the features over all segments, those left out included, in float64.
@@ -110,24 +106,24 @@ class FeatureStore:
         Added up in the order of the shards: the same number whoever made them, and whatever is in memory.
         """
         moments = reduce(Moments.__add__, [shard.moments for shard in self.shards])
-        return self._pick("feature_NF", moments.mean_F), self._pick("feature_NF", moments.std_F)
+        return self._pick(FEATURES, moments.mean_F), self._pick(FEATURES, moments.std_F)
 
-    def columns(self, kept: slice) -> "FeatureStore":
+    def select(self, kept: slice) -> "FeatureStore":
         """The same responses with some of their features only. Reads nothing yet."""
         view = copy(self)
         view._kept = self._kept[kept]
-        view._cache = None if self._cache is None else self._cache.columns(kept)
+        view._cache = None if self._cache is None else self._cache.select(kept)
         return view
 
     def _empty(self, name: str, *rows: int) -> Tensor:
         """Room for rows of a column, as they are on the disk."""
-        column = self.shards[0].columns[name]
+        column = self.shards[0].places[name]
         return torch.empty(*rows, *column.shape[1:], dtype=column.dtype)
 
     def _pick(self, name: str, rows_N: Tensor) -> Tensor:
         """Rows of a column with the features that are kept."""
         kept = slice(self._kept.start, self._kept.stop, self._kept.step)
-        return rows_N[..., kept] if name == "feature_NF" else rows_N
+        return rows_N[..., kept] if name == FEATURES else rows_N
 
     def _span(self, response: int) -> tuple[int, int, int]:
         """The shard of a response, its first row there, and how many it has."""
@@ -140,7 +136,8 @@ class FeatureStore:
         if self._cache is None:
             ends = [shard.start_R1[1:] + row for shard, row in zip(self.shards, self._row, strict=False)]
             start_R1 = torch.cat([torch.zeros(1, dtype=torch.long), *ends]).to(self.device)
-            self._cache = FeatureCache(**{name: self._load(name) for name in COLUMNS}, start_R1=start_R1)
+            columns = {name: self._load(name) for name in self.columns}
+            self._cache = FeatureCache(columns.pop(FEATURES), columns, start_R1)
         return self._cache
 
     def _load(self, name: str) -> Tensor:
@@ -148,7 +145,7 @@ class FeatureStore:
         width = self._pick(name, self._empty(name, 0)).shape[1:]
         out_N = torch.empty(self._row[-1], *width, dtype=self._empty(name, 0).dtype, device=self.device)
         for shard, start, end in zip(self.shards, self._row, self._row[1:], strict=False):
-            size = max(1, CHUNK // shard.columns[name].row_bytes)
+            size = max(1, CHUNK // shard.places[name].row_bytes)
             with shard.reading() as read:
                 for row in range(start, end, size):
                     part = self._empty(name, min(size, end - row))
@@ -159,10 +156,10 @@ class FeatureStore:
     def _check(self) -> None:
         first = self.shards[0]
         for shard in self.shards:
-            if any(shard.columns[name].kind != first.columns[name].kind for name in COLUMNS):
+            if _kinds(shard) != _kinds(first):
                 raise RunError(
-                    f"{str(shard.path)!r} and {str(first.path)!r} hold different features or options, so they are of different "
-                    "runs. Delete both and give the same command again: that makes them again."
+                    f"{str(shard.path)!r} and {str(first.path)!r} hold different features, columns or options, so they are of "
+                    "different runs. Delete both and give the same command again: that makes them again."
                 )
         if not self.total:
             raise UnreachableTokenError(
@@ -174,3 +171,8 @@ class FeatureStore:
                 f"All {self.total} segments are about as likely under each option and were left out, so there is nothing to "
                 "learn from. Lower min_spread, or give the knobs wider grids."
             )
+
+
+def _kinds(shard: Shard) -> dict[str, Any]:
+    """Number format and shape of a row of every column."""
+    return {name: shard.places[name].kind for name in shard.columns}

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from latentknobs.data.examples import Pair
 from latentknobs.data.prompts import Prompt, check_messages, check_text
 from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.errors import DataError
-from latentknobs.learners.lpo.pairs import Pair
 
 SIDES = ("chosen", "rejected")
 # Columns that are no columns of the prompt. The names of the ids are those that TRL gives them itself.

@@ -52,6 +52,15 @@ def width(names: Sequence[str], hidden_size: int) -> int:
     return sum(hidden_size if name == HIDDEN else 1 for name in names)
 
 
+def part_of(names: Sequence[str], wanted: Sequence[str], total: int) -> slice:
+    """Where the features `wanted`, which follow each other in `names`, are among the `total` columns of all of them."""
+    first = list(names).index(wanted[0])
+    assert list(names[first : first + len(wanted)]) == list(wanted)
+    hidden_size = total - (len(names) - 1)
+    start = width(names[:first], hidden_size)
+    return slice(start, start + width(wanted, hidden_size))
+
+
 def read_features(names: Sequence[str], hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
     """(N, F) the named features, in the given order, in float32 (float64 stays).
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
-from latentknobs.data.preferences import Preferences, check_objective, prompt_rows, read_preferences
+from latentknobs.data.preferences import Preferences, prompt_rows, read_preferences
 from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, is_held_out, make_prompts, split_prompts
 from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import SIDES
 from latentknobs.engines.transformers.frozen import context_length
 from latentknobs.errors import ConfigError, DataError, did_you_mean
+from latentknobs.learners.find import find_learner
 from latentknobs.models.loading import TESTBED, freeze, load_model
 from latentknobs.rewards import Rewards, RewardSpec, resolve_rewards
 
@@ -25,7 +26,7 @@ class Sources:
 
     Attributes:
         train, evaluation: disjoint prompts.
-        second: the second score of the pair rule top_bottom, if any.
+        second: the second score, if any.
         preferences: pairs from elsewhere that take the place of the first round's rollouts, if any.
     """
 
@@ -52,14 +53,13 @@ def gather(
     """The sources of a run; arguments given as objects take the place of what the config names.
 
     Raises:
-        ConfigError: a model without its tokenizer or with another one's, a name nobody knows, or an objective that cannot
-            learn from preferences.
+        ConfigError: a model without its tokenizer or with another one's, or an unknown name; what the learner cannot learn from.
         DataError: prompts that are missing, malformed, too long, too few, or shared by both splits; malformed preferences.
         NoPairsError: no given preference can be used.
     """
     pairs = preferences if preferences is not None else config.preferences
-    if pairs is not None:
-        check_objective(config.objective)
+    has_second = second_reward is not None or config.second_reward is not None
+    find_learner(config.learner).check(config["learner"], has_preferences=pairs is not None, has_second=has_second)
     if model is None:
         model, loaded = load_model(config.model, config)
         tokenizer = tokenizer or loaded
@@ -72,8 +72,6 @@ def gather(
     first = resolve_rewards(reward if reward is not None else config.reward, config.reward_weights)
     other = second_reward if second_reward is not None else config.second_reward
     second = resolve_rewards(other) if other is not None else None
-    if config.pair_rule == "top_bottom" and second is None:
-        raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
     held_out: set[str] = set()
     if alone := pairs is not None and prompts is None and "prompts" not in config.given:
         pairs = list(read_rows(pairs, SIDES, "preferences"))

@@ -1,70 +1,74 @@
-"""Gathers what `diagnose` judges, from pieces that a run holds anyway. Nothing here runs the language model."""
+"""Gathers what `diagnose` and a learner's `findings` judge, from pieces that a run holds anyway. Nothing here runs the LM."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from torch import nn
 from torch.nn.functional import one_hot
 
 from latentknobs.config import TrainConfig
+from latentknobs.data.examples import Example
 from latentknobs.data.segment_batches import Features
 from latentknobs.heads.option_head import OptionHead
-from latentknobs.learners.lpo import entropy
-from latentknobs.learners.lpo.pairs import Pair
+from latentknobs.learners.base import Count, Fitted, Learner
 from latentknobs.policies import Pick
-from latentknobs.training.diagnostics import NONE, Count, Facts
-from latentknobs.training.optimise import SEGMENTS, validate
+from latentknobs.training.diagnostics import NONE, Facts
+from latentknobs.training.fit import SEGMENTS, evaluate
 from latentknobs.training.processes import Processes
 
 RESPONSES, TOGETHER = 64, 8  # of each task that option usage is read off; at a time
-PAIRS = 512  # of each kind that accuracies are read off
+EXAMPLES = 512  # of each kind that metrics are read off
 T = TypeVar("T")
 
 
 def facts_of_round(
-    head: OptionHead,
+    learner: Learner,
+    module: nn.Module,
     features: Features,
-    train: Sequence[Pair],
-    held_out: Sequence[Pair],
+    train: Sequence[Example],
+    held_out: Sequence[Example],
     config: TrainConfig,
     *,
-    options: Sequence[str],
     task_P: Sequence[str],
-    lengths: Sequence[tuple[int, int]],
+    length_R: Sequence[int],
     prompt_N: Sequence[int] = (),
     reward_N: Sequence[float | None] = (),
     skipped: Count = NONE,
-    reference: OptionHead | None = None,
+    reference: nn.Module | None = None,
     processes: Processes | None = None,
-) -> Facts:
-    """What one round shows. To be called in all processes; each gets the same.
+) -> tuple[Facts, list[str]]:
+    """What one round shows, and what its learner finds. To be called in all processes; each gets the same.
 
     Args:
-        features: those that the head reads.
-        train, held_out: `chosen` and `rejected` index responses of the features, `prompt` a prompt.
-        options: the words for each option.
+        features: those that the module reads.
+        train, held_out: of responses of the features.
         task_P: the task of each prompt.
-        lengths: tokens of the chosen and of the rejected response of each pair.
-        prompt_N, reward_N: the prompt and the reward of each of the N rollouts (None where it failed); nothing for given pairs.
+        length_R: tokens of each response of the features.
+        prompt_N, reward_N: the prompt and the reward of each of the N rollouts (None where it failed); empty without rollouts.
         skipped: segments left out by `min_spread`, of all.
     """
-    pairs = [*train, *held_out]
-    told = {r: task_P[pair.prompt] for pair in pairs for r in (pair.chosen, pair.rejected)}
-    log_pi_NK = head(features.sample(SEGMENTS).to(head.shift_F.device), fold=True).detach()
-    return Facts(
-        options=options,
-        usage=option_usage(head, features, told, config.pick),
-        entropy=entropy(log_pi_NK).mean().item(),
-        prompts=Counter(task_P),
-        pairs=Counter(task_P[pair.prompt] for pair in pairs),
+    tasks = {r: task_P[example.prompt] for example in (*train, *held_out) for r in example.responses}
+    space = learner.inputs.space
+    facts = Facts(
+        options=[space.label(k) for k in range(space.K)],
+        usage=option_usage(module, features, tasks, config.pick) if isinstance(module, OptionHead) else {},
+        entropy=mean_entropy(module, features) if isinstance(module, OptionHead) else None,
         tied=tied_prompts(prompt_N, reward_N),
-        lengths=lengths,
-        train=ordered_rightly(head, features, train, config, reference, processes),
-        held_out=ordered_rightly(head, features, held_out, config, reference, processes),
         skipped=skipped,
         failed=Count(sum(reward is None for reward in reward_N), len(reward_N)),
     )
+    sides = [evenly(side, EXAMPLES) for side in (train, held_out)]
+    means = [evaluate(learner, module, features, side, config, reference, processes) if side else {} for side in sides]
+    fitted = Fitted([*train, *held_out], means[0], means[1], len(sides[0]), len(sides[1]), task_P, length_R)
+    return facts, learner.findings(fitted)
+
+
+@torch.no_grad()
+def mean_entropy(head: OptionHead, features: Features) -> float:
+    """Of the head's choices in some segments, in nats."""
+    log_pi_NK = head(features.sample(SEGMENTS).to(head.shift_F.device), fold=True)
+    return float(-(log_pi_NK.exp() * log_pi_NK).sum(-1).mean())
 
 
 @torch.no_grad()
@@ -80,8 +84,8 @@ def option_usage(head: OptionHead, features: Features, tasks: dict[int, str], pi
         rows = evenly(sorted(r for r, name in tasks.items() if name == task), RESPONSES)
         parts = []
         for start in range(0, len(rows), TOGETHER):
-            batch = features.batch(torch.tensor(rows[start : start + TOGETHER]))
-            log_pi_NK = head(batch.feature_NF.to(head.shift_F.device), fold=True)
+            segments = features.segments(torch.tensor(rows[start : start + TOGETHER]))
+            log_pi_NK = head(segments.feature_MF.to(head.shift_F.device), fold=True)
             parts.append(one_hot(log_pi_NK.argmax(-1), log_pi_NK.shape[-1]).double() if pick == "greedy" else log_pi_NK.exp())
         share_NK = torch.cat(parts)
         if len(share_NK):
@@ -97,18 +101,6 @@ def tied_prompts(prompt_N: Sequence[int], reward_N: Sequence[float | None]) -> C
             rewards.setdefault(prompt, []).append(reward)
     several = [values for values in rewards.values() if len(values) > 1]
     return Count(sum(min(values) == max(values) for values in several), len(several))
-
-
-def ordered_rightly(
-    head: OptionHead, features: Features, pairs: Sequence[Pair], config: TrainConfig, reference: OptionHead | None = None,
-    processes: Processes | None = None,
-) -> Count:  # fmt: skip
-    """How many pairs the head orders as the reward did, of at most 512 evenly spread ones."""
-    some = evenly(pairs, PAIRS)
-    if not some:
-        return NONE
-    accuracy = validate(head, features, some, config, reference, processes)["validation_accuracy"]
-    return Count(round(accuracy * len(some)), len(some))
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

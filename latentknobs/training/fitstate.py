@@ -4,51 +4,50 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import get_scheduler
 
 from latentknobs.config import TrainConfig
 from latentknobs.errors import RunError
-from latentknobs.heads.option_head import OptionHead
 from latentknobs.training.checkpoint import Checkpoint, Saved
 
 
 class FitState:
-    """A head, its optimiser, and what decides the next steps.
+    """A module, its optimiser, and what decides the next steps.
 
     Attributes:
         step: how many are done.
-        generator: draws the pairs of each step.
+        generator: draws the examples of each step.
         best: weights of the step with the least validation loss, `best_loss`.
-        best_accuracy: the best held-out preference accuracy, and `stale` checks since it was reached.
+        best_watched: the best value of the metric that early stopping watches, and `stale` checks since it was reached.
     """
 
-    def __init__(self, head: OptionHead, config: TrainConfig) -> None:
-        self.head = head
-        self.optimiser = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+        self.module = module
+        self.optimiser = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.schedule = get_scheduler(name, self.optimiser, config.warmup, config.steps)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
         self.best, self.best_loss = self._weights(), math.inf
-        self.best_accuracy, self.stale = -math.inf, 0
+        self.best_watched, self.stale = -math.inf, 0
 
-    def judge(self, loss: float, accuracy: float) -> None:
+    def judge(self, loss: float, watched: float) -> None:
         """Takes note of a validation."""
         if loss < self.best_loss:
             self.best, self.best_loss = self._weights(), loss
-        self.stale = 0 if accuracy > self.best_accuracy else self.stale + 1
-        self.best_accuracy = max(accuracy, self.best_accuracy)
+        self.stale = 0 if watched > self.best_watched else self.stale + 1
+        self.best_watched = max(watched, self.best_watched)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes everything down."""
         moments = self.optimiser.state_dict()["state"]
         tensors = {
-            **{f"head.{name}": value for name, value in self._weights().items()},
+            **{f"module.{name}": value for name, value in self._weights().items()},
             **{f"best.{name}": value for name, value in self.best.items()},
             **{f"optimiser.{n}.{name}": value for n, state in moments.items() for name, value in state.items()},
             "generator": self.generator.get_state(),
-            "scores": torch.tensor([self.best_loss, self.best_accuracy], dtype=torch.float64),  # infinite ones too
+            "scores": torch.tensor([self.best_loss, self.best_watched], dtype=torch.float64),  # infinite ones too
         }
         checkpoint.save(self.step, tensors, {"stale": self.stale, "schedule": self.schedule.state_dict()})
 
@@ -56,14 +55,14 @@ class FitState:
         """Goes back to where `save` was.
 
         Raises:
-            RunError: it is of a head with other sizes.
+            RunError: it is of a module with other sizes.
         """
         tensors = saved.tensors
-        weights, best = _under("head.", tensors), _under("best.", tensors)
+        weights, best = _under("module.", tensors), _under("best.", tensors)
         if {name: value.shape for name, value in weights.items()} != {name: v.shape for name, v in self._weights().items()}:
-            raise RunError("The checkpoint of this head is of a head with other sizes. Delete it to train from the beginning.")
-        self.head.load_state_dict(weights)
-        self.best = {name: value.to(self.head.shift_F.device) for name, value in best.items()}
+            raise RunError("The checkpoint is of a module with other sizes. Delete it to train from the beginning.")
+        self.module.load_state_dict(weights)
+        self.best = {name: value.to(device_of(self.module)) for name, value in best.items()}
         moments: dict[int, dict[str, Tensor]] = {}
         for path, value in _under("optimiser.", tensors).items():
             number, _, name = path.partition(".")
@@ -73,12 +72,17 @@ class FitState:
         for group, rate in zip(self.optimiser.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         self.generator.set_state(tensors["generator"])
-        self.best_loss, self.best_accuracy = tensors["scores"].tolist()
+        self.best_loss, self.best_watched = tensors["scores"].tolist()
         self.stale, self.step = int(saved.facts["stale"]), saved.step
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.head.state_dict().items()}
+        return {name: value.clone() for name, value in self.module.state_dict().items()}
 
 
 def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    return next(module.parameters()).device

@@ -61,26 +61,27 @@ class Plan:
 
 
 def make_plan(
-    folder: Path, config: TrainConfig, options: int, prompts: int, evaluation: int, given: int | None, processes: int
+    folder: Path, config: TrainConfig, options: int, prompts: int, evaluation: int, given: int | None, processes: int, used: int
 ) -> Plan:  # fmt: skip
     """The plan of a run that starts now, with what an earlier run of the same settings had begun.
 
     Args:
         options: K, constants that are evaluated.
         prompts, evaluation: training and held-out prompts.
-        given: responses in pairs from elsewhere; None where the first round rolls out.
+        used: most rollouts of a prompt that the learner reads.
+        given: responses from elsewhere; None where the first round rolls out.
     """
     stages: dict[str, int] = {}
     for number in range(1, config.rounds + 1):
         name = f"round-{number}"
         stages[f"{name}/prompts"] = given if given is not None and number == 1 else prompts
         if given is not None and number == 1:
-            stages |= {f"{name}/rollouts": given, f"{name}/pairs": 1, f"{name}/features": given}
+            stages |= {f"{name}/rollouts": given, f"{name}/examples": 1, f"{name}/features": given}
         else:
             responses = prompts * config.rollouts
             stages |= {f"{name}/rollouts": responses, f"{name}/scores": responses}
             stages |= {f"{name}/second_scores": responses} if config.second_reward else {}
-            stages |= {f"{name}/pairs": 1, f"{name}/features": min(responses, 2 * prompts * config.pairs_per_prompt)}
+            stages |= {f"{name}/examples": 1, f"{name}/features": prompts * used}
         stages[f"{name}/heads"] = config.steps * (2 if number == 1 else 1)
     if evaluation:
         tune = options * min(config.tune_size, prompts)

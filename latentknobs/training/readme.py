@@ -11,8 +11,11 @@ FILES = (
     ("`round-N/prompts.jsonl`", "the prompts of the round, their tokens, and their other columns"),
     ("`round-N/rollouts/`", "sampled responses: index of the prompt, token ids, the option of each token, text"),
     ("`round-N/scores/`", "their rewards, line by line; null where the reward failed"),
-    ("`round-N/pairs.jsonl`", "which was chosen over which, as line numbers of all rollouts from 0"),
-    ("`round-N/features/`", "what the head is trained on: features and likelihood tables of the pairs"),
+    (
+        "`round-N/examples.jsonl`",
+        "what is learned from, as line numbers of all rollouts from 0; for lpo, chosen, rejected",
+    ),
+    ("`round-N/features/`", "what the head is trained on: features and likelihood tables of the examples"),
     ("`round-N/heads/`", "the learned head and the entropy-only baseline"),
     ("`metrics.jsonl`", "loss of every step, validation of about every twentieth part of them"),
     ("`tuning/`, `evaluation/`", "responses of every policy to training and held-out prompts, their scores, and `summary.json`"),

@@ -1,4 +1,4 @@
-"""A finished round, read from its files alone: prompts, rollouts, scores and pairs."""
+"""A finished round, read from its files alone: prompts, rollouts, scores and examples."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from latentknobs.data.examples import Example, Pair
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import RunError
-from latentknobs.learners.lpo.pairs import Pair
 from latentknobs.training.sampling import read_all, read_scores
 
 
@@ -19,14 +19,25 @@ class RoundData:
 
     Attributes:
         rollouts: responses, whose `prompt` indexes `prompts`.
-        scores: of each rollout; None where the reward failed, or for pairs from elsewhere.
-        pairs: of indices into `rollouts`.
+        scores: of each rollout; None where the reward failed, or for responses from elsewhere.
+        examples: what was learned from, as indices into `rollouts`.
     """
 
     prompts: list[Prompt]
     rollouts: list[Rollout]
     scores: list[float | None]
-    pairs: list[Pair]
+    examples: list[Example]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The examples as preference pairs.
+
+        Raises:
+            RunError: they are not pairs.
+        """
+        if any(len(example.responses) != 2 for example in self.examples):
+            raise RunError("The learner of this run learns from single responses, so there are no pairs. Choose a run of lpo.")
+        return [Pair.of(example) for example in self.examples]
 
 
 def prompt_lines(prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
@@ -35,36 +46,37 @@ def prompt_lines(prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
         yield json.loads(json.dumps(asdict(prompt), default=str))
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Pairs of indices into the rollouts."""
-    return [Pair(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_examples(path: Path) -> list[Example]:
+    """Examples of indices into the rollouts."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [Example(row["prompt"], tuple(row["responses"]), row["weight"]) for row in rows]
 
 
 def load_round(run: Path, number: int | None = None) -> RoundData:
-    """A round of a run; None is the last that has pairs.
+    """A round of a run; None is the last that has examples.
 
     Raises:
         RunError: there is no such round, or a file of it is damaged.
     """
-    found = sorted(int(path.parent.name[6:]) for path in run.glob("round-*/pairs.jsonl") if path.parent.name[6:].isdigit())
+    found = sorted(int(path.parent.name[6:]) for path in run.glob("round-*/examples.jsonl") if path.parent.name[6:].isdigit())
     if not found or (number is not None and number not in found):
-        told = f"rounds with pairs: {', '.join(map(str, found))}" if found else "it has no round with pairs yet"
-        asked = "" if number is None else f" {number}"
-        raise RunError(f"There is no round{asked} in {str(run)!r} ({told}). Give the output_dir of `latentknobs train`.")
+        known = f"finished rounds: {', '.join(map(str, found))}" if found else "no round is finished yet"
+        wanted = "" if number is None else f" {number}"
+        raise RunError(f"There is no round{wanted} in {str(run)!r} ({known}). Give the output_dir of `latentknobs train`.")
     folder = run / f"round-{number or found[-1]}"
     try:
         rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
         prompts = [_prompt(row) for row in rows]
         rollouts = list(read_all(sorted((folder / "rollouts").glob("*.jsonl"))))
         scores = read_scores(sorted((folder / "scores").glob("*.jsonl"))) or [None] * len(rollouts)
-        pairs = read_pairs(folder / "pairs.jsonl")
+        examples = read_examples(folder / "examples.jsonl")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, RunError):
             raise
         raise RunError(
             f"A file in {str(folder)!r} is missing or damaged ({error!r}). `latentknobs train --resume` makes it again."
         ) from error
-    return RoundData(prompts, rollouts, scores, pairs)
+    return RoundData(prompts, rollouts, scores, examples)
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:

@@ -1,153 +1,172 @@
-"""One round of LPO: roll out -> score -> pair -> featurise -> optimise, each a stage of files that can be reused."""
+"""One round: roll out -> score -> examples -> featurise -> fit, each a stage of files that can be reused, for any learner."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from latentknobs.config import TrainConfig
 from latentknobs.content import digest
+from latentknobs.data.examples import Example, drop_unreachable
 from latentknobs.data.featurise import featurise
-from latentknobs.data.preferences import Preferences, drop_unreachable
-from latentknobs.data.prompts import is_held_out
+from latentknobs.data.prompts import Prompt, is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
 from latentknobs.engines.transformers.frozen import input_device
+from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import task_of
-from latentknobs.heads.segmenters import Segmenter
-from latentknobs.knobs.space import KnobSpace
-from latentknobs.learners.lpo.pairs import Pair, pick_pairs
+from latentknobs.learners.base import Count, Learner
 from latentknobs.models.sources import Sources
-from latentknobs.policies import BalancedPolicy, HeadPolicy, UniformPolicy
 from latentknobs.progress import Advance
-from latentknobs.training.diagnostics import Count, Facts
+from latentknobs.training.diagnostics import Facts
 from latentknobs.training.facts import facts_of_round
-from latentknobs.training.fitting import PARTS, Fitting, Heads
-from latentknobs.training.round_data import prompt_lines, read_pairs
+from latentknobs.training.modules import BASELINE, MAIN, Fitting, Modules
+from latentknobs.training.round_data import prompt_lines, read_examples
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read_scores, sample, score_files, shares_model
 from latentknobs.training.subject import model_input, reward_input
 
-BASELINE = "entropy"  # the one feature of the baseline head, always the last column of the store
 
-
-class Round:
-    """Round `number` of a run. `previous` holds the heads that sample, are refined, and are referred to.
+def run_round(
+    run: RunDir, config: TrainConfig, sources: Sources, learners: Mapping[str, Learner], number: int, key: str,
+    previous: Modules | None,
+) -> tuple[Modules, Facts, list[str]]:  # fmt: skip
+    """Round `number` of a run: its modules, what it shows about known failures, and what the learner itself finds.
 
     Args:
+        learners: by part: `main` on the run's features, and `entropy`, the baseline.
         key: digest of the model, the space, and the level.
+        previous: the modules that explore, are refined, and are referred to.
     """
+    given = sources.preferences if number == 1 else None
+    one = _Round(run, config, sources, learners, number, key, previous, given.prompts if given else sources.train)
+    one.write_prompts()
+    rollouts = one.write_given() if given else one.sample()
+    scores, second = ([], []) if given else one.score(rollouts)
+    path = one.write_examples(rollouts, scores, second)
+    examples = read_examples(path)
+    used = sorted({n for example in examples for n in example.responses})
+    key = f"{key} {model_input(one.prompts)} {run.content([*rollouts, path])}"
+    store = one.featurise(rollouts, used, key)
+    place = {n: i for i, n in enumerate(used)}
+    local = [Example(e.prompt, tuple(place[n] for n in e.responses), e.weight) for e in examples]
+    if given:
+        local, sentence = drop_unreachable(local, set(store.unreachable))
+        run.say(sentence)
+    train, held_out = one.validation_split(local)
+    fitting = Fitting(run, config, learners, one.stored, number, input_device(sources.model), previous)
+    modules = fitting.modules(store, train, held_out, f"{key} {config.digest('features')}")
+    answers = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
+    facts, findings = facts_of_round(
+        learners[MAIN], modules.main, fitting.seen(store, MAIN), train, held_out, config,
+        task_P=[task_of(prompt) for prompt in one.prompts], length_R=[answers[n][1] for n in used],
+        prompt_N=[prompt for prompt, _ in answers] if scores else (), reward_N=read_scores(scores),
+        skipped=Count(store.skipped, store.total), reference=previous.main if previous else None, processes=run.processes,
+    )  # fmt: skip
+    return modules, facts, findings
 
-    def __init__(
-        self, run: RunDir, config: TrainConfig, sources: Sources, space: KnobSpace, segmenter: Segmenter, number: int,
-        key: str, previous: Heads | None,
-    ) -> None:  # fmt: skip
-        self.run, self.config, self.sources, self.space, self.segmenter = run, config, sources, space, segmenter
-        self.name = f"round-{number}"
-        self.number, self.key, self.previous = number, key, previous
-        self.given = sources.preferences if number == 1 else None
-        self.prompts = self.given.prompts if self.given else sources.train
 
-    def play(self) -> tuple[Heads, Facts]:
-        """The heads after this round, and what it shows about known failures."""
-        self._write_prompts()
-        rollouts, scores, pairs_path = self._given(self.given) if self.given else self._sampled()
-        pairs = read_pairs(pairs_path)
-        used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
-        key = f"{self.key} {model_input(self.prompts)} {self.run.content([*rollouts, pairs_path])}"
-        store = self._features(rollouts, used, key)
-        place = {n: i for i, n in enumerate(used)}
-        local = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
-        if self.given:
-            local, sentence = drop_unreachable(local, set(store.unreachable))
-            self.run.say(sentence)
-        train, held_out = self._validation_split(local)
-        device = input_device(self.sources.model)
-        fitting = Fitting(self.run, self.config, self.space, self.number, device, self.previous)
-        heads = fitting.heads(store, train, held_out, f"{key} {self.config.digest('features')}")
-        asked = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
-        lengths = [(asked[pair.chosen][1], asked[pair.rejected][1]) for pair in pairs]
-        scored = {"prompt_N": [prompt for prompt, _ in asked], "reward_N": read_scores(scores)} if scores else {}
-        return heads, self._facts(heads, store, train, held_out, lengths=lengths, **scored)
+@dataclass(frozen=True)
+class _Round:
+    """The stages of `run_round`; see there."""
 
-    def _facts(
-        self, heads: Heads, store: FeatureStore, train: list[Pair], held_out: list[Pair], **told: Any
-    ) -> Facts:  # fmt: skip
-        return facts_of_round(
-            heads.main, store.columns(PARTS["main"]), train, held_out, self.config,
-            options=[self.space.label(k) for k in range(self.space.K)], task_P=[task_of(prompt) for prompt in self.prompts],
-            skipped=Count(store.skipped, store.total), reference=self.previous.main if self.previous else None,
-            processes=self.run.processes, **told,
-        )  # fmt: skip
+    run: RunDir
+    config: TrainConfig
+    sources: Sources
+    learners: Mapping[str, Learner]
+    number: int
+    key: str
+    previous: Modules | None
+    prompts: Sequence[Prompt]
 
-    def _write_prompts(self) -> None:
-        """What the rollouts' indices of prompts mean, for whoever reads them later."""
+    @property
+    def name(self) -> str:
+        return f"round-{self.number}"
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names of the features in the store: those of the run, and the baseline's."""
+        return tuple(dict.fromkeys(name for part in (MAIN, BASELINE) for name in self.learners[part].inputs.features))
+
+    def write_prompts(self) -> None:
+        """What the rollouts' indices of prompts mean, for later readers."""
         key = f"{model_input(self.prompts)} {reward_input(self.prompts)}"
-        task = Task(
-            f"{self.name}/prompts.jsonl",
-            key,
-            lambda path, advance: write_lines(path, prompt_lines(self.prompts)),
-            len(self.prompts),
-        )
-        self.run.stage(f"{self.name}/prompts", [task])
-
-    def _sampled(self) -> tuple[list[Path], list[Path], Path]:
-        """Rollouts of this round's policy, their scores, and the pairs that these make."""
-        run, config, sources = self.run, self.config, self.sources
-        if self.previous is None:
-            first = {"uniform": UniformPolicy, "balanced": BalancedPolicy}[config.first_round]
-            asked = PolicyRun("", first(self.space, self.segmenter), config.first_round)
-        else:
-            policy = HeadPolicy(self.previous.main, self.space, self.segmenter, config.features, "sample")
-            asked = PolicyRun("", policy, f"{self.previous.key} {config.features}")
-        [rollouts] = sample(
-            run, config, sources, self.name, sources.train, [asked], copies=config.rollouts,
-            seed=config.seed * 1009 + self.number, key=self.key,
-        )  # fmt: skip
-        scores = score_files(run, sources.reward, self.name, sources.train, rollouts)
-        second = score_files(run, sources.second, self.name, sources.train, rollouts, "second_scores") if sources.second else None
 
         def make(path: Path, advance: Advance) -> None:
-            prompt_N = [rollout.prompt for rollout in read_all(rollouts)]
-            second_N = read_scores(second) if second else None
-            pairs = pick_pairs(
-                prompt_N, read_scores(scores), config.pair_rule, second_N=second_N, top=config.top,
-                per_prompt=config.pairs_per_prompt, seed=config.seed,
-            )  # fmt: skip
-            write_lines(path, pairs)
+            write_lines(path, prompt_lines(self.prompts))
 
-        key = config.digest("examples", str(run.content([*rollouts, *scores, *(second or ())])))
-        return rollouts, scores, run.stage(f"{self.name}/pairs", [Task(f"{self.name}/pairs.jsonl", key, make)])[0]
+        self.run.stage(f"{self.name}/prompts", [Task(f"{self.name}/prompts.jsonl", key, make, len(self.prompts))])
 
-    def _given(self, given: Preferences) -> tuple[list[Path], list[Path], Path]:
-        """Pairs from elsewhere, written down like our own."""
+    def sample(self) -> list[Path]:
+        """Rollouts of the learner's explorer."""
+        learner, config = self.learners[MAIN], self.config
+        policy = learner.explorer(self.previous.main if self.previous else None)
+        if policy is None:
+            raise ConfigError(
+                f"The learner {learner.name!r} learns from text that is there, and the run has none. Set preferences, or choose "
+                "another learner."
+            )
+        [rollouts] = sample(
+            self.run, config, self.sources, self.name, self.prompts, [PolicyRun("", policy, policy.identity())],
+            copies=config.rollouts, seed=config.seed * 1009 + self.number, key=self.key,
+        )  # fmt: skip
+        return rollouts
+
+    def score(self, rollouts: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+        """Files of the rewards of some rollouts, and of their second scores if there are such."""
+        scores = score_files(self.run, self.sources.reward, self.name, self.prompts, rollouts)
+        if self.sources.second is None:
+            return scores, []
+        return scores, score_files(self.run, self.sources.second, self.name, self.prompts, rollouts, "second_scores")
+
+    def write_given(self) -> list[Path]:
+        """Responses from elsewhere, written down like our own."""
+        given = self.sources.preferences
+        assert given is not None
         self.run.say(given.summary)
-        key = digest([[r.prompt, r.ids] for r in given.rollouts], given.pairs)
+        key = digest([[r.prompt, r.ids] for r in given.rollouts])
 
-        def task(name: str, rows: Sequence[Rollout] | Sequence[Pair]) -> Task:
-            return Task(f"{self.name}/{name}", key, lambda path, advance: write_lines(path, rows), len(rows))
+        def make(path: Path, advance: Advance) -> None:
+            write_lines(path, given.rollouts)
 
-        [rollouts] = self.run.stage(f"{self.name}/rollouts", [task("rollouts/00000.jsonl", given.rollouts)])
-        return [rollouts], [], self.run.stage(f"{self.name}/pairs", [task("pairs.jsonl", given.pairs)])[0]
+        task = Task(f"{self.name}/rollouts/00000.jsonl", key, make, len(given.rollouts))
+        return self.run.stage(f"{self.name}/rollouts", [task])
 
-    def _features(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
-        """What the head is trained on: the responses `used`, in their order."""
+    def write_examples(self, rollouts: Sequence[Path], scores: Sequence[Path], second: Sequence[Path]) -> Path:
+        """What the learner learns from: of scored rollouts, or as given."""
+        learner, given = self.learners[MAIN], self.sources.preferences
+        examples = None if scores or given is None else learner.from_preferences(given)
+
+        def make(path: Path, advance: Advance) -> None:
+            made = examples or learner.examples(
+                read_all(rollouts), read_scores(scores), read_scores(second) if second else None
+            )  # fmt: skip
+            write_lines(path, made)
+
+        content = self.run.content([*rollouts, *scores, *second])
+        key = self.config.digest("examples", f"{learner.version} {content} {digest(examples)}")
+        return self.run.stage(f"{self.name}/examples", [Task(f"{self.name}/examples.jsonl", key, make)])[0]
+
+    def featurise(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
+        """What the learner is trained on: the responses `used`, in their order."""
         config, sources, size = self.config, self.sources, self.config.shard_size
-        key = config.digest("features", key)
+        learner = self.learners[MAIN]
+        columns = learner.columns(learner.settings)
+        key = config.digest("features", f"{key} {sorted(columns)} {learner.version}")
         ends = list(accumulate(map(count_lines, rollouts)))
         chunks = [used[start : start + size] for start in range(0, len(used), size)]
 
         def task(number: int) -> Task:
             def make(path: Path, advance: Advance) -> None:
                 made = featurise(
-                    sources.model, self.prompts, pick_rows(rollouts, ends, chunks[number]), self.space, self.segmenter,
-                    (*config.features, BASELINE), floor=config.floor, min_spread=config.min_spread,
-                    unreachable="drop" if self.given else "refuse", dtype=getattr(torch, config.feature_dtype),
-                    batch_size=config.read_batch, advance=advance,
+                    sources.model, self.prompts, pick_rows(rollouts, ends, chunks[number]), learner.inputs.space,
+                    learner.inputs.segmenter, self.stored, columns, floor=config.floor, min_spread=config.min_spread,
+                    unreachable="drop" if self.number == 1 and sources.preferences else "refuse",
+                    dtype=getattr(torch, config.feature_dtype), batch_size=config.read_batch, advance=advance,
                 )  # fmt: skip
                 write_shard(path, made)
 
@@ -156,8 +175,7 @@ class Round:
 
         tasks = [task(number) for number in range(len(chunks))]
         paths = self.run.stage(f"{self.name}/features", tasks, together=shares_model(config))
-        device = input_device(sources.model)
-        store = FeatureStore(paths, ram_bytes=config.feature_ram * 1e9, device=device)
+        store = FeatureStore(paths, ram_bytes=config.feature_ram * 1e9, device=input_device(sources.model))
         if store.skipped:
             share = store.skipped / store.total
             self.run.say(
@@ -165,12 +183,14 @@ class Round:
             )
         return store
 
-    def _validation_split(self, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-        def held(pair: Pair) -> bool:
-            return is_held_out(f"validation {self.prompts[pair.prompt].text}", self.config.validation)
+    def validation_split(self, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+        """Examples to train on, and those of held-out prompts; all of them to train on where the split would leave none."""
 
-        train, held_out = [p for p in pairs if not held(p)], [p for p in pairs if held(p)]
-        return (train, held_out) if train else (list(pairs), [])
+        def held(example: Example) -> bool:
+            return is_held_out(f"validation {self.prompts[example.prompt].text}", self.config.validation)
+
+        train, held_out = [e for e in examples if not held(e)], [e for e in examples if held(e)]
+        return (train, held_out) if train else (list(examples), [])
 
 
 def pick_rows(paths: Sequence[Path], ends: Sequence[int], rows: Sequence[int]) -> list[Rollout]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import GIVEN, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.size import disk_warning, feature_bytes
@@ -13,23 +15,26 @@ from latentknobs.engines.transformers.frozen import hidden_size
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import HEAD, Report
 from latentknobs.heads.features import check_features, width
+from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter, parse_level
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.ranks import check_ranks
 from latentknobs.knobs.space import KnobSpace
+from latentknobs.learners.base import Inputs, Learner
+from latentknobs.learners.find import find_learner
 from latentknobs.models.sources import Sources, gather
 from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.findings import write_findings
 from latentknobs.stages import Enters
 from latentknobs.training.diagnostics import Facts, diagnose
-from latentknobs.training.fitting import Heads
+from latentknobs.training.fit import check_fit
 from latentknobs.training.judging import SUMMARY, judge, mean_length
-from latentknobs.training.optimise import check_fit
+from latentknobs.training.modules import BASELINE, MAIN, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
 from latentknobs.training.readme import explain, tell_changes
-from latentknobs.training.rounds import Round
+from latentknobs.training.rounds import run_round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
@@ -108,14 +113,20 @@ def train(
 
 
 def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
-    """All stages of a run, on sources that are already loaded. See `train`."""
+    """All stages of a run, on sources that are already loaded, in torch's ordinary mode whatever the caller's. See `train`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return _run(config, space, sources, resume)
+
+
+def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) -> Run:
     segmenter = parse_level(config.level, sources.tokenizer)
-    check_features(config.features)
+    learners = make_learners(config, space, segmenter)
     check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)
     say(f"{space!r}")
     given = len(sources.preferences.rollouts) if sources.preferences else None
+    used = learners[MAIN].most_responses(config.rollouts)
     if unversioned := unversioned_line(sources, resume):
         say(unversioned)
     with (
@@ -123,35 +134,48 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume
         Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
-            if warning := disk_warning(run.path, _feature_bytes(config, sources, space)):
+            if warning := disk_warning(run.path, _feature_bytes(config, sources, space, used)):
                 say(warning)
             with explained(run.path, "config.yaml"):
                 tell_changes(run.path, config)
                 write_yaml(config, run.path / "config.yaml")
                 explain(run.path)
-        run.plan = make_plan(run.path, config, space.K, len(sources.train), len(sources.evaluation), given, processes.size)
+        run.plan = make_plan(
+            run.path, config, space.K, len(sources.train), len(sources.evaluation), given, processes.size, used
+        )  # fmt: skip
         run.track = trackers.log
         key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]
-        heads, facts = None, Facts()
+        modules: Modules | None = None
+        facts, findings = Facts(), list[str]()
         for number in range(1, config.rounds + 1):
-            heads, facts = Round(run, config, sources, space, segmenter, number, key, heads).play()
-        assert heads is not None
-        adapter = _adapter(config, space, segmenter, sources, heads)
-        report = judge(run, config, sources, adapter, heads.key, key) if sources.evaluation else None
+            modules, facts, findings = run_round(run, config, sources, learners, number, key, modules)
+        assert modules is not None
+        adapter = _adapter(config, learners[MAIN], sources, modules)
+        report = judge(run, config, sources, adapter, modules.key, key) if sources.evaluation else None
         run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
-        report_path = _finish(run, sources, adapter, report, facts) if processes.is_main else None
+        report_path = _finish(run, sources, adapter, report, facts, findings) if processes.is_main else None
         processes.barrier()
     return Run(run.path, adapter, report, report_path, processes.is_main)
 
 
-def _feature_bytes(config: TrainConfig, sources: Sources, space: KnobSpace) -> int:
-    """Most bytes of all rounds' features: two responses for each pair that a prompt may give."""
-    pairs = min(config.pairs_per_prompt, config.rollouts // 2) if config.pair_rule == "best_worst" else 1
+def make_learners(config: TrainConfig, space: KnobSpace, segmenter: Segmenter) -> dict[str, Learner]:
+    """The learner of a run on its features, and on the entropy alone: the baseline."""
+    kind, settings = find_learner(config.learner), config["learner"]
+    parts = {MAIN: check_features(config.features), BASELINE: ("entropy",)}
+    return {
+        part: kind(settings, Inputs(space, segmenter, features, config.hidden, config.rank, config.factorised, config.first_round,
+                                    config.seed))
+        for part, features in parts.items()
+    }  # fmt: skip
+
+
+def _feature_bytes(config: TrainConfig, sources: Sources, space: KnobSpace, used: int) -> int:
+    """Most bytes of all rounds' features, `used` being how many rollouts of a prompt the learner reads at most."""
     others = len(sources.preferences.rollouts) if sources.preferences else None
     rounds = config.rounds - (others is not None)
     return feature_bytes(
         F=width(config.features, hidden_size(sources.model)) + 1, K=space.K, dtype=config.feature_dtype, level=config.level,
-        tokens=config.max_new_tokens, responses=2 * pairs * len(sources.train) * rounds + (others or 0),
+        tokens=config.max_new_tokens, responses=used * len(sources.train) * rounds + (others or 0),
     )  # fmt: skip
 
 
@@ -166,29 +190,36 @@ def unversioned_line(sources: Sources, resume: bool) -> str | None:
     return f"{fact}: every new run computes its scores again, and resume=True keeps those that an earlier run has finished."
 
 
-def _finish(run: RunDir, sources: Sources, adapter: KnobAdapter, report: Report | None, facts: Facts) -> Path | None:
+def _finish(
+    run: RunDir, sources: Sources, adapter: KnobAdapter, report: Report | None, facts: Facts, findings: list[str]
+) -> Path | None:
     """The adapter and what people read, from finished stages."""
     with explained(run.path, "the adapter"):
         if report is None:  # what an earlier head earned says nothing about this one
             for stale in (SUMMARY, "report.html"):
                 (run.path / stale).unlink(missing_ok=True)
             adapter.save_pretrained(run.path / "adapter")
-            write_findings(run.path, diagnose(facts))
+            write_findings(run.path, [*diagnose(facts), *findings])
             return None
         adapter.training |= {"held-out result": report.verdict()}
         adapter.save_pretrained(run.path / "adapter")
         facts = replace(facts, head_length=mean_length(run.path, HEAD), constant_length=mean_length(run.path, report.tuned))
-        write_findings(run.path, diagnose(facts))
+        write_findings(run.path, [*diagnose(facts), *findings])
         write_samples(run.path, adapter.space, sources.evaluation, report.tasks, sources.tokenizer)
         return write_report(run.path, report)
 
 
-def _adapter(config: TrainConfig, space: KnobSpace, segmenter: Segmenter, sources: Sources, heads: Heads) -> KnobAdapter:
+def _adapter(config: TrainConfig, learner: Learner, sources: Sources, modules: Modules) -> KnobAdapter:
+    if not (isinstance(modules.main, OptionHead) and isinstance(modules.baseline, OptionHead)):
+        raise ConfigError(
+            f"The learner {learner.name!r} trains a {type(modules.main).__name__}, which an adapter cannot hold. Let its "
+            "`module` return a latentknobs OptionHead."
+        )
     known, values = fields(config.learner), config.flat()
     shown = [name for name, one in known.items() if one.enters != Enters() and one.section != "space" and name not in UNSHOWN]
     training = {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}
-    base = describe_model(sources.model)
-    return KnobAdapter(space, heads.main, segmenter, config.features, base, heads.entropy, training)
+    inputs, base = learner.inputs, describe_model(sources.model)
+    return KnobAdapter(inputs.space, modules.main, inputs.segmenter, config.features, base, modules.baseline, training)
 
 
 def _named(value: Any, several: bool) -> str | tuple[str, ...]:

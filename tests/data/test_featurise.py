@@ -5,14 +5,16 @@ from typing import ClassVar
 
 import pytest
 import torch
+from store_cases import padded
 from torch import Tensor
 
 import latentknobs as lk
 from latentknobs import testbed
+from latentknobs.data.columns import ALL, Column
 from latentknobs.data.featurise import Featurised, featurise
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
-from latentknobs.data.segment_batches import COLUMNS
+from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.errors import UnreachableTokenError
 from latentknobs.heads.option_head import OptionHead
@@ -53,10 +55,10 @@ def test_rows_are_segments_and_tables_are_sums_of_token_tables(made, lm, level):
         expected_SK = torch.stack([table_TK[t : t + length].sum(0) for t in firsts])
         base_T = logits_TV.log_softmax(-1).gather(-1, torch.tensor(rollout.ids).unsqueeze(-1)).squeeze(-1)
         expected_S = torch.stack([base_T[t : t + length].sum() for t in firsts])
-        torch.testing.assert_close(cache.logps_NK[rows], expected_SK, atol=2e-4, rtol=1e-4)
-        torch.testing.assert_close(cache.base_N[rows], expected_S, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(cache.columns["logps_NK"][rows], expected_SK, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(cache.columns["base_N"][rows], expected_S, atol=2e-4, rtol=1e-4)
         torch.testing.assert_close(cache.feature_NF[rows, :-1], hidden_TD[firsts], atol=1e-3, rtol=1e-3)
-        assert cache.option_N[rows].tolist() == [rollout.options[t] for t in firsts]
+        assert cache.columns["option_N"][rows].tolist() == [rollout.options[t] for t in firsts]
 
 
 def test_responses_of_similar_length_are_read_together_and_come_back_in_order(made, lm):
@@ -74,9 +76,9 @@ def test_responses_of_similar_length_are_read_together_and_come_back_in_order(ma
     assert steps == [3, 3, 3, 1]
     assert best != length_R, "the order must matter for this test"
     alone = [featurise(lm[0], prompts, [rollout], SPACE, TOKEN, ("hidden",)).cache for rollout in rollouts]
-    for name in COLUMNS:
-        expected_N = torch.cat([getattr(one, name) for one in alone])
-        torch.testing.assert_close(getattr(cache, name), expected_N, atol=1e-3, rtol=1e-3)
+    whole = FeatureCache.join(alone)
+    for found, expected in ((cache.feature_NF, whole.feature_NF), *((cache.columns[n], whole.columns[n]) for n in cache.columns)):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_features_are_kept_in_the_format_asked_for(made, lm):
@@ -84,7 +86,7 @@ def test_features_are_kept_in_the_format_asked_for(made, lm):
     whole = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden", "entropy"))
     short = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden", "entropy"), dtype=torch.bfloat16)
     assert torch.equal(short.cache.feature_NF, whole.cache.feature_NF.bfloat16())
-    assert torch.equal(short.cache.logps_NK, whole.cache.logps_NK)
+    assert torch.equal(short.cache.columns["logps_NK"], whole.cache.columns["logps_NK"])
     mean_F = short.cache.feature_NF.double().mean(0)
     torch.testing.assert_close(short.moments.mean_F, mean_F, msg="moments must be those of what is kept", rtol=1e-12, atol=1e-12)
 
@@ -109,7 +111,7 @@ def test_a_token_no_option_can_produce_is_refused_unless_there_is_a_floor(lm, st
     with pytest.raises(UnreachableTokenError, match=r"Token \d+ .*probability 0 under each of the 2 options.*set `floor`"):
         featurise(lm[0], story, [UNLIKELY], NARROW, TOKEN, ("hidden",))
     made = featurise(lm[0], story, [UNLIKELY], NARROW, TOKEN, ("hidden",), floor=-20.0)
-    assert made.cache.logps_NK.min() == -20.0
+    assert made.cache.columns["logps_NK"].min() == -20.0
     assert made.unreachable == ()
 
 
@@ -189,9 +191,9 @@ def loss_and_gradients(made: Featurised, objective: str) -> tuple[Tensor, list[T
     head = OptionHead(SOMETIMES, made.cache.feature_NF.shape[1], hidden=8).double()
     torch.nn.init.normal_(head.mlp[-1].weight)  # an untrained head is uniform, where much would be 0
     head.fit_scaler(made.moments.mean_F, made.moments.std_F)
-    chosen, rejected = (made.cache.batch(torch.arange(first, 12, 2)) for first in (0, 1))
-    log_pi = [head(batch.feature_BSF) for batch in (chosen, rejected)]
-    loss_B = lpo_loss(objective, chosen.responses, rejected.responses, *log_pi, beta=1.0)
+    sides = [padded(made.cache.segments(torch.arange(first, 12, 2))) for first in (0, 1)]
+    (chosen_BSF, chosen), (rejected_BSF, rejected) = sides
+    loss_B = lpo_loss(objective, chosen, rejected, head(chosen_BSF), head(rejected_BSF), beta=1.0)
     return loss_B, list(torch.autograd.grad(loss_B.sum(), head.parameters()))
 
 
@@ -218,12 +220,25 @@ def test_min_spread_leaves_out_exactly_the_segments_within_it(made, lm):
     whole = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden",))
     for spread in (0.1, 5.0):
         made_ = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden",), min_spread=spread)
-        keep_N = torch.tensor([max(row) - min(row) > spread for row in whole.cache.logps_NK.tolist()])
+        keep_N = torch.tensor([max(row) - min(row) > spread for row in whole.cache.columns["logps_NK"].tolist()])
         expected = whole.cache.where(keep_N)
-        for name in (*COLUMNS, "start_R1"):
-            assert torch.equal(getattr(made_.cache, name), getattr(expected, name)), name
+        assert torch.equal(made_.cache.feature_NF, expected.feature_NF) and torch.equal(made_.cache.start_R1, expected.start_R1)
+        assert all(torch.equal(made_.cache.columns[name], expected.columns[name]) for name in expected.columns)
         assert (made_.skipped, made_.total) == (int((~keep_N).sum()), len(keep_N))
-    assert whole.cache.logps_NK[keep_N].isneginf().any(), "some options must be cut for this test"
+    assert whole.cache.columns["logps_NK"][keep_N].isneginf().any(), "some options must be cut for this test"
     nothing = featurise(lm[0], prompts, rollouts, lk.KnobSpace.of("temperature:0.7"), TOKEN, ("hidden",), min_spread=0.0)
     assert nothing.skipped == nothing.total == len(keep_N)
     assert nothing.cache.start_R1.tolist() == [0] * (len(rollouts) + 1)
+
+
+def test_only_the_columns_that_are_wanted_are_kept(made, lm):
+    prompts, rollouts = made
+    whole = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("entropy",)).cache
+    doubled = Column(lambda reading: 2 * reading.logps_TK[:, 0], "first")
+    own = {"double_N": doubled, "option_N": ALL["option_N"]}
+    some = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("entropy",), own).cache
+    assert list(some.columns) == ["double_N", "option_N"]
+    assert torch.equal(some.columns["option_N"], whole.columns["option_N"])
+    assert torch.equal(some.columns["double_N"], 2 * whole.columns["logps_NK"][:, 0])
+    none = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("entropy",), {}, min_spread=0.5)
+    assert none.cache.columns == {} and 0 < none.skipped < none.total, "the spread is that of the tables, kept or not"

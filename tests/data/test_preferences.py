@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.data.preferences import check_objective, drop_unreachable, read_preferences
-from latentknobs.errors import ConfigError, DataError, NoPairsError
-from latentknobs.learners.lpo.losses import OBJECTIVES
-from latentknobs.learners.lpo.pairs import Pair
+from latentknobs.data.examples import Pair
+from latentknobs.data.preferences import read_preferences
+from latentknobs.errors import DataError, NoPairsError
 
 USER = {"role": "user", "content": "What color is the sky?"}
 BLUE, GREEN = {"role": "assistant", "content": "It is blue."}, {"role": "assistant", "content": "It is green."}
@@ -154,25 +153,3 @@ class TestRefused:
     def test_conversations_need_a_chat_template(self, tokenizer):
         with pytest.raises(DataError, match=r"Row 1 .* is a conversation, but this tokenizer has no chat template"):
             read([{"prompt": [USER], "chosen": [BLUE], "rejected": [GREEN]}], tokenizer)
-
-    @pytest.mark.parametrize("objective", OBJECTIVES)
-    def test_only_the_latent_objective_learns_without_sampled_options(self, objective):
-        if objective == "latent":
-            return check_objective(objective)
-        with pytest.raises(ConfigError, match=f"{objective!r} learns from the options .* Set objective to 'latent'"):
-            check_objective(objective)
-
-
-class TestUnreachable:
-    @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1), st.sets(st.integers(0, 9)))
-    def test_exactly_the_pairs_without_unreachable_responses_stay(self, sides, unreachable):
-        pairs = [Pair(0, chosen, rejected) for chosen, rejected in sides]
-        good = [pair for pair in pairs if not {pair.chosen, pair.rejected} & unreachable]
-        if not good:
-            with pytest.raises(NoPairsError, match=rf"Each of the {len(pairs)} given pairs .*floor=-20"):
-                drop_unreachable(pairs, unreachable)
-            return
-        kept, told = drop_unreachable(pairs, unreachable)
-        assert kept == good
-        assert (f"{len(pairs) - len(good)} of {len(pairs)} given pairs are left out" in told) == (len(good) < len(pairs))
-        assert told.endswith(".")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from store_cases import make_cache
+from store_cases import make_cache, padded
 
 from latentknobs.data.moments import Moments
-from latentknobs.data.segment_batches import COLUMNS, FeatureCache, Features
+from latentknobs.data.segment_batches import FeatureCache, Features
 from latentknobs.learners.lpo import lpo_loss
 from latentknobs.learners.lpo.losses import log_marginals
 
@@ -20,24 +20,25 @@ caches = st.builds(
 
 
 def rows_of(cache: FeatureCache, name: str, r: int) -> list:
-    return getattr(cache, name)[int(cache.start_R1[r]) : int(cache.start_R1[r + 1])].tolist()
+    column_N = cache.feature_NF if name == "feature_NF" else cache.columns[name]
+    return column_N[int(cache.start_R1[r]) : int(cache.start_R1[r + 1])].tolist()
+
+
+COLUMNS = ("feature_NF", "logps_NK", "option_N", "base_N")
 
 
 @given(caches, st.data())
-def test_a_batch_holds_the_segments_of_each_response_and_masks_the_rest(cache, data):
-    asked = data.draw(st.lists(st.integers(0, len(cache) - 1), min_size=1, max_size=5))
-    batch = cache.batch(torch.tensor(asked))
-    found = batch.responses
-    assert found.mask_BT.shape[1] == max(1, *(len(rows_of(cache, "base_N", r)) for r in asked))
-    for b, r in enumerate(asked):
-        real = found.mask_BT[b]
-        assert real.tolist() == sorted(real.tolist(), reverse=True)
-        assert batch.feature_BSF[b, real].tolist() == rows_of(cache, "feature_NF", r)
-        assert found.option_logps_BTK[b, real].tolist() == rows_of(cache, "logps_NK", r)
-        assert found.option_BT[b, real].tolist() == rows_of(cache, "option_N", r)
-        assert found.base_logps_BT[b, real].tolist() == rows_of(cache, "base_N", r)
-        assert found.segment_BT[b].tolist() == list(range(len(real)))
-    assert batch.feature_BSF.isfinite().all()
+def test_segments_are_those_of_each_response_one_after_the_other(cache, data):
+    wanted = data.draw(st.lists(st.integers(0, len(cache) - 1), min_size=1, max_size=5))
+    found = cache.segments(torch.tensor(wanted))
+    assert found.length_U.tolist() == [len(rows_of(cache, "base_N", r)) for r in wanted]
+    assert found.feature_MF.tolist() == [row for r in wanted for row in rows_of(cache, "feature_NF", r)]
+    for name in COLUMNS[1:]:
+        assert found[name].tolist() == [row for r in wanted for row in rows_of(cache, name, r)]
+    mask_US = found.mask_US
+    assert mask_US.shape == (len(wanted), max(1, *found.length_U.tolist()))
+    assert mask_US.sum(-1).tolist() == found.length_U.tolist()
+    assert all(row == sorted(row, reverse=True) for row in mask_US.tolist())
 
 
 @given(caches, st.integers(0, 2**31))
@@ -59,14 +60,13 @@ def test_leaving_out_segments_and_joining_keep_every_response_in_its_place(cache
 def test_a_response_without_segments_has_log_ratio_0(lengths):
     """The batch of a response all of whose segments were left out, up to the loss and its gradient."""
     cache = make_cache(1, lengths, torch.float64)
-    chosen, rejected = (cache.batch(torch.tensor([r])) for r in (0, 1))
-    log_pi = [torch.zeros(*batch.responses.option_logps_BTK.shape, dtype=torch.float64) for batch in (chosen, rejected)]
-    log_pi = [log_pi_BSK.log_softmax(-1).requires_grad_() for log_pi_BSK in log_pi]
-    for batch, log_pi_BSK, length in zip((chosen, rejected), log_pi, lengths, strict=True):
-        marginal_BS = log_marginals(log_pi_BSK, batch.responses)
+    chosen, rejected = (padded(cache.segments(torch.tensor([r])))[1] for r in (0, 1))
+    log_pi = [torch.zeros_like(side.option_logps_BTK).log_softmax(-1).requires_grad_() for side in (chosen, rejected)]
+    for side, log_pi_BSK, length in zip((chosen, rejected), log_pi, lengths, strict=True):
+        marginal_BS = log_marginals(log_pi_BSK, side)
         assert marginal_BS.shape == (1, max(1, length))
         assert length or marginal_BS.tolist() == [[0.0]]
-    loss_B = lpo_loss("latent", chosen.responses, rejected.responses, *log_pi, length_norm="mean")
+    loss_B = lpo_loss("latent", chosen, rejected, *log_pi, length_norm="mean")
     loss_B.sum().backward()
     assert loss_B.isfinite().all()
     for log_pi_BSK, length in zip(log_pi, lengths, strict=True):
@@ -77,16 +77,16 @@ def test_a_response_without_segments_has_log_ratio_0(lengths):
 def test_sixteen_bits_are_widened_and_float64_stays():
     for dtype, read in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
         cache = make_cache(2, [2, 1], dtype)
-        assert cache.batch(torch.tensor([0])).feature_BSF.dtype == cache.sample(2).dtype == read
-        assert torch.equal(cache.batch(torch.tensor([1])).feature_BSF[0], cache.feature_NF[2:].to(read))
+        assert cache.segments(torch.tensor([0])).feature_MF.dtype == cache.sample(2).dtype == read
+        assert torch.equal(cache.segments(torch.tensor([1])).feature_MF, cache.feature_NF[2:].to(read))
 
 
-def test_columns_keep_everything_else():
+def test_a_selection_keeps_everything_else():
     cache: Features = make_cache(3, [2, 3], torch.float32)
-    part = cache.columns(slice(-1, None)).batch(torch.tensor([0, 1]))
-    whole = cache.batch(torch.tensor([0, 1]))
-    assert torch.equal(part.feature_BSF, whole.feature_BSF[..., -1:])
-    assert torch.equal(part.responses.option_logps_BTK, whole.responses.option_logps_BTK)
+    part = cache.select(slice(-1, None)).segments(torch.tensor([0, 1]))
+    whole = cache.segments(torch.tensor([0, 1]))
+    assert torch.equal(part.feature_MF, whole.feature_MF[:, -1:])
+    assert torch.equal(part["logps_NK"], whole["logps_NK"])
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 30), min_size=1, max_size=5))

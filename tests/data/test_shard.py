@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from store_cases import as_made, make_cache
 
-from latentknobs.data.segment_batches import COLUMNS
 from latentknobs.data.shard import SMALL, Shard, write_shard
 from latentknobs.errors import RunError
 
@@ -34,13 +33,15 @@ def test_a_shard_gives_back_what_was_written_row_by_row(tmp_path, dtype):
     assert shard.moments.count == made.moments.count
     assert torch.equal(shard.moments.mean_F, made.moments.mean_F) and torch.equal(shard.moments.std_F, made.moments.std_F)
     with shard.reading() as read:
-        for name in COLUMNS:
-            expected_N = getattr(made.cache, name)
+        assert shard.columns == ("feature_NF", *sorted(cache.columns))
+        for name, expected_N in {"feature_NF": made.cache.feature_NF, **made.cache.columns}.items():
             for first, end in ((0, 5), (1, 2), (3, 5), (2, 2)):
                 out_N = torch.empty_like(expected_N[first:end])
                 read(name, first, out_N)
                 assert torch.equal(out_N, expected_N[first:end]), name
-    assert load_file(tmp_path / "a.safetensors").keys() == {*COLUMNS, *SMALL}, "any other reader of the format can read it"
+    assert load_file(tmp_path / "a.safetensors").keys() == {"feature_NF", *cache.columns, *SMALL}, (
+        "any other reader of the format can read it"
+    )
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
@@ -68,7 +69,7 @@ def removed(path):
 
 def without_a_column(path):
     tensors = load_file(path)
-    del tensors["base_N"]
+    del tensors["feature_NF"]
     save_file(tensors, path)
 
 
@@ -89,7 +90,7 @@ def with_responses_that_run_backwards(path):
     (cut_in_the_header, ".*"),
     (emptied, ".*"),
     (removed, "No such file"),
-    (without_a_column, "it has no base_N"),
+    (without_a_column, "it has no feature_NF"),
     (of_other_numbers, "it holds F16 numbers"),
     (with_a_row_too_few, "its parts do not fit each other"),
     (with_responses_that_run_backwards, "its parts do not fit each other"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from store_cases import as_made, make_cache
+from store_cases import as_made, make_cache, padded
 
 import latentknobs as lk
 from latentknobs.data.moments import Moments
@@ -49,16 +49,14 @@ def test_streamed_in_memory_and_one_cache_are_the_same_bit_by_bit(tmp_path_facto
     rows = data.draw(st.integers(1, 20))
     every: list[Features] = [streamed, loaded, cache]
     assert {len(one) for one in every} == {len(cache)}
-    batches = [one.columns(kept).batch(asked) for one in every]
-    samples = [one.columns(kept).sample(rows) for one in every]
-    for batch, sample in zip(batches[:2], samples[:2], strict=True):
-        mask_BS = batch.responses.mask_BT
-        assert same(mask_BS, batches[2].responses.mask_BT)
-        assert same(batch.feature_BSF[mask_BS], batches[2].feature_BSF[mask_BS])
-        assert batch.feature_BSF.isfinite().all()
-        for name in ("option_logps_BTK", "option_BT", "base_logps_BT"):
-            assert same(getattr(batch.responses, name)[mask_BS], getattr(batches[2].responses, name)[mask_BS]), name
-        assert same(batch.responses.segment_BT, batches[2].responses.segment_BT)
+    found = [one.select(kept).segments(asked) for one in every]
+    samples = [one.select(kept).sample(rows) for one in every]
+    for segments, sample in zip(found[:2], samples[:2], strict=True):
+        assert same(segments.length_U, found[2].length_U)
+        assert same(segments.feature_MF, found[2].feature_MF)
+        assert segments.columns.keys() == found[2].columns.keys()
+        for name in segments.columns:
+            assert same(segments[name], found[2][name]), name
         assert same(sample, samples[2])
 
 
@@ -66,14 +64,14 @@ def test_streamed_in_memory_and_one_cache_are_the_same_bit_by_bit(tmp_path_facto
 def test_moments_are_the_same_number_whatever_is_in_memory_and_never_need_the_rows(tmp_path_factory, lengths):
     paths, cache = write(tmp_path_factory.mktemp("store"), lengths)
     stores = [FeatureStore(paths, ram_bytes=ram) for ram in (0, 1e9)]
-    stores[1].batch(torch.tensor([0]))  # loads it
+    stores[1].segments(torch.tensor([0]))  # loads it
     for path in paths:
         path.unlink()
     moments = [store.moments() for store in stores]
     for found, again, expected in zip(*moments, (cache.feature_NF.double().mean(0), cache.moments()[1]), strict=True):
         assert same(found, again)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-    part = stores[0].columns(slice(1, 3)).moments()
+    part = stores[0].select(slice(1, 3)).moments()
     assert same(part[0], moments[0][0][1:3]) and same(part[1], moments[0][1][1:3])
 
 
@@ -95,10 +93,10 @@ def test_a_head_learns_the_same_from_either_bit_by_bit(tmp_path, dtype):
         torch.manual_seed(0)
         head = OptionHead(space, 4, hidden=8).to(torch.float64 if dtype == torch.float64 else torch.float32)
         torch.nn.init.normal_(head.mlp[-1].weight)
-        seen = features.columns(slice(0, -1))
-        chosen, rejected = (seen.batch(torch.tensor(side)) for side in ([0, 3, 5], [2, 4, 1]))
-        log_pi = [head(batch.feature_BSF) for batch in (chosen, rejected)]
-        loss_B = lpo_loss("latent", chosen.responses, rejected.responses, *log_pi)
+        seen = features.select(slice(0, -1))
+        sides = [padded(seen.segments(torch.tensor(side))) for side in ([0, 3, 5], [2, 4, 1])]
+        (chosen_BSF, chosen), (rejected_BSF, rejected) = sides
+        loss_B = lpo_loss("latent", chosen, rejected, head(chosen_BSF), head(rejected_BSF))
         gradients.append([loss_B, *torch.autograd.grad(loss_B.sum(), head.parameters())])
     assert all(gradient.any() for gradient in gradients[0])
     for other in gradients[1:]:
@@ -116,21 +114,21 @@ def test_a_view_of_what_is_in_memory_shares_it_and_a_narrow_view_of_a_large_stor
     row = 5 * 4 + 3 * 4 + 8 + 4
     store = FeatureStore(paths, ram_bytes=15 * row)
     assert store.nbytes == 15 * row and not store.is_streamed
-    whole = store.batch(torch.tensor([1])).feature_BSF
-    view = store.columns(slice(-1, None))
+    whole = store.segments(torch.tensor([1])).feature_MF
+    view = store.select(slice(-1, None))
     for path in paths:
         path.unlink()
-    assert same(view.batch(torch.tensor([1])).feature_BSF, whole[..., -1:])
+    assert same(view.segments(torch.tensor([1])).feature_MF, whole[..., -1:])
     paths, _ = write(tmp_path, [[5, 5], [5]])
     large = FeatureStore(paths, ram_bytes=15 * row - 1)
-    assert large.is_streamed and not large.columns(slice(-1, None)).is_streamed
+    assert large.is_streamed and not large.select(slice(-1, None)).is_streamed
 
 
 def test_shards_of_different_runs_are_refused(tmp_path):
     write_shard(tmp_path / "a", as_made(make_cache(1, [2])))
     for other in (make_cache(1, [2], F=6), make_cache(1, [2], K=4), make_cache(1, [2], torch.bfloat16, F=10)):
         write_shard(tmp_path / "b", as_made(other))
-        with pytest.raises(RunError, match=r"'.*b' and '.*a' hold different features or options.*Delete both"):
+        with pytest.raises(RunError, match=r"'.*b' and '.*a' hold different features, columns or options.*Delete both"):
             FeatureStore([tmp_path / "a", tmp_path / "b"], ram_bytes=0)
 
 
@@ -148,9 +146,9 @@ def test_a_shard_that_disappears_meanwhile_is_named(tmp_path):
     paths, _ = write(tmp_path, [[5, 5], [5]])
     store = FeatureStore(paths, ram_bytes=0)
     paths[1].unlink()
-    store.batch(torch.tensor([0, 1]))
+    store.segments(torch.tensor([0, 1]))
     with pytest.raises(RunError, match=r"1\.safetensors' is missing or damaged .*No such file"):
-        store.batch(torch.tensor([0, 2]))
+        store.segments(torch.tensor([0, 2]))
 
 
 CAP = 10_000_000
@@ -168,14 +166,14 @@ folder, ram_bytes = Path(sys.argv[1]), float(sys.argv[2])
 torch.set_num_threads(1)
 store = FeatureStore(sorted(folder.iterdir()), ram_bytes=ram_bytes)
 first = FeatureStore(sorted(folder.iterdir())[:1], ram_bytes=0)
-first.batch(torch.arange(16))  # everything that a first call brings in
+first.segments(torch.arange(16))  # everything that a first call brings in
 before, rng, total = peak(), torch.Generator().manual_seed(0), 0.0
-main, last = store.columns(slice(0, -1)), store.columns(slice(-1, None))
+main, last = store.select(slice(0, -1)), store.select(slice(-1, None))
 for step in range(300):
-    batch = main.batch(torch.randint(len(store), (16,), generator=rng))
-    total += float(batch.feature_NF.amax())
+    batch = main.segments(torch.randint(len(store), (16,), generator=rng))
+    total += float(batch.feature_MF.amax())
     if step % 20 == 0:
-        main.sample(2000), store.moments(), last.batch(torch.arange(16))
+        main.sample(2000), store.moments(), last.segments(torch.arange(16))
 print(json.dumps([peak() - before, main.is_streamed, last.is_streamed, total]))
 """
 

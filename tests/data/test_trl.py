@@ -9,10 +9,10 @@ from latentknobs import KnobSpace, testbed
 from latentknobs.data.preferences import read_preferences
 from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
-from latentknobs.data.trl import preference_rows, write_preferences
+from latentknobs.data.trl import Pair, preference_rows, write_preferences
 from latentknobs.errors import DataError
 from latentknobs.heads.segmenters import parse_level
-from latentknobs.learners.lpo.pairs import Pair, pick_pairs
+from latentknobs.learners.lpo.pairs import pick_pairs
 from latentknobs.policies import UniformPolicy
 
 USER = {"role": "user", "content": "1 + 1?"}

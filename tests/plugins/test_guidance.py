@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 import latentknobs as lk
+from benchmarks.fitting import fit_pairs
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.data.featurise import featurise
@@ -25,7 +26,6 @@ from latentknobs.knobs.registry import resolve
 from latentknobs.learners.lpo.pairs import pick_pairs
 from latentknobs.policies import HeadPolicy, UniformPolicy
 from latentknobs.testing import KnobConformance
-from latentknobs.training.optimise import fit_head
 
 SCALES = st.sampled_from([0.0, 0.5, 1.25, 1.5, 2.0, 7.0])
 
@@ -120,11 +120,11 @@ def test_training_and_decoding_see_the_same_probabilities(lm: tuple[Any, Any], p
         for r, rollout in enumerate(rollouts):
             prompt = prompts[rollout.prompt].ids
             record = knobs.record(torch.tensor([[*prompt, *rollout.ids]]), len(prompt))
-            table_TK = cache.logps_NK[int(cache.start_R1[r]) : int(cache.start_R1[r + 1])]
+            table_TK = cache.columns["logps_NK"][int(cache.start_R1[r]) : int(cache.start_R1[r + 1])]
             expected_T = table_TK.gather(-1, record.option_BT[0].unsqueeze(-1)).squeeze(-1)
             assert torch.allclose(record.logps_BT[0], expected_T, rtol=0, atol=1e-9)
-    assert torch.allclose(cache.logps_NK[:, :2], plain.logps_NK, atol=1e-9), "scale 1 is the LM itself"
-    assert (cache.logps_NK[:, -2:] - plain.logps_NK).abs().max() > 0.1, "scale 2.5 is not"
+    assert torch.allclose(cache.columns["logps_NK"][:, :2], plain.columns["logps_NK"], atol=1e-9), "scale 1 is the LM itself"
+    assert (cache.columns["logps_NK"][:, -2:] - plain.columns["logps_NK"]).abs().max() > 0.1, "scale 2.5 is not"
 
 
 def test_a_learned_space_with_guidance_generates_and_repeats_itself(lm: tuple[Any, Any], prompts: list[Prompt]) -> None:
@@ -136,7 +136,7 @@ def test_a_learned_space_with_guidance_generates_and_repeats_itself(lm: tuple[An
     cache = featurise(model, prompts, rollouts, SPACE, policy.segmenter, FEATURES).cache
     head, losses = OptionHead(SPACE, cache.feature_NF.shape[1], 16).double(), []
     config = TrainConfig(steps=30, pairs_per_step=8, learning_rate=1e-2)
-    fit_head(head, cache, pairs, pairs[:4], config, log=lambda row: losses.append(row["loss"]))
+    fit_pairs(head, SPACE, Every(1), cache, pairs, pairs[:4], config, log=lambda row: losses.append(row["loss"]))
     assert sum(losses[-10:]) < sum(losses[:10])
     learned = HeadPolicy(head, SPACE, Every(1), FEATURES, pick="sample")
     first, again = (roll_out(model, tokenizer, prompts, learned, max_new_tokens=10, batch_size=6, seed=3) for _ in range(2))

@@ -1,13 +1,21 @@
 """A contextual bandit whose best option is known: in context c, option BEST[c] makes good tokens most often."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from latentknobs import KnobSpace
-from latentknobs.data.segment_batches import FeatureCache
+from latentknobs.config import TrainConfig
+from latentknobs.data.columns import ALL
+from latentknobs.data.examples import Pair
+from latentknobs.data.segment_batches import FeatureCache, Features
 from latentknobs.heads.option_head import OptionHead
-from latentknobs.heads.segmenters import Segmenter
-from latentknobs.learners.lpo.pairs import Pair
+from latentknobs.heads.segmenters import Every, Segmenter
+from latentknobs.learners.base import Inputs
+from latentknobs.learners.lpo.learner import LPO
+from latentknobs.training.fit import fit
 
 SPACE = KnobSpace.of("temperature:0.2,0.6,1")
 BEST = (2, 0, 1)
@@ -43,7 +51,8 @@ def play(segmenter: Segmenter, pairs: int, seed: int = 0, policy: OptionHead | N
         good.append(ids.count(GOOD) / length)
         lengths.append(len(rows) - first)
     start_R1 = torch.tensor([0, *lengths]).cumsum(0)
-    cache = FeatureCache(*(torch.stack(column) for column in zip(*rows, strict=True)), start_R1)
+    feature_NF, *columns = (torch.stack(column) for column in zip(*rows, strict=True))
+    cache = FeatureCache(feature_NF, dict(zip(ALL, columns, strict=True)), start_R1)
     made = [Pair(i, *sorted((2 * i, 2 * i + 1), key=lambda r: -good[r])) for i in range(pairs)]
     return cache, [pair for pair in made if good[pair.chosen] > good[pair.rejected]]
 
@@ -59,3 +68,18 @@ def new_head(cache: FeatureCache, hidden: int = 16, seed: int = 0) -> OptionHead
 def choices(head: OptionHead) -> tuple[int, ...]:
     """The most likely option in each context."""
     return tuple(head(torch.eye(3, dtype=head.shift_F.dtype)).argmax(-1).tolist())
+
+
+def lpo(config: TrainConfig) -> LPO:
+    """The learner with the settings of a config."""
+    return LPO(config["learner"], Inputs(SPACE, Every(1), ("hidden",)))
+
+
+def fit_pairs(
+    head: OptionHead, features: Features, pairs: Sequence[Pair], held_out: Sequence[Pair], config: TrainConfig, **more: Any
+) -> OptionHead:
+    """`fit` on pairs."""
+    train, others = ([pair.example for pair in side] for side in (pairs, held_out))
+    fitted = fit(lpo(config), head, features, train, others, config, **more)
+    assert fitted is head
+    return head

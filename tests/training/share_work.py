@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bandit import new_head, play
+from bandit import fit_pairs, new_head, play
 from safetensors.torch import save_file
 
 from latentknobs.config import make_config
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.training.checkpoint import Checkpoint
-from latentknobs.training.optimise import fit_head
 from latentknobs.training.processes import Processes
 
 BATCHES = (8, 7, 1)  # divides evenly, does not, leaves one process without any pair
@@ -35,7 +34,7 @@ def work(folder: Path) -> None:
     for batch in BATCHES:
         rows: list[dict[str, Any]] = []
         path = folder / f"checkpoint-{batch}.safetensors"
-        head = fit_head(
+        head = fit_pairs(
             new_head(cache), cache, pairs[9:], pairs[:9], make_config(SETTINGS | {"pairs_per_step": batch}),
             reference=new_head(cache, seed=1), log=rows.append, processes=processes, checkpoint=Checkpoint(path, "key"),
         )  # fmt: skip

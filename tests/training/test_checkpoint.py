@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from bandit import new_head, play
+from bandit import fit_pairs, new_head, play
 from forked import finished
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +21,6 @@ from latentknobs.errors import RunError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.training.checkpoint import HEADER, Checkpoint, remove_checkpoint
-from latentknobs.training.optimise import fit_head
 from latentknobs.training.processes import Processes
 
 CACHE, PAIRS = play(parse_level("every:3"), 40)
@@ -47,7 +46,7 @@ def fit(folder: Path, rows: list[dict[str, Any]], die_after: int = STEPS + 1, sa
             raise Killed
 
     config = make_config(CONFIG | change)
-    return fit_head(
+    return fit_pairs(
         new_head(CACHE), CACHE, PAIRS[8:], PAIRS[:8], config, reference=new_head(CACHE, seed=1), log=log, checkpoint=checkpoint
     )
 
@@ -136,7 +135,7 @@ def test_without_the_checkpoint_the_same_kill_would_start_over(tmp_path: Path) -
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", "key")
     assert checkpoint.step() == 12 and len(rows) == 14
     ran: list[int] = []
-    fit_head(
+    fit_pairs(
         new_head(CACHE), CACHE, PAIRS[8:], PAIRS[:8], make_config(CONFIG), reference=new_head(CACHE, seed=1),
         log=lambda row: ran.append(row["step"]), checkpoint=checkpoint,
     )  # fmt: skip
@@ -184,7 +183,7 @@ def test_it_is_a_safetensors_file_with_plain_json(tmp_path: Path) -> None:
         header = json.loads(file.metadata()[HEADER])
         names = set(file.keys())
     assert header["step"] == 8 and header["key"] == "key"
-    assert {"generator", "scores", "head.mlp.0.weight", "best.mlp.0.weight", "optimiser.0.exp_avg"} <= names
+    assert {"generator", "scores", "module.mlp.0.weight", "best.mlp.0.weight", "optimiser.0.exp_avg"} <= names
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
@@ -238,8 +237,8 @@ def test_a_foreign_safetensors_file_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_head_of_other_sizes_is_refused(tmp_path: Path) -> None:
     """Its key should have told; if not, this does, before torch would."""
     path, _ = saved(tmp_path)
-    with pytest.raises(RunError, match=r"head with other sizes\. Delete it"):
-        fit_head(new_head(CACHE, hidden=9), CACHE, PAIRS, [], make_config(CONFIG), checkpoint=Checkpoint(path, "key"))
+    with pytest.raises(RunError, match=r"module with other sizes\. Delete it"):
+        fit_pairs(new_head(CACHE, hidden=9), CACHE, PAIRS, [], make_config(CONFIG), checkpoint=Checkpoint(path, "key"))
 
 
 def test_a_write_that_fails_leaves_the_one_before_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +273,7 @@ class Elsewhere(Processes):
 def test_processes_that_see_different_checkpoints_are_stopped(tmp_path: Path) -> None:
     path, _ = saved(tmp_path)
     with pytest.raises(RunError, match=r"different steps \(8, 0\).*output_dir on a disk that all of them share"):
-        fit_head(
+        fit_pairs(
             new_head(CACHE), CACHE, PAIRS, [], make_config(CONFIG), checkpoint=Checkpoint(path, "key"), processes=Elsewhere()
         )
 

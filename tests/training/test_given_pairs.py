@@ -55,7 +55,7 @@ def test_pairs_that_no_option_can_produce_are_left_out_counted_and_explained(tmp
     with pytest.raises(UnreachableTokenError, match=r"holds a token that no option can produce\. Add an option"):
         lk.train(knobs=["top_k:1,2"], preferences=ROWS, **settings)
     lk.train(knobs=["top_k:20,400"], preferences=[*ROWS[10:], *strange], **settings)
-    told = re.search(r"(\d+) of (\d+) given pairs are left out: they hold a token", capsys.readouterr().err)
+    told = re.search(r"(\d+) of (\d+) given examples are left out: they hold a token", capsys.readouterr().err)
     lost = sum(not is_held_out(row["prompt"]) for row in strange)
     assert told and int(told[1]) == lost < int(told[2])
     lk.train(knobs=["top_k:20,400"], preferences=[*ROWS[10:], *strange], floor=-20, **settings)
@@ -83,8 +83,8 @@ def test_what_one_run_exports_another_learns_from_token_by_token(tmp_path):
     def pairs(run):
         rollouts = [json.loads(line) for line in (run / "round-1" / "rollouts" / "00000.jsonl").read_text().splitlines()]
         prompts = [json.loads(line)["text"] for line in (run / "round-1" / "prompts.jsonl").read_text().splitlines()]
-        found = [json.loads(line) for line in (run / "round-1" / "pairs.jsonl").read_text().splitlines()]
-        return {(prompts[p["prompt"]], *(tuple(rollouts[p[side]]["ids"]) for side in ("chosen", "rejected"))) for p in found}
+        found = [json.loads(line) for line in (run / "round-1" / "examples.jsonl").read_text().splitlines()]
+        return {(prompts[e["prompt"]], *(tuple(rollouts[n]["ids"]) for n in e["responses"])) for e in found}
 
     kept = {row for row in pairs(first.path) if not is_held_out(row[0])}
     assert pairs(tmp_path / "b") == kept != set()

@@ -8,7 +8,7 @@ import pytest
 from forked import finished
 from killed import main
 
-ROUND = ("prompts", "rollouts", "scores", "pairs", "features", "checkpoint-main", "heads")
+ROUND = ("prompts", "rollouts", "scores", "examples", "features", "checkpoint-main", "heads")
 PLACES = [
     "config.yaml", *(f"round-{number}/{part}" for number in (1, 2) for part in ROUND), "tuning/rollouts", "tuning/scores",
     "evaluation/rollouts", "evaluation/scores", "evaluation/summary", "adapter", "report.html",

@@ -22,7 +22,7 @@ def play(folder, name="run", kill_after=10**6, resume=False):
 
 
 def results(folder, name):
-    files = [*(folder / name / "round-1" / "scores").iterdir(), folder / name / "round-1" / "pairs.jsonl",
+    files = [*(folder / name / "round-1" / "scores").iterdir(), folder / name / "round-1" / "examples.jsonl",
              folder / name / "adapter" / "knob_head.safetensors"]  # fmt: skip
     return {file.name: file.read_bytes() for file in files}
 

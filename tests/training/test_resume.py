@@ -95,7 +95,7 @@ ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--
 def test_two_processes_give_the_same_pairs_and_head_as_one(finished, tmp_path, launcher):
     launched(tmp_path / "two", *launcher, "-m", "latentknobs")
     assert (tmp_path / "two" / "manifest.1.jsonl").stat().st_size > 0
-    stages = ("pairs.jsonl", "rollouts/00001.jsonl", "scores/00001.jsonl", "features/00001.safetensors")
+    stages = ("examples.jsonl", "rollouts/00001.jsonl", "scores/00001.jsonl", "features/00001.safetensors")
     assert same(finished, tmp_path / "two", *(f"round-1/{file}" for file in stages)) == []
     assert near(finished, tmp_path / "two") < 1e-6
 
@@ -118,7 +118,7 @@ def test_two_processes_that_share_one_model_run_it_on_the_same_rows(finished, tm
     command = [*launcher, *FLAGS, *shared, f"--output-dir={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert same(finished, tmp_path / "run", "round-1/rollouts/00001.jsonl", "round-1/pairs.jsonl") == []
+    assert same(finished, tmp_path / "run", "round-1/rollouts/00001.jsonl", "round-1/examples.jsonl") == []
     assert near(finished, tmp_path / "run") < 1e-3  # two halves of a sum are rounded differently
 
 
@@ -179,7 +179,7 @@ def test_a_full_disk_is_announced_before_the_run_explained_during_it_and_loses_n
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     lk.train(**SETTINGS, output_dir=run)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    files = ("adapter/knob_head.safetensors", "round-2/pairs.jsonl", "evaluation/summary.json", "metrics.jsonl")
+    files = ("adapter/knob_head.safetensors", "round-2/examples.jsonl", "evaluation/summary.json", "metrics.jsonl")
     assert same(finished, run, *files) == []
 
 

@@ -44,7 +44,7 @@ def play(path, model, rows=ROWS, **changes):
 def results(path):
     names = ("rollouts", "scores", "features", "heads")
     files = [file for name in names for file in (path / "round-1" / name).glob("*")]
-    files += [path / "round-1" / "pairs.jsonl", path / "round-1" / "prompts.jsonl", path / "evaluation" / "summary.json"]
+    files += [path / "round-1" / "examples.jsonl", path / "round-1" / "prompts.jsonl", path / "evaluation" / "summary.json"]
     return {str(file.relative_to(path)): file.read_bytes() for file in [*files, path / "adapter" / "knob_head.safetensors"]}
 
 

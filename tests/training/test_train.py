@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.config import read_yaml
+from latentknobs.data.examples import Pair
 from latentknobs.errors import ConfigError, DataError, NoPairsError, RewardError, UnknownNameError
-from latentknobs.learners.lpo.pairs import Pair
 
 SMALL = {
     "train_prompts": 12, "rollouts": 4, "eval_size": 6, "eval_seeds": 2, "tune_size": 4, "max_new_tokens": 10, "steps": 6,
     "hidden": 16, "pairs_per_step": 8,
 }  # fmt: skip
 KNOBS = ["temperature:0,0.5,1"]
-FILES = ("rollouts/00000.jsonl", "scores/00000.jsonl", "pairs.jsonl", "features/00000.safetensors", "heads/main.safetensors")
+FILES = ("rollouts/00000.jsonl", "scores/00000.jsonl", "examples.jsonl", "features/00000.safetensors", "heads/main.safetensors")
 
 
 def length(prompts, completions, **columns):
@@ -42,7 +42,7 @@ def test_a_run_leaves_everything_it_promises(finished):
         files = (
             "rollouts/00000.jsonl",
             "scores/00000.jsonl",
-            "pairs.jsonl",
+            "examples.jsonl",
             "features/00000.safetensors",
             "heads/main.safetensors",
         )
@@ -90,11 +90,14 @@ def test_a_finished_run_is_reused_whole(finished):
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        ({"beta": 0.7}, {"prompts", "rollouts", "scores", "pairs", "features"}),
+        ({"beta": 0.7}, {"prompts", "rollouts", "scores", "examples", "features"}),
         ({"pairs_per_prompt": 2}, {"prompts", "rollouts", "scores"}),
         ({"seed": 5}, set()),
-        ({"first_round": "balanced"}, {"prompts", "scores", "pairs", "features", "heads"}),  # one knob: the same rollouts again
-        ({}, {"prompts", "rollouts", "scores", "pairs", "features", "heads"}),
+        (
+            {"first_round": "balanced"},
+            {"prompts", "scores", "examples", "features", "heads"},
+        ),  # one knob: the same rollouts again
+        ({}, {"prompts", "rollouts", "scores", "examples", "features", "heads"}),
     ],
 )
 def test_a_changed_setting_redoes_only_what_depends_on_it(finished, tmp_path, change, kept):
@@ -131,7 +134,7 @@ def test_equal_rewards_end_with_advice_and_keep_the_rollouts(tmp_path):
     def flat(prompts, completions, **columns):
         return [1.0] * len(prompts)
 
-    with pytest.raises(NoPairsError, match="nothing to prefer"):
+    with pytest.raises(NoPairsError, match="nothing to learn from"):
         lk.train(knobs=KNOBS, reward=flat, output_dir=tmp_path, **SMALL)
     assert (tmp_path / "round-1" / "rollouts" / "00000.jsonl").exists()
     assert (tmp_path / "round-1" / "scores" / "00000.jsonl").exists()
@@ -189,8 +192,9 @@ def test_objects_and_lists_work_in_place_of_names(tmp_path):
 def test_pairs_are_numbers_of_rollouts_of_one_prompt(finished):
     rollouts = [json.loads(line) for line in (finished.path / "round-1/rollouts/00000.jsonl").read_text().splitlines()]
     scores = [json.loads(line)["score"] for line in (finished.path / "round-1/scores/00000.jsonl").read_text().splitlines()]
-    for line in (finished.path / "round-1/pairs.jsonl").read_text().splitlines():
-        pair = Pair(**json.loads(line))
+    for line in (finished.path / "round-1/examples.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        pair = Pair(row["prompt"], *row["responses"])
         assert rollouts[pair.chosen]["prompt"] == rollouts[pair.rejected]["prompt"] == pair.prompt
         assert scores[pair.chosen] > scores[pair.rejected]
 
@@ -205,7 +209,7 @@ def test_another_reward_of_the_same_name_is_noticed(finished, tmp_path):
     assert (run.path / "round-1/rollouts/00000.jsonl").read_bytes() == (
         finished.path / "round-1/rollouts/00000.jsonl"
     ).read_bytes()
-    assert (run.path / "round-1/pairs.jsonl").read_bytes() != (finished.path / "round-1/pairs.jsonl").read_bytes()
+    assert (run.path / "round-1/examples.jsonl").read_bytes() != (finished.path / "round-1/examples.jsonl").read_bytes()
     assert all((values < 0).all() for values in run.report.rewards.values())
 
 

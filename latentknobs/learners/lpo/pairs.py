@@ -5,23 +5,15 @@ scores, the best by the second among the top k by the first against the worst am
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from latentknobs.data.examples import Pair
 from latentknobs.errors import ConfigError, NoPairsError
+from latentknobs.learners.advantages import nothing_to_learn
 from latentknobs.learners.lpo.settings import PairRule
 
 Scores = Mapping[int, float]  # by index of the rollout
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Indices of two rollouts of one prompt."""
-
-    prompt: int
-    chosen: int
-    rejected: int
 
 
 def pick_pairs(
@@ -62,7 +54,8 @@ def pick_pairs(
         else:
             pairs += _best_worst(prompt, rows, first, per_prompt)
     if not pairs:
-        raise NoPairsError(_why_none(len(prompt_N), members, first, rule))
+        kept = [first[n] for rows in members.values() for n in rows]
+        raise NoPairsError(nothing_to_learn(kept, len(prompt_N), len(members), f" under the rule {rule}"))
     return pairs
 
 
@@ -92,26 +85,3 @@ def _top_bottom(prompt: int, rows: list[int], reward_N: Scores, second_N: Scores
     worst = min(ranked[:top], key=lambda n: second_N[n])
     differ = (reward_N[best], second_N[best]) > (reward_N[worst], second_N[worst])
     return [Pair(prompt, best, worst)] if differ else []
-
-
-def _why_none(total: int, members: Mapping[int, Sequence[int]], reward_N: Scores, rule: PairRule) -> str:
-    kept = [n for rows in members.values() for n in rows]
-    values = np.array([reward_N[n] for n in kept])
-    lost = f"{total - len(kept)} of {total} rollouts have no score and take no part. " if len(kept) < total else ""
-    if not kept:
-        return (
-            f"There is nothing to prefer. The reward failed on all {total} rollouts, so no pair of chosen and rejected can be "
-            "formed. The file of scores holds the cause of each failure: repair the reward."
-        )
-    told = (
-        f"All {len(values)} rewards are {values[0]:g}"
-        if np.ptp(values) == 0
-        else (
-            f"Within each of the {len(members)} prompts no two rollouts differ under the rule {rule} "
-            f"(rewards run from {values.min():g} to {values.max():g})"
-        )
-    )
-    return (
-        f"There is nothing to prefer. {lost}{told}, so no pair of chosen and rejected can be formed. Try a reward that tells "
-        "responses apart, more rollouts per prompt, a wider option grid, or easier (or harder) prompts."
-    )

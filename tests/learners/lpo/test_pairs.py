@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentknobs.data.examples import Pair
 from latentknobs.errors import ConfigError, NoPairsError
-from latentknobs.learners.lpo.pairs import Pair, pick_pairs
+from latentknobs.learners.lpo.pairs import pick_pairs
 
 scores = st.lists(st.integers(0, 5), min_size=8, max_size=8)
 
@@ -109,7 +110,7 @@ def test_nan_counts_as_failed():
 
 
 def test_when_failures_leave_no_pair_they_are_counted():
-    with pytest.raises(NoPairsError, match=r"2 of 4 rollouts have no score and take no part. All 2 rewards are 0\.5, so"):
+    with pytest.raises(NoPairsError, match=r"2 of 4 rollouts have no score and take no part. All 2 rewards are 0\.5\."):
         pick_pairs([0, 0, 1, 1], [0.5, None, None, 0.5], "best_worst")
     with pytest.raises(NoPairsError, match=r"The reward failed on all 3 rollouts.*repair the reward"):
         pick_pairs([0, 0, 1], [None] * 3, "best_worst")

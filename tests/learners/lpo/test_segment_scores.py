@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from latentknobs.data.segment_batches import Segments
 from latentknobs.errors import UnreachableTokenError
 from latentknobs.learners.lpo import OBJECTIVES, Objective, Responses
 from latentknobs.learners.lpo.losses import SCORES, tokens_separate_score, uniform_like
-from latentknobs.learners.lpo.segment_losses import Segments, segment_scores
+from latentknobs.learners.lpo.segment_losses import segment_scores
 
 
 def made(seed: int, U: int, S: int, K: int, removed: float) -> tuple[Responses, Tensor, Tensor]:
@@ -28,8 +29,9 @@ def made(seed: int, U: int, S: int, K: int, removed: float) -> tuple[Responses, 
 
 def listed(told: Responses) -> Segments:
     assert told.option_BT is not None and told.base_logps_BT is not None
-    mask_US = told.mask_BT
-    return Segments(told.option_logps_BTK[mask_US], told.option_BT[mask_US], told.base_logps_BT[mask_US], mask_US)
+    padded = {"logps_NK": told.option_logps_BTK, "option_N": told.option_BT, "base_N": told.base_logps_BT}
+    columns = {name: value[told.mask_BT] for name, value in padded.items()}
+    return Segments(torch.zeros(int(told.mask_BT.sum()), 1), columns, told.mask_BT.sum(-1))
 
 
 @given(
@@ -58,7 +60,7 @@ def test_scores_and_gradients_are_those_of_lpo(
 
 def test_a_head_that_rules_out_every_possible_option_scores_minus_infinity_without_nan() -> None:
     logps_MK = torch.tensor([[0.0, -math.inf], [0.0, -1.0]], dtype=torch.float64)
-    segments = Segments(logps_MK, torch.zeros(2, dtype=torch.long), torch.zeros(2), torch.ones(2, 1, dtype=torch.bool))
+    segments = Segments(torch.zeros(2, 1), {"logps_NK": logps_MK}, torch.ones(2, dtype=torch.long))
     log_pi_MK = torch.tensor([[-math.inf, 0.0], [-1.0, -0.5]], dtype=torch.float64).requires_grad_()
     score_U = segment_scores("latent", "none", log_pi_MK, None, segments)
     assert score_U[0] == -math.inf and score_U[1].isfinite()

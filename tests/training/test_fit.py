@@ -1,4 +1,4 @@
-"""fit_head: each setting does what its name says, exactly where that can be computed; and the fit never asks for everything."""
+"""fit with lpo: each setting does what its name says, exactly where that can be computed; and features are read by batches."""
 
 import math
 from collections.abc import Sequence
@@ -7,26 +7,40 @@ from typing import Any
 
 import pytest
 import torch
-from bandit import new_head, play
+from bandit import fit_pairs, lpo, new_head, play
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from latentknobs.config import make_config
-from latentknobs.data.segment_batches import Batch, FeatureCache
-from latentknobs.errors import ConfigError, NoPairsError
+from latentknobs.data.examples import Batch, Pair
+from latentknobs.data.segment_batches import FeatureCache, Segments
+from latentknobs.errors import ConfigError, NoExamplesError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
+from latentknobs.learners.base import Loss
 from latentknobs.learners.lpo import OBJECTIVES, Responses, entropy, kl_divergence, lpo_loss, lpo_margin
-from latentknobs.learners.lpo.pairs import Pair
-from latentknobs.training.optimise import fit_head, validate
-from latentknobs.training.pairbatch import PairBatch
+from latentknobs.training.fit import evaluate
 
 CACHE, PAIRS = play(parse_level("every:3"), 60)
 SMALL = {"steps": 20, "pairs_per_step": 8, "learning_rate": 0.01, "beta": 0.5, "weight_decay": 0.0}
 
 
 def double(cache: FeatureCache = CACHE) -> FeatureCache:
-    return replace(cache, feature_NF=cache.feature_NF.double(), logps_NK=cache.logps_NK.double(), base_N=cache.base_N.double())
+    columns = {name: value.double() if value.is_floating_point() else value for name, value in cache.columns.items()}
+    return replace(cache, feature_NF=cache.feature_NF.double(), columns=columns)
+
+
+def terms(
+    head: OptionHead, pairs: Sequence[Pair], settings: dict[str, Any], reference: OptionHead | None = None
+) -> tuple[Batch, Loss]:
+    """Some pairs in float64, and their loss."""
+    batch = Batch.read(double(), [pair.example for pair in pairs], "cpu")
+    return batch, lpo(make_config(settings)).loss(head, batch, reference)
+
+
+def penalty(batch: Batch, loss: Loss) -> Tensor:
+    """Its mean over the segments of all pairs."""
+    assert loss.penalty_M is not None
+    return (loss.penalty_M * batch.times_M).sum() / batch.times_M.sum()
 
 
 def decided(seed: int = 0, scale: float = 1.0) -> OptionHead:
@@ -42,12 +56,14 @@ def fitted(settings: dict[str, Any], held_out: Sequence[Pair] = (), head: Option
     """A fitted head and the rows it logged."""
     rows: list[dict[str, Any]] = []
     head = head or new_head(CACHE)
-    return fit_head(head, more.pop("cache", CACHE), PAIRS, held_out, make_config(SMALL | settings), log=rows.append, **more), rows
+    return fit_pairs(
+        head, more.pop("cache", CACHE), PAIRS, held_out, make_config(SMALL | settings), log=rows.append, **more
+    ), rows
 
 
 def silent(cache: FeatureCache = CACHE) -> FeatureCache:
     """Every option alike everywhere: the losses have no gradient, only penalties move the head."""
-    return replace(cache, logps_NK=torch.zeros_like(cache.logps_NK))
+    return replace(cache, columns={**cache.columns, "logps_NK": torch.zeros_like(cache.columns["logps_NK"])})
 
 
 # -- the terms of a batch ------------------------------------------------------------------------------------------------
@@ -59,11 +75,9 @@ def silent(cache: FeatureCache = CACHE) -> FeatureCache:
 def test_a_batch_equals_the_plain_head_on_one_unpadded_pair_at_a_time(objective: str, norm: str, with_reference: bool) -> None:
     cache, head = double(), decided()
     reference = decided(1) if with_reference else None
-    config = make_config({"objective": objective, "beta": 0.7, "length_norm": norm})
+    settings = {"objective": objective, "beta": 0.7, "length_norm": norm}
     some = [*PAIRS[5:9], *PAIRS[:6], PAIRS[7]]  # drawn with replacement: some several times
-    batch = PairBatch.read(head, cache, some, reference)
-    assert batch.log_pi_MK.requires_grad and (batch.ref_MK is None) == (reference is None)
-    assert batch.ref_MK is None or not batch.ref_MK.requires_grad
+    _, loss = terms(head, some, settings, reference)
     losses, margins = [], []
     for pair in some:
         sides, pis, refs = [], [], []
@@ -72,20 +86,19 @@ def test_a_batch_equals_the_plain_head_on_one_unpadded_pair_at_a_time(objective:
             S = rows.stop - rows.start
             sides.append(
                 Responses(
-                    cache.logps_NK[None, rows], torch.arange(S)[None], torch.ones(1, S, dtype=torch.bool),
-                    cache.option_N[None, rows], cache.base_N[None, rows],
+                    cache.columns["logps_NK"][None, rows], torch.arange(S)[None], torch.ones(1, S, dtype=torch.bool),
+                    cache.columns["option_N"][None, rows], cache.columns["base_N"][None, rows],
                 )
             )  # fmt: skip
             pis.append(head(cache.feature_NF[None, rows]))
             refs.append(reference(cache.feature_NF[None, rows]).detach() if reference else None)
         losses.append(lpo_loss(objective, *sides, *pis, *refs, beta=0.7, length_norm=norm))
         margins.append(lpo_margin(objective, *sides, *pis, *refs, length_norm=norm))
-    torch.testing.assert_close(batch.losses(config), torch.cat(losses), rtol=0, atol=1e-12)
-    torch.testing.assert_close(batch.margins(config), torch.cat(margins), rtol=0, atol=1e-12)
-    if objective != "nll":
-        torch.testing.assert_close(batch.losses(config), -logsigmoid(0.7 * batch.margins(config)))
+    torch.testing.assert_close(loss.each_B, torch.cat(losses), rtol=0, atol=1e-12)
+    assert torch.equal(loss.metrics["accuracy"], (torch.cat(margins) > 0).double())
+    assert loss.penalty_M is None
     ours, plain = (torch.autograd.grad(loss_B.mean(), list(head.parameters()), retain_graph=True)
-                   for loss_B in (batch.losses(config), torch.cat(losses)))  # fmt: skip
+                   for loss_B in (loss.each_B, torch.cat(losses)))  # fmt: skip
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -96,18 +109,16 @@ def test_a_head_is_asked_once_about_each_segment_however_often_a_batch_holds_it(
     head, reference = decided(), decided(1) if with_reference else None
     for one in [head, *([reference] if reference else [])]:
         one.register_forward_pre_hook(lambda module, given: asked.append(len(given[0])))
-    batch = PairBatch.read(head, double(), [PAIRS[0]] * 5 + [PAIRS[1]], reference)
+    batch, _ = terms(head, [PAIRS[0]] * 5 + [PAIRS[1]], {}, reference)
     length_R = CACHE.start_R1.diff()
     of_pair = [int(length_R[[pair.chosen, pair.rejected]].sum()) for pair in PAIRS[:2]]
     assert asked == [sum(of_pair)] * (2 if with_reference else 1)
-    assert batch.count == 5 * of_pair[0] + of_pair[1], "penalties are means over all of them"
+    assert batch.times_M.sum() == 5 * of_pair[0] + of_pair[1], "penalties are means over all of them"
 
 
-def spread(batch: PairBatch, *parts_MK: Tensor) -> list[Tensor]:
-    """(N, K) the same for every place in the pairs that a segment is in."""
-    mask_US = batch.segments.mask_US
-    times_U = torch.bincount(batch.place_2B, minlength=len(mask_US))
-    return [part_MK.repeat_interleave(times_U.repeat_interleave(mask_US.sum(-1)), 0) for part_MK in parts_MK]
+def spread(batch: Batch, head: OptionHead) -> Tensor:
+    """(N, K) what a head says, once for every place in the pairs that a segment is in."""
+    return head(batch.segments.feature_MF).detach().repeat_interleave(batch.times_M, 0)
 
 
 def last_bias_gradient(head: OptionHead, mean: Tensor) -> Tensor:
@@ -117,33 +128,28 @@ def last_bias_gradient(head: OptionHead, mean: Tensor) -> Tensor:
 
 def test_the_gradient_of_the_entropy_bonus_is_its_closed_form() -> None:
     """dH/dlogit_k = -pi_k (log pi_k + H), over the real segments of both sides and no padding."""
-    head, config = decided(), make_config({"entropy_bonus": 0.3})
-    batch = PairBatch.read(head, double(), PAIRS[:9], None)
-    (log_pi_NK,) = spread(batch, batch.log_pi_MK.detach())
+    head = decided()
+    batch, loss = terms(head, PAIRS[:9], {"entropy_bonus": 0.3})
+    log_pi_NK = spread(batch, head)
     expected_NK = 0.3 * log_pi_NK.exp() * (log_pi_NK + entropy(log_pi_NK).unsqueeze(-1))
     rows = sum(int(CACHE.start_R1[r + 1] - CACHE.start_R1[r]) for pair in PAIRS[:9] for r in (pair.chosen, pair.rejected))
     assert len(log_pi_NK) == rows
-    found_K = last_bias_gradient(head, batch.penalty(config) / batch.count)
-    torch.testing.assert_close(found_K, expected_NK.mean(0), rtol=0, atol=1e-14)
+    torch.testing.assert_close(last_bias_gradient(head, penalty(batch, loss)), expected_NK.mean(0), rtol=0, atol=1e-14)
 
 
 def test_the_gradient_of_the_kl_penalty_is_its_closed_form() -> None:
     """dKL/dlogit_k = pi_k (log pi_k - log ref_k - KL)."""
-    head, config = decided(), make_config({"kl": 0.3})
-    batch = PairBatch.read(head, double(), PAIRS[:9], decided(1))
-    assert batch.ref_MK is not None
-    log_pi_NK, ref_NK = spread(batch, batch.log_pi_MK.detach(), batch.ref_MK)
+    head, reference = decided(), decided(1)
+    batch, loss = terms(head, PAIRS[:9], {"kl": 0.3}, reference)
+    log_pi_NK, ref_NK = spread(batch, head), spread(batch, reference)
     expected_NK = 0.3 * log_pi_NK.exp() * (log_pi_NK - ref_NK - kl_divergence(log_pi_NK, ref_NK).unsqueeze(-1))
-    found_K = last_bias_gradient(head, batch.penalty(config) / batch.count)
-    torch.testing.assert_close(found_K, expected_NK.mean(0), rtol=0, atol=1e-14)
+    torch.testing.assert_close(last_bias_gradient(head, penalty(batch, loss)), expected_NK.mean(0), rtol=0, atol=1e-14)
 
 
 def test_at_the_reference_the_kl_and_its_gradient_are_zero() -> None:
     head = decided()
-    batch = PairBatch.read(head, double(), PAIRS[:9], decided())
-    mean = batch.penalty(make_config({"kl": 5.0})) / batch.count
+    mean = penalty(*terms(head, PAIRS[:9], {"kl": 5.0}, decided()))
     assert mean.abs() < 1e-14 and last_bias_gradient(head, mean).abs().max() < 1e-14
-    assert batch.penalty(make_config({})) == 0
 
 
 # -- settings ------------------------------------------------------------------------------------------------------------
@@ -161,9 +167,9 @@ def test_the_learning_rate_follows_its_schedule(schedule: str, warmup: int) -> N
 
 def test_the_first_step_is_one_step_of_adamw_at_the_logged_rate() -> None:
     """Bias-corrected moments make the first step rate * g / (|g| + eps): what was logged is what moved the weights."""
-    head, config = decided(), make_config(SMALL | {"steps": 1, "schedule": "constant"})
+    head = decided()
     picked = torch.randint(len(PAIRS), (8,), generator=torch.Generator().manual_seed(0)).tolist()
-    loss_B = PairBatch.read(head, double(), [PAIRS[n] for n in picked], None).losses(config)
+    loss_B = terms(head, [PAIRS[n] for n in picked], SMALL)[1].each_B
     before_K, gradient_K = head.mlp[-1].bias.detach().clone(), last_bias_gradient(head, loss_B.mean())
     _, [row] = fitted({"steps": 1, "schedule": "constant"}, head=head, cache=double())
     expected_K = before_K - row["learning_rate"] * gradient_K / (gradient_K.abs() + 1e-8)
@@ -214,8 +220,9 @@ def test_the_step_with_the_least_validation_loss_is_kept() -> None:
     settings = {"learning_rate": 0.3, "schedule": "constant", "steps": 40}
     head, rows = fitted(settings, held_out=PAIRS[:10])
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    found = validate(head, CACHE, PAIRS[:10], make_config(SMALL | settings))
-    assert found["validation_loss"] == min(losses) != losses[-1]
+    config = make_config(SMALL | settings)
+    found = evaluate(lpo(config), head, CACHE, [pair.example for pair in PAIRS[:10]], config)
+    assert found["loss"] == min(losses) != losses[-1]
 
 
 def test_checks_come_twenty_times_and_at_the_end() -> None:
@@ -248,12 +255,17 @@ def test_patience_stops_where_the_accuracies_of_an_unbounded_fit_say(patience: i
 
 
 def test_validation_is_the_mean_of_the_pair_losses_and_the_share_above_zero() -> None:
-    head, config = decided(), make_config(SMALL)
-    batch = PairBatch.read(head, double(), PAIRS, None)
-    found = validate(head, double(), PAIRS, config)
-    assert found["validation_loss"] == pytest.approx(batch.losses(config).mean().item(), abs=1e-12)
-    assert found["validation_accuracy"] == (batch.margins(config) > 0).double().mean()
-    assert found["head_entropy"] == pytest.approx(entropy(head(CACHE.feature_NF.double())).mean().item(), abs=1e-12)
+    head, rows = decided(), []
+    start = decided()
+    found = evaluate(lpo(make_config(SMALL)), head, double(), [pair.example for pair in PAIRS], make_config(SMALL))
+    loss = terms(head, PAIRS, SMALL)[1]
+    assert found == {
+        "loss": pytest.approx(loss.each_B.mean().item(), abs=1e-12), "accuracy": loss.metrics["accuracy"].mean().item()
+    }  # fmt: skip
+    fit_pairs(head, double(), PAIRS, PAIRS, make_config(SMALL | {"steps": 1, "learning_rate": 1e-30}), log=rows.append)
+    entropies = entropy(start(CACHE.feature_NF.double()))
+    assert rows[0]["head_entropy"] == pytest.approx(entropies.mean().item(), abs=1e-12)
+    assert rows[0]["validation_loss"] == pytest.approx(found["loss"]) and rows[0]["validation_accuracy"] == found["accuracy"]
 
 
 # -- manners -------------------------------------------------------------------------------------------------------------
@@ -269,9 +281,9 @@ class Watched:
     def __len__(self) -> int:
         return len(self.inner)
 
-    def batch(self, response_B: Tensor) -> Batch:
-        self.most = max(self.most, len(response_B))
-        return self.inner.batch(response_B)
+    def segments(self, response_U: Tensor) -> Segments:
+        self.most = max(self.most, len(response_U))
+        return self.inner.segments(response_U)
 
     def sample(self, rows: int) -> Tensor:
         assert rows <= 4096
@@ -291,7 +303,7 @@ def test_responses_without_segments_neither_teach_nor_break_anything() -> None:
     nothing = [Pair(0, len(CACHE), len(CACHE) + 1)]
     head, start = new_head(CACHE), new_head(CACHE)
     rows: list[dict[str, Any]] = []
-    fit_head(head, empty, nothing, nothing, make_config(SMALL | {"kl": 0.1, "entropy_bonus": 0.1}), log=rows.append)
+    fit_pairs(head, empty, nothing, nothing, make_config(SMALL | {"kl": 0.1, "entropy_bonus": 0.1}), log=rows.append)
     assert all(row["loss"] == pytest.approx(math.log(2)) and row["gradient_norm"] == 0 for row in rows)
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), start.parameters(), strict=True))
 
@@ -301,7 +313,7 @@ def test_responses_without_segments_neither_teach_nor_break_anything() -> None:
     [
         ({"warmup": 20}, PAIRS, ConfigError, "warmup=20 takes all of steps=20.*Lower warmup or raise steps"),
         ({"patience": 2}, PAIRS, ConfigError, "patience=2.*there are none. Raise validation \\(now 0.1\\)"),
-        ({}, [], NoPairsError, "no pair to train on"),
+        ({}, [], NoExamplesError, "no example to train on"),
         (
             {"learning_rate": 1e30, "weight_decay": 0.1},
             PAIRS,
@@ -314,4 +326,4 @@ def test_what_cannot_be_fitted_is_refused_in_words(
     settings: dict[str, Any], pairs: list[Pair], error: type[Exception], told: str
 ) -> None:
     with pytest.raises(error, match=told):
-        fit_head(new_head(CACHE), CACHE, pairs, [], make_config(SMALL | settings))
+        fit_pairs(new_head(CACHE), CACHE, pairs, [], make_config(SMALL | settings))

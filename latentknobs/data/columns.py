@@ -1,0 +1,74 @@
+"""Columns of the feature store: what a learner keeps of every segment, beside the features of its first token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from latentknobs.errors import ConfigError
+from latentknobs.tensors import pick, segment_sum
+
+if TYPE_CHECKING:
+    from latentknobs.data.rollouts import Rollout
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One response of T tokens as the frozen LM reads it, on the CPU.
+
+    Attributes:
+        rollout: its tokens and options.
+        logits_TV: the LM's own logits at each token.
+        logps_TK: log P(y_t | option k) in nats.
+    """
+
+    rollout: Rollout
+    logits_TV: Tensor
+    logps_TK: Tensor
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column, computed token by token and then segment by segment.
+
+    Attributes:
+        read: (T, ...) one row for each token of a response.
+        reduce: `sum` over the tokens of a segment, or the row of its `first` token.
+    """
+
+    read: Callable[[Reading], Tensor]
+    reduce: Literal["sum", "first"]
+
+    def by_segment(self, reading: Reading, segment_T: Tensor, first_S: Tensor) -> Tensor:
+        """(S, ...) one row for each segment of a response; `first_S` is where each begins."""
+        value_T = self.read(reading).cpu()
+        if self.reduce == "first":
+            return value_T[first_S]
+        return segment_sum(value_T, segment_T, len(first_S))
+
+
+def _options(reading: Reading) -> Tensor:
+    if reading.rollout.options is None:
+        raise ConfigError(
+            "The learner learns from the options that responses were sampled with, and the policy that sampled these chooses "
+            "values without options. Choose another learner, or a policy that chooses from a grid."
+        )
+    return torch.tensor(reading.rollout.options)
+
+
+def _base(reading: Reading) -> Tensor:
+    ids_T = torch.tensor(reading.rollout.ids, device=reading.logits_TV.device)
+    return pick(reading.logits_TV.float().log_softmax(-1), ids_T)
+
+
+OPTION_LOGPS: Mapping[str, Column] = {"logps_NK": Column(lambda reading: reading.logps_TK, "sum")}
+"""log P(segment | option k), in nats."""
+SAMPLED_OPTION: Mapping[str, Column] = {"option_N": Column(_options, "first")}
+"""The option that the segment was sampled with; -1 where it is unknown."""
+BASE_LOGPS: Mapping[str, Column] = {"base_N": Column(_base, "sum")}
+"""log P(segment) under the LM without knobs, in nats."""
+ALL: Mapping[str, Column] = {**OPTION_LOGPS, **SAMPLED_OPTION, **BASE_LOGPS}

@@ -1,0 +1,216 @@
+"""The contract of a learner: how scored responses become a policy.
+
+An outside package adds a learner by a subclass of `Learner` and an entry point in the group `latentknobs.learners`:
+
+    [project.entry-points."latentknobs.learners"]
+    rwr = "latentknobs_rwr:RewardWeightedRegression"
+
+`train(learner="rwr")` then runs rollouts, scores, `examples`, the feature store and one optimiser loop for it. A learner must say
+what it keeps of a response (`columns`), what it learns from (`examples`) and its `loss`; the rest has defaults: an `OptionHead`
+over the space, explored by sampling from it. See docs/examples/latentknobs-rwr.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from latentknobs.data.columns import SAMPLED_OPTION, Column
+from latentknobs.data.examples import Batch, Example
+from latentknobs.errors import ConfigError
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Segmenter
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.policies import BalancedPolicy, HeadPolicy, Pick, Policy, UniformPolicy
+
+if TYPE_CHECKING:
+    from latentknobs.data.preferences import Preferences
+    from latentknobs.data.rollouts import Rollout
+
+
+class Loss(NamedTuple):
+    """The loss of B examples, un-reduced.
+
+    Attributes:
+        each_B: of each example; training lowers its mean.
+        metrics: (B,) further numbers of each example, whose means over held-out examples are logged.
+        penalty_M: of each of the batch's M segments; training lowers its mean over the segments of all examples, too.
+    """
+
+    each_B: Tensor
+    metrics: Mapping[str, Tensor] = {}
+    penalty_M: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a learner knows of a run.
+
+    Attributes:
+        space, segmenter: what is chosen, and how long one choice lasts.
+        features: names of what the module reads.
+        hidden, rank, factorised: the shape of an `OptionHead`.
+        first_round: who makes the rollouts before there is a module.
+        seed: of ties that are broken at random.
+    """
+
+    space: KnobSpace
+    segmenter: Segmenter
+    features: tuple[str, ...]
+    hidden: int | None = None
+    rank: int | None = None
+    factorised: bool = False
+    first_round: Literal["uniform", "balanced"] = "uniform"
+    seed: int = 0
+
+
+class Count(NamedTuple):
+    """Some of so many."""
+
+    some: int
+    of: int
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1; 0 of nothing."""
+        return self.some / self.of if self.of else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.some} of {self.of} ({self.share:.0%})"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished fit, for `Learner.findings`.
+
+    Attributes:
+        examples: those it was trained on, and the held-out ones.
+        train, held_out: means of the loss's metrics over some of either; empty where there are no such examples.
+        train_size, held_out_size: over how many.
+        task_P: the task of each prompt.
+        length_R: tokens of each response, as `Example.responses` counts them.
+    """
+
+    examples: Sequence[Example]
+    train: Mapping[str, float]
+    held_out: Mapping[str, float]
+    train_size: int
+    held_out_size: int
+    task_P: Sequence[str]
+    length_R: Sequence[int]
+
+
+class Learner(ABC):
+    """Turns scored responses into a policy. One object serves one set of features.
+
+    Attributes:
+        name: that of its entry point.
+        version: change it with the code, so that finished stages are run again.
+        Settings: its settings, a pydantic model with a default for each; `settings` is an instance.
+        watched: the metric, higher being better, that early stopping watches; None: the loss.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    Settings: ClassVar[type[BaseModel]]
+    watched: ClassVar[str | None] = None
+
+    def __init__(self, settings: BaseModel, inputs: Inputs) -> None:
+        if not isinstance(settings, self.Settings):
+            raise ConfigError(
+                f"The learner {self.name!r} takes settings of its own, {self.Settings.__name__}, not {type(settings).__name__}."
+            )
+        self.settings: Any = settings
+        self.inputs = inputs
+
+    @classmethod
+    @abstractmethod
+    def columns(cls, settings: Any) -> Mapping[str, Column]:
+        """What the store keeps of every segment beside its features, by the names that `loss` reads them with."""
+
+    @abstractmethod
+    def examples(
+        self, rollouts: Iterable[Rollout], reward_N: Sequence[float | None], second_N: Sequence[float | None] | None = None
+    ) -> list[Example]:
+        """What is learned from N scored rollouts, by their indices.
+
+        Args:
+            rollouts: can be read once, because they may be more than fit in memory.
+            reward_N: their rewards; None where the reward failed: such a rollout is in no example.
+            second_N: their second scores, where `second_reward` is set.
+
+        Raises:
+            NoExamplesError: nothing can be learned from these.
+        """
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: Batch, reference: nn.Module | None) -> Loss:
+        """The loss of a batch, with gradient.
+
+        Args:
+            reference: the module that explored, to be used without gradient; None before there was one.
+        """
+
+    def module(self, mean_F: Tensor, std_F: Tensor) -> nn.Module:
+        """What is trained, at its beginning, for F features of this mean and standard deviation."""
+        inputs = self.inputs
+        head = OptionHead(inputs.space, len(mean_F), inputs.hidden, inputs.factorised, inputs.rank)
+        head.fit_scaler(mean_F, std_F)
+        return head
+
+    def explorer(self, module: nn.Module | None) -> Policy | None:
+        """Who makes the rollouts of a round, `module` being that of the round before.
+
+        None: nobody, the learner learns from text that is there (not supported by `train` yet).
+        """
+        if module is not None:
+            return self.policy(module, "sample")
+        first = {"uniform": UniformPolicy, "balanced": BalancedPolicy}[self.inputs.first_round]
+        return first(self.inputs.space, self.inputs.segmenter)
+
+    def policy(self, module: nn.Module, pick: Pick) -> Policy:
+        """What the module does in decoding."""
+        assert isinstance(module, OptionHead)
+        return HeadPolicy(module, self.inputs.space, self.inputs.segmenter, self.inputs.features, pick)
+
+    def from_preferences(self, preferences: Preferences) -> list[Example]:
+        """What is learned from preferences that were collected elsewhere, in place of rollouts and their scores; see `check`."""
+        raise NotImplementedError(f"The learner {self.name!r} learns from scored rollouts.")
+
+    @classmethod
+    def check(cls, settings: Any, *, has_preferences: bool, has_second: bool) -> None:
+        """Refuses what the learner cannot learn from, before anything is loaded.
+
+        Args:
+            has_preferences, has_second: whether `preferences` and `second_reward` are set.
+
+        Raises:
+            ConfigError: naming the learner or its setting.
+        """
+        if has_preferences and cls.from_preferences is Learner.from_preferences:
+            raise ConfigError(
+                f"The learner {cls.name!r} learns from scored rollouts, not from preferences. Leave out preferences, or choose a "
+                "learner that takes them, e.g. lpo."
+            )
+        if has_preferences and any(column in SAMPLED_OPTION.values() for column in cls.columns(settings).values()):
+            raise ConfigError(
+                f"With these settings the learner {cls.name!r} learns from the options that responses were sampled with, and "
+                f"preferences from elsewhere do not have them. Leave out preferences, or change the settings: {settings!r}."
+            )
+
+    def most_responses(self, rollouts: int) -> int:
+        """At most so many of a prompt's rollouts are in its examples: for estimates of time and disk."""
+        return rollouts
+
+    def summary(self, module: nn.Module, feature_NF: Tensor) -> dict[str, float]:
+        """Numbers about the module alone that are logged with every validation, read off some features."""
+        return {}
+
+    def findings(self, fitted: Fitted) -> list[str]:
+        """Known ways in which this kind of learning fails, if the fit shows them: a sentence or two each."""
+        return []
