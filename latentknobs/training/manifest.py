@@ -10,11 +10,13 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from latentknobs.errors import RunError
+from latentknobs.files import MB, read_text
 
-NAME = "manifest"
+NAME, LARGEST = "manifest", 256 * MB
+CURE = "Delete the file to run every stage again, or choose another output_dir."
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Entry:
     file: str
     key: str
     sha256: str
-    size: int
-    items: int
-    seconds: float
-    ended: float
+    size: NonNegativeInt
+    items: NonNegativeInt
+    seconds: NonNegativeFloat
+    ended: FiniteFloat
 
 
 ENTRY = TypeAdapter(Entry)
@@ -123,17 +125,14 @@ def hash_file(path: Path) -> str:
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1]
+    return read_text(path, RunError, CURE, LARGEST).encode().split(b"\n")[:-1]
 
 
 def _parse(line: bytes, where: str, folder: Path) -> Entry:
     try:
         entry = ENTRY.validate_json(line, strict=True)
     except ValidationError:
-        raise RunError(
-            f"{where} is not an entry of a manifest, so it does not say which stages are finished. Delete the file to run every "
-            "stage again, or choose another output_dir."
-        ) from None
-    if not (folder / entry.file).resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{where} names {entry.file!r}, which is outside the run directory. It is not read.")
+        raise RunError(f"{where} is not an entry of a manifest, so it does not say which stages are finished. {CURE}") from None
+    if "\0" in entry.file or not (folder / entry.file).resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{where} names {entry.file[:200]!r}, which is outside the run directory. It is not read.")
     return entry

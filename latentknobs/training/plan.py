@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from latentknobs.config import TrainConfig
 from latentknobs.data.disk import replacing
 from latentknobs.errors import RunError
+from latentknobs.files import read_json
 
 PLAN = "plan.json"
 
@@ -24,8 +27,8 @@ class Plan:
         begun: name -> key of each of its files, for every stage that was reached.
     """
 
-    stages: dict[str, int]
-    processes: int
+    stages: dict[str, NonNegativeInt]
+    processes: PositiveInt
     settings: str
     begun: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -47,17 +50,14 @@ class Plan:
         Raises:
             RunError: there is none, or it is damaged.
         """
-        try:
-            plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
-            numbers = all(isinstance(items, int) for items in plan.stages.values()) and isinstance(plan.processes, int)
-            named = all(isinstance(keys, dict) for keys in plan.begun.values()) and set(plan.begun) <= set(plan.stages)
-            heads = all(re.fullmatch(r"round-\d+/\w+", name) for name in plan.stages if name.endswith("/heads"))
-            if numbers and named and heads and plan.processes > 0:
-                return plan
-            cause = "damaged"
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            cause = str(error)
-        raise RunError(f"There is no run in {str(folder)!r} ({PLAN}: {cause}). Give the output_dir of `latentknobs train`.")
+        cure = "Give the output_dir of `latentknobs train`."
+        if not (folder / PLAN).is_file():
+            raise RunError(f"There is no run in {str(folder)!r}: it has no {PLAN}. {cure}")
+        plan: Plan = read_json(folder / PLAN, Plan, RunError, cure)
+        heads = all(re.fullmatch(r"round-\d{1,6}/\w+", name) for name in plan.stages if name.endswith("/heads"))
+        if not heads or not set(plan.begun) <= set(plan.stages):
+            raise RunError(f"{str(folder / PLAN)!r} is damaged: its stages do not fit each other. {cure}")
+        return plan
 
 
 def make_plan(

@@ -7,6 +7,7 @@ content it was made from. Changing `beta` therefore redoes the optimisation and 
 import errno
 import fcntl
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,14 @@ import torch
 
 from latentknobs.data.disk import replacing
 from latentknobs.errors import RunError
-from latentknobs.files import path_of
+from latentknobs.files import MB, fit, parse_json, path_of
 from latentknobs.progress import Advance, progress
 from latentknobs.training.manifest import Entry, Manifest
 from latentknobs.training.plan import Plan
 from latentknobs.training.processes import Processes
 
 LOCK, METRICS = "lock", "metrics.jsonl"
+LONGEST = MB  # characters of a line
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class RunDir:
         rank, size = self.processes.rank, self.processes.size
         mine = [rank]
         if self.processes.is_main:  # a process of an earlier, larger run may still be there
-            mine += [n for path in self.path.glob(f"{LOCK}.*") if (n := int(path.suffix[1:])) >= size]
+            others = [path.suffix[1:] for path in self.path.glob(f"{LOCK}.*")]
+            mine += [int(n) for n in others if re.fullmatch(r"\d{1,6}", n) and int(n) >= size]
         if any(self.processes.gather(not all(map(self._take_lock, mine)))):
             self.__exit__()
             raise RunError(f"Another run is working in {str(self.path)!r}. Wait for it, or choose another output_dir.")
@@ -164,7 +167,7 @@ class RunDir:
             self.say(f"{name}: {len(tasks) - len(todo)} of {len(tasks)} files already done, reused")
 
     def _remove_strangers(self, name: str, tasks: Sequence[Task]) -> None:
-        """Files of other settings in the stage's own folder, which nobody would read again."""
+        """Files of other settings in the stage's own folder, which no stage would read again."""
         kept = {self.path / task.file for task in tasks}
         folder = self.path / name
         for path in folder.iterdir() if folder.is_dir() else ():
@@ -184,10 +187,17 @@ class RunDir:
 
     def forget_metrics(self, drop: Callable[[dict[str, Any]], bool]) -> None:
         """Removes rows of `metrics.jsonl`, so that steps that run again are not logged twice; and half-written lines."""
+
+        def keeps(row: dict[str, Any]) -> bool:
+            try:
+                return not drop(row)
+            except (KeyError, TypeError):  # a row that no run wrote
+                return False
+
         path = self.path / METRICS
         if self.processes.is_main and path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if (row := _parsed(line)) and not drop(row)]
             with explained(self.path, METRICS):
+                kept = [line for line, row in read_rows(path) if keeps(row)]
                 write_text(path, "".join(f"{line}\n" for line in kept))
 
 
@@ -224,8 +234,11 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        return None
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of `metrics.jsonl` that are rows, with what they say; the line that is being written is none."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in iter(lambda: file.readline(LONGEST), ""):
+            try:
+                yield line.rstrip("\n"), fit(parse_json(line), dict[str, Any])
+            except ValueError:
+                continue

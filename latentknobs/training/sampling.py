@@ -4,11 +4,12 @@ A file of rollouts is a few whole batches, so its content depends neither on whe
 processes share the work. A file of scores belongs to one file of rollouts and is keyed by its content.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.prompts import Prompt
@@ -116,6 +117,18 @@ def score_files(
     return paths
 
 
+@dataclass(frozen=True)
+class ScoreRow:
+    """A line of a file of scores; `parts` are those of several rewards."""
+
+    score: FiniteFloat | None
+    parts: tuple[FiniteFloat | None, ...] = ()
+    error: str | None = None
+
+
+ROW = TypeAdapter(ScoreRow)
+
+
 def _row(score: Score) -> dict[str, Any]:
     row: dict[str, Any] = {"score": score.value}
     if len(score.parts) > 1:
@@ -124,9 +137,10 @@ def _row(score: Score) -> dict[str, Any]:
 
 
 def _scores(path: Path) -> Iterator[Score]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        yield Score(row["score"], tuple(row.get("parts", (row["score"],))), row.get("error"))
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = ROW.validate_json(line)
+            yield Score(row.score, row.parts or (row.score,), row.error)
 
 
 def read_scores(paths: Sequence[Path]) -> list[float | None]:

@@ -1,19 +1,17 @@
 """Where a run stands, from its files alone: stages, sizes, times, and an estimate of the time that is left.
 
-It takes no lock and changes nothing, so that it can be asked while the run goes on.
+It takes no lock and changes nothing, so that it works while the run goes on.
 """
 
 import fcntl
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from latentknobs.files import path_of
 from latentknobs.training.manifest import Entry, Manifest
 from latentknobs.training.plan import Plan
-from latentknobs.training.rundir import LOCK, METRICS
+from latentknobs.training.rundir import LOCK, METRICS, read_rows
 
 
 @dataclass(frozen=True)
@@ -106,17 +104,8 @@ def _steps(path: Path, stage: str, keys: dict[str, str], finished: Sequence[Entr
         return 0
     open_heads = {Path(file).stem for file in keys} - {Path(entry.file).stem for entry in finished}
     number = int(stage.partition("/")[0].rpartition("-")[2])
-    return sum(row.get("round") == number and row.get("head") in open_heads for row in _rows(path / METRICS))
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line that is being written
-            continue
-        if isinstance(row, dict):
-            yield row
+    rows = read_rows(path / METRICS) if (path / METRICS).is_file() else ()
+    return sum((row.get("round"), str(row.get("head"))) in {(number, head) for head in open_heads} for _, row in rows)
 
 
 def _locked(path: Path) -> bool:

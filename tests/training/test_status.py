@@ -95,12 +95,45 @@ def test_asking_a_running_run_needs_no_lock_and_changes_nothing(finished, tmp_pa
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"stages": 3}', '{"stages": {"a": "b"}, "processes": 1, "settings": ""}'])
-def test_a_folder_that_is_no_run_is_refused(tmp_path, text):
+SMALL_PLAN = {"stages": {"a": 1}, "processes": 1, "settings": ""}
+BAD_PLANS = [{"stages": 3}, SMALL_PLAN | {"stages": {"a": "b"}}, SMALL_PLAN | {"processes": 0}, SMALL_PLAN | {"begun": {"b": {}}}]
+
+
+@pytest.mark.parametrize("text", [None, "{", "[" * 100_000, *map(json.dumps, BAD_PLANS)])
+def test_a_folder_without_a_run_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(RunError, match=r"There is no run in .*Give the output_dir"):
+    why = r"(There is no run in|plan.json' is damaged|plan.json' cannot be read)"
+    with pytest.raises(RunError, match=rf"{why}.*Give the output_dir") as error:
         read_status(tmp_path)
+    assert len(str(error.value)) < 500
+
+
+ENTRY = {"stage": "s", "file": "a", "key": "k", "sha256": "0", "size": 1, "items": 1, "seconds": 1.0, "ended": 1.0}
+BAD_ENTRIES = [ENTRY | {"file": "a\0b"}, ENTRY | {"size": -1}, ENTRY | {"seconds": float("nan")}]
+
+
+@pytest.mark.parametrize("text", [*map(json.dumps, BAD_ENTRIES), "[" * 100_000, "\xff"])
+def test_a_manifest_of_another_kind_is_refused_in_a_short_paragraph(finished, tmp_path, text):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "manifest.jsonl").write_bytes(text.encode("latin-1") + b"\n")
+    with pytest.raises(RunError) as error:
+        read_status(folder)
+    assert len(str(error.value)) < 500
+
+
+NO_ROWS = ["[1]", '{"round": "x"}', '{"round": 1, "head": [1]}', "[" * 100_000, "x" * 3_000_000, "\xff\xfe"]
+
+
+@pytest.mark.parametrize("text", NO_ROWS)
+def test_metrics_of_another_kind_are_passed_over(finished, tmp_path, text):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "round-1" / "heads" / "main.safetensors").unlink()
+    (folder / "metrics.jsonl").write_bytes(text.encode("latin-1"))
+    assert not read_status(folder).finished
+    with RunDir(folder) as run:
+        run.forget_metrics(lambda row: row["round"] > 1)
+    assert (folder / "metrics.jsonl").stat().st_size < 100
 
 
 def test_the_command_shows_a_table_and_a_sentence(finished):
