@@ -19,10 +19,11 @@ COMMANDS = {
     "train": ("train", "train", "Learn to choose decoding options and show whether it was worth it."),
     "status": ("status", "status", "Where a run stands: stages, sizes, times, and what is left."),
     "evaluate": ("evaluate", "evaluate", "Judge a saved adapter against every baseline."),
-    "generate": ("generate", "generate", "Write text with an adapter, coloured by what it chose."),
+    "generate": ("generate", "generate", "Write text with an adapter or a policy, coloured by what it chose."),
     "report": ("report", "report", "Show the results of a run and write its HTML report again."),
     "export": ("export", "export", "Write the preferences of a run in TRL's format."),
     "knobs": ("installed", "knobs", "The knobs that are installed."),
+    "policies": ("installed", "policies", "The policies that are installed: rules, constants, mixtures."),
     "rewards": ("installed", "rewards", "The rewards that are installed."),
 }
 

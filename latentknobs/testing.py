@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from latentknobs.conformance.knobs import SUITE as KNOBS
+from latentknobs.conformance.policies import SUITE as POLICIES
 from latentknobs.conformance.rewards import SUITE as REWARDS
 from latentknobs.conformance.suite import Conformance, ConformanceError, Outcome, Suite
 from latentknobs.knobs.knob import DecodingKnob
+from latentknobs.policies import Policy
 
 __all__ = [
-    "KNOBS", "REWARDS", "Conformance", "ConformanceError", "KnobConformance", "Outcome", "RewardConformance", "Suite",
-    "check_knob", "check_reward", "report",
+    "KNOBS", "POLICIES", "REWARDS", "Conformance", "ConformanceError", "KnobConformance", "Outcome", "PolicyConformance",
+    "RewardConformance", "Suite", "check_knob", "check_policy", "check_reward", "report",
 ]  # fmt: skip
 
 check_knob, report = KNOBS.check, KNOBS.report
-check_reward = REWARDS.check
+check_policy, check_reward = POLICIES.check, REWARDS.check
 
 
 class KnobConformance(Conformance):
@@ -28,6 +30,19 @@ class KnobConformance(Conformance):
 
     suite = KNOBS
     knob: ClassVar[DecodingKnob]
+
+
+class PolicyConformance(Conformance):
+    """Subclass it as `class TestMyPolicy(PolicyConformance)` and set `policy`, and the sizes of the model that it is for."""
+
+    suite = POLICIES
+    policy: ClassVar[Policy]
+    hidden_size: ClassVar[int] = 16
+    vocabulary: ClassVar[int] = 50
+
+    def subject(self) -> Any:
+        """The policy on observations of these sizes."""
+        return POLICIES.find(self.policy, self.hidden_size, self.vocabulary)
 
 
 class RewardConformance(Conformance):

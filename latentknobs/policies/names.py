@@ -35,12 +35,12 @@ def policy_of(spec: "str | Policy", tokenizer: Any = None) -> Policy:
 
 
 def constant(**values: float) -> ConstantPolicy:
-    """Fixed knob values, e.g. `constant:temperature=0.7,top_p=0.9`; the knobs act in the order of transformers."""
+    """Fixed knob values, in the order of transformers: `constant:temperature=0.7,top_p=0.9`."""
     return ConstantPolicy(_space("constant", {name: str(value) for name, value in values.items()}))
 
 
 def uniform(level: str = "token", tokenizer: Any = None, **grids: Any) -> UniformPolicy:
-    """Options drawn uniformly, e.g. `uniform:temperature=0,0.5,1,top_p=0.9,1,level=sequence`."""
+    """Options drawn uniformly: `uniform:temperature=0,0.5,1,top_p=0.9,1,level=sequence`."""
     return UniformPolicy(_space("uniform", grids), parse_level(level, tokenizer))
 
 

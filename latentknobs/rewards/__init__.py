@@ -16,34 +16,15 @@ from latentknobs.rewards.answer import ExactMatch
 from latentknobs.rewards.classifier import Classifier
 from latentknobs.rewards.command import Command
 from latentknobs.rewards.constraint import SentenceConstraint, TextConstraint
-from latentknobs.rewards.lexicon import Lexicon
 from latentknobs.rewards.math_answer import MathAnswer
 from latentknobs.rewards.repetition import NgramRepetition
 from latentknobs.rewards.returned import Failed
 from latentknobs.rewards.scoring import Score, ScoreCache, check_scored, failure_line, score_all
 from latentknobs.rewards.spec import RewardFunction, Rewards, RewardSpec, resolve_reward, resolve_rewards, reward_names
-from latentknobs.rewards.surprise import WordSurprise
+from latentknobs.rewards.surprise import Lexicon, WordSurprise
 
 __all__ = [
-    "Classifier",
-    "Command",
-    "ExactMatch",
-    "Failed",
-    "Lexicon",
-    "MathAnswer",
-    "NgramRepetition",
-    "RewardFunction",
-    "RewardSpec",
-    "Rewards",
-    "Score",
-    "ScoreCache",
-    "SentenceConstraint",
-    "TextConstraint",
-    "WordSurprise",
-    "check_scored",
-    "failure_line",
-    "resolve_reward",
-    "resolve_rewards",
-    "reward_names",
-    "score_all",
-]
+    "Classifier", "Command", "ExactMatch", "Failed", "Lexicon", "MathAnswer", "NgramRepetition", "RewardFunction",
+    "RewardSpec", "Rewards", "Score", "ScoreCache", "SentenceConstraint", "TextConstraint", "WordSurprise", "check_scored",
+    "failure_line", "resolve_reward", "resolve_rewards", "reward_names", "score_all",
+]  # fmt: skip

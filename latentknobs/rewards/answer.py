@@ -1,14 +1,12 @@
 """Exact match of a final number: the verifiable reward of word problems."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from latentknobs.errors import BrokenRewardError, RewardError
-from latentknobs.rewards.text import Messages, text_of
+from latentknobs.errors import RewardError
+from latentknobs.rewards.text import Texts, text_of
 
 _MAGNITUDE = r"(?:\d[\d,]*(?:\.\d+|/0*[1-9]\d*)?|\.\d+)"
 # A minus belongs to the number only where no operand stands before it: "19-5" ends in 5, "= -5" in -5.
@@ -20,8 +18,7 @@ def final_number(text: str, marker: str | None = "####") -> Fraction | None:
 
     Thousands commas, decimals and fractions such as `3/4` are understood, and compare by value (`2.50 == 5/2`).
     """
-    part = text.rpartition(marker)[2] if marker else text
-    numbers = _NUMBER.findall(part)
+    numbers = _NUMBER.findall(text.rpartition(marker)[2] if marker else text)
     return Fraction(numbers[-1].replace(",", "")) if numbers else None
 
 
@@ -36,25 +33,12 @@ class ExactMatch:
         self.marker = marker
         self.__name__ = "exact_match"
 
-    def __call__(
-        self,
-        prompts: Sequence[str | Messages],
-        completions: Sequence[str | Messages],
-        answer: Sequence[Any] | None = None,
-        **columns: Any,
-    ) -> list[float]:
-        if answer is None:
-            raise BrokenRewardError("The reward 'exact_match' needs a column 'answer' in the prompts: add it to every row.")
-        return [
-            float(final_number(text_of(completion), self.marker) == self._expected(prompt, expected))
-            for prompt, completion, expected in zip(prompts, completions, answer, strict=True)
-        ]
-
-    def _expected(self, prompt: str | Messages, answer: Any) -> Fraction:
-        number = final_number(str(answer), self.marker)
-        if number is None:
+    def __call__(self, prompts: Texts, completions: Texts, answer: Sequence[Any], **columns: Any) -> list[float]:
+        expected = [final_number(str(each), self.marker) for each in answer]
+        if None in expected:
+            n = expected.index(None)
             raise RewardError(
-                f"The reward 'exact_match' found no number in the answer {str(answer)[:80]!r} of the prompt "
-                f"{text_of(prompt)[:60]!r}. Give each row of the column 'answer' a number, or a text that ends in one."
+                f"The reward 'exact_match' found no number in the answer {str(answer[n])[:80]!r} of the prompt "
+                f"{text_of(prompts[n])[:60]!r}. Give each row of the column 'answer' a number, or a text that ends in one."
             )
-        return number
+        return [float(final_number(text_of(c), self.marker) == right) for c, right in zip(completions, expected, strict=True)]

@@ -5,8 +5,6 @@ receives what it names. What TRL's trainers add (`trainer_state`, `log_extra`, `
 fresh state, because nothing here trains the language model, and functions that log nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import inspect
@@ -53,8 +51,8 @@ def arguments_of(function: Callable[..., Any], offered: Collection[str], name: s
     missing = [p.name for p in [*fixed, *named] if p.name not in known and (p in fixed or p.default is Parameter.empty)]
     if missing:
         raise BrokenRewardError(
-            f"The reward {name!r} requires {', '.join(map(repr, missing))}, and is called with {', '.join(offered)}. Correct the "
-            "name, add such a column to the prompts, or give the parameter a default."
+            f"The reward {name!r} requires {', '.join(map(repr, missing))}, and is called with {', '.join(offered)}. Add such a "
+            "column to the prompts; in a reward of your own, correct the name or give the parameter a default."
         )
     rest = [n for n in offered if n not in {p.name for p in fixed}] if Parameter.VAR_KEYWORD in kinds else []
     return Arguments(tuple(p.name for p in fixed), tuple(dict.fromkeys([*rest, *(p.name for p in named if p.name in known)])))

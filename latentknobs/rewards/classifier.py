@@ -1,16 +1,10 @@
 """A reward model: a sequence classifier of transformers, from a folder or the hub."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
 from latentknobs.rewards.returned import Failed
-from latentknobs.rewards.text import Messages, text_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from latentknobs.rewards.text import Messages, Texts, text_of
 
 NO_LIMIT = 10**9  # what tokenizers say they can read when they do not know is larger
 
@@ -40,10 +34,11 @@ class Classifier:
             raise ConfigError(f"The reward 'classifier' has batch_size={batch_size!r}: give a whole number from 1.")
         self.path, self.batch_size = path, batch_size
         self.__name__ = f"classifier({path})"
-        self.model, self.tokenizer = _load(self.path, _device(device), dtype)
+        self.model, self.tokenizer = _load(self.path, str(device), dtype)
         config = self.model.config
         self.label = _label(self.path, config, label)
-        self.pad = _pad(self.tokenizer, config)
+        text = config.get_text_config()  # a decoder finds the last real token by the padding token of its config
+        self.pad = text.pad_token_id = self.tokenizer.pad_token_id if text.pad_token_id is None else text.pad_token_id
         limits = (self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
         self.limit = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
 
@@ -52,19 +47,16 @@ class Classifier:
         """The commit that the hub sent; the content of a folder counts by itself."""
         return getattr(self.model.config, "_commit_hash", None)
 
-    def __call__(self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float]:
         rows = [self._ids(*row) for row in zip(prompts, completions, strict=True)]
-        values: list[float] = [0.0] * len(rows)
-        fitting = []
-        for n, ids in enumerate(rows):
-            if not ids or (self.limit is not None and len(ids) > self.limit):
-                values[n] = Failed(f"Its {len(ids)} tokens are not between 1 and the {self.limit} that {self.path!r} can read.")
-            else:
-                fitting.append(n)
-        fitting.sort(key=lambda n: len(rows[n]))
+        values: list[float] = [
+            Failed(f"Its {len(ids)} tokens are not between 1 and the {self.limit} that {self.path!r} can read.") for ids in rows
+        ]
+        readable = [n for n, ids in enumerate(rows) if ids and (self.limit is None or len(ids) <= self.limit)]
+        readable.sort(key=lambda n: len(rows[n]))
         size = self.batch_size if self.pad is not None else 1
-        for start in range(0, len(fitting), size):
-            batch = fitting[start : start + size]
+        for start in range(0, len(readable), size):
+            batch = readable[start : start + size]
             for n, value in zip(batch, self._scores([rows[n] for n in batch]), strict=True):
                 values[n] = value
         return values
@@ -78,11 +70,10 @@ class Classifier:
                 "Give a reward model for chats, or plain prompts."
             )
         *before, last = prompt
-        said = text_of(completion)
         if last["role"] == "assistant":  # the completion goes on with it
-            messages = [*before, {**last, "content": text_of([last]) + said}]
+            messages = [*before, {**last, "content": text_of([last]) + text_of(completion)}]
         else:
-            messages = [*before, last, {"role": "assistant", "content": said}]
+            messages = [*before, last, {"role": "assistant", "content": text_of(completion)}]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         except Exception as error:  # templates raise whatever they like
@@ -91,25 +82,22 @@ class Classifier:
 
     def _scores(self, rows: list[list[int]]) -> list[float]:
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        longest = max(map(len, rows))
-        ids_BS = torch.tensor([ids + [self.pad or 0] * (longest - len(ids)) for ids in rows])
-        mask_BS = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows])
+        device = self.model.device
+        ids_BL = pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True, padding_value=self.pad or 0)
+        mask_BL = pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in rows], batch_first=True)
         with torch.inference_mode():
-            output = self.model(input_ids=ids_BS.to(self.model.device), attention_mask=mask_BS.to(self.model.device))
-        scores: list[float] = self._chosen(output.logits.float()).tolist()
-        return scores
-
-    def _chosen(self, logits_BL: Tensor) -> Tensor:
-        """(B,) scores out of (B, L) outputs."""
+            logits_BK = self.model(input_ids=ids_BL.to(device), attention_mask=mask_BL.to(device)).logits.float()
         if self.label is None:
-            return logits_BL[:, 0]
+            return list(logits_BK[:, 0].tolist())
         if self.model.config.problem_type == "multi_label_classification":
-            return logits_BL[:, self.label].sigmoid().log()
-        return logits_BL.log_softmax(-1)[:, self.label]
+            return list(logits_BK[:, self.label].sigmoid().log().tolist())
+        return list(logits_BK.log_softmax(-1)[:, self.label].tolist())
 
 
 def _load(path: str, device: str, dtype: str) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -128,7 +116,8 @@ def _load(path: str, device: str, dtype: str) -> tuple[Any, Any]:
             "random ones would judge at random. Give a model that was trained as a sequence classifier."
         )
     try:
-        return model.to(device).eval().requires_grad_(False), tokenizer
+        place = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(place).eval().requires_grad_(False), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"The reward model {path!r} cannot be used on the device {device!r}: {_first_line(error)} Use auto, cpu or cuda."
@@ -136,14 +125,7 @@ def _load(path: str, device: str, dtype: str) -> tuple[Any, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else str(name)
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _label(path: str, config: Any, label: str | int | None) -> int | None:
@@ -157,16 +139,7 @@ def _label(path: str, config: Any, label: str | int | None) -> int | None:
         return names.index(str(label))
     if str(label).isdecimal() and int(str(label)) < len(names):
         return int(str(label))
-    asked = "needs a label" if label is None else f"has no label {label!r}"
+    fact = "needs a label" if label is None else f"has no label {label!r}"
     raise ConfigError(
-        f"The classifier {path!r} {asked}: choose one of {', '.join(names)}, as in 'classifier:path=...,label={names[0]}'."
+        f"The classifier {path!r} {fact}: choose one of {', '.join(names)}, as in 'classifier:path=...,label={names[0]}'."
     )
-
-
-def _pad(tokenizer: Any, config: Any) -> int | None:
-    """The padding token on which tokenizer and model agree: a decoder finds the last real token by it."""
-    text = config.get_text_config()
-    if text.pad_token_id is None:
-        text.pad_token_id = tokenizer.pad_token_id
-    found: int | None = text.pad_token_id
-    return found

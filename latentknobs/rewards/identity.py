@@ -1,7 +1,5 @@
 """When two rewards are the same one: so that a score can be kept, and is computed again when the reward has changed."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import inspect
@@ -22,14 +20,16 @@ def identity_of(function: Callable[..., Any], origin: Mapping[str, Any] | None) 
             the code of its module, and the content of files and model folders among the settings.
     """
     inner = function.func if isinstance(function, functools.partial) else function
-    version = next((v for v in map(_version, (function, inner, getattr(inner, "__self__", None))) if v is not None), None)
+    found = [getattr(one, "version", None) for one in (function, inner, getattr(inner, "__self__", None))]
+    version = next((version for version in found if isinstance(version, str | int | float)), None)
     if origin is None and version is None:
         return None
     code = inner if inspect.isroutine(inner) else type(inner)
-    parts = {"code": f"{code.__module__}:{code.__qualname__}", "version": version, "arguments": _arguments(function)}
-    if origin is not None:
-        contents = {name: content_hash(value) for name, value in origin["settings"].items()}
-        parts = {**parts, "arguments": None, **origin, "source": _source_hash(code), "contents": contents}
+    parts: dict[str, Any] = {"code": f"{code.__module__}:{code.__qualname__}", "version": version}
+    if origin is None:
+        parts["arguments"] = _arguments(function)
+    else:
+        parts |= {**origin, "source": _source(code), "contents": [content_hash(value) for value in origin["settings"].values()]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
@@ -50,26 +50,20 @@ def content_hash(name: Any) -> str | None:
     return digest.hexdigest()
 
 
-def _version(function: Any) -> str | int | float | None:
-    version = getattr(function, "version", None)
-    return version if isinstance(version, str | int | float) else None
-
-
 def _arguments(function: Any) -> Any:
-    """What a partial, a bound method's object or an object was made with."""
+    """What a partial, an object or the object of a bound method was made with."""
     if isinstance(function, functools.partial):
         return [_arguments(function.func), function.args, function.keywords]
     if inspect.isroutine(function):
         owner = getattr(function, "__self__", None)
-        return None if owner is None or inspect.ismodule(owner) else _arguments(owner)
+        return None if owner is None or inspect.ismodule(owner) or inspect.isclass(owner) else _arguments(owner)
     try:
-        names = inspect.signature(type(function)).parameters
-    except (TypeError, ValueError):
+        return {name: getattr(function, name, None) for name in inspect.signature(type(function)).parameters}
+    except ValueError:  # of C, e.g. what functools.lru_cache returns
         return None
-    return {name: getattr(function, name) for name in names if hasattr(function, name)}
 
 
-def _source_hash(code: Any) -> str | None:
+def _source(code: Any) -> str | None:
     try:
         return content_hash(inspect.getsourcefile(code))
     except TypeError:  # built in, or written in an interpreter

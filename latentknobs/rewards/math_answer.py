@@ -1,16 +1,13 @@
 """Whether the final answer of a completion is right: numbers, fractions, LaTeX. The mathematics is that of `math-verify`."""
 
-from __future__ import annotations
-
 import re
 import threading
-from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 from latentknobs.errors import BrokenRewardError, ConfigError
 from latentknobs.rewards.returned import Failed
-from latentknobs.rewards.text import Messages, text_of
+from latentknobs.rewards.text import Texts, text_of
 
 MARKER = "####"
 _DELIMITER = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin")
@@ -45,9 +42,7 @@ class MathAnswer:
         self.column, self.timeout = column, timeout
         self.__name__ = "math_answer"
 
-    def __call__(
-        self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any
-    ) -> list[float | None]:
+    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:
         if self.column not in columns:
             raise BrokenRewardError(
                 f"The reward 'math_answer' needs a column {self.column!r} in the prompts: add it to every row, or name "

@@ -1,7 +1,5 @@
 """What a reward returned, read item by item: a number, nothing, or why there is none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, MappingView, Set, Sized
 from decimal import Decimal
@@ -22,7 +20,7 @@ class Failed(float):
 
     why: str
 
-    def __new__(cls, why: str) -> Failed:
+    def __new__(cls, why: str) -> "Failed":
         failed = super().__new__(cls, "nan")
         failed.why = why
         return failed

@@ -1,10 +1,8 @@
 """The scores of completions: in batches, from the cache where they are known, and without losing a run over one bad answer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from latentknobs.errors import BrokenRewardError, RewardError
 from latentknobs.rewards.cache import ScoreCache, score_key
@@ -12,6 +10,8 @@ from latentknobs.rewards.calling import DATA, Arguments, arguments_of, call, cop
 from latentknobs.rewards.returned import Answer, check_answer, listed
 from latentknobs.rewards.spec import Part, Rewards, RewardSpec, resolve_rewards
 from latentknobs.rewards.text import Messages
+
+Row = dict[str, Any]  # what a reward receives of one completion: `DATA` and the columns
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,6 @@ class Score:
     error: str | None = None
 
 
-class Item(NamedTuple):
-    """What a reward receives of one completion; `completion_ids` may be unknown."""
-
-    prompts: str | list[dict[str, Any]]
-    completions: str | list[dict[str, Any]]
-    completion_ids: list[int] | None
-    columns: dict[str, Any]
-
-
 def score_all(
     reward: RewardSpec,
     prompts: Sequence[str | Messages],
@@ -52,9 +43,9 @@ def score_all(
 ) -> list[Score]:
     """The score of every completion, from rewards that are called as in TRL (see `calling`).
 
-    A reward that raises an exception on a batch is called again item by item, and only the items on which it still does
-    have no score; nor has an item for which it returned something other than a finite number. Of several rewards, one that
-    returns None for an item does not apply to it and adds nothing, as in TRL; if all do, or one fails, there is no score.
+    A reward that raises an exception on a batch is called again row by row, and only the rows on which it still does
+    have no score; nor has a row for which it returned something other than a finite number. Of several rewards, one that
+    returns None for a row does not apply to it and adds nothing, as in TRL; if all do, or one fails, there is no score.
 
     Args:
         prompts: texts, or conversations; the reward then receives the messages, and the completion as one assistant message.
@@ -62,25 +53,22 @@ def score_all(
         completion_ids: the tokens of each completion.
         batch: completions in one call of the reward.
         cache: knows and keeps the scores of rewards that have an identity, one by one.
-        whole: if False, do not raise when no item is scored.
-        advance: called with the number of items just finished.
+        whole: if False, do not raise when no completion is scored.
+        advance: called with the number of completions just finished.
 
     Raises:
-        RewardError: the reward cannot be called like this, returns the wrong number of values, or scored no item at all.
+        RewardError: the reward cannot be called like this, returns the wrong number of values, or scored nothing at all.
     """
     rewards = resolve_rewards(reward)
     if reserved := [name for name in columns if name in DATA]:
         raise RewardError(f"The prompts have a column {reserved[0]!r}, the name of an argument of every reward. Rename it.")
-    offered = (*(DATA if completion_ids is not None else DATA[:2]), *columns)
-    arguments = [arguments_of(part.function, offered, part.name) for part in rewards.parts]
-    ids = [None] * len(prompts) if completion_ids is None else list(map(list, completion_ids))
-    items = [
-        _item(prompt, completion, tokens, {name: values[n] for name, values in columns.items()})
-        for n, (prompt, completion, tokens) in enumerate(zip(prompts, completions, ids, strict=True))
-    ]
+    data = {**dict(zip(DATA, (prompts, completions, completion_ids), strict=True)), **columns}
+    names = [name for name, values in data.items() if values is not None]
+    rows = [_row(dict(zip(names, row, strict=True))) for row in zip(*(data[name] for name in names), strict=True)]
+    arguments = [arguments_of(part.function, names, part.name) for part in rewards.parts]
     scores: list[Score] = []
-    for start in range(0, len(items), batch):
-        group = items[start : start + batch]
+    for start in range(0, len(rows), batch):
+        group = rows[start : start + batch]
         answers = [_answers(*each, group, cache) for each in zip(rewards.parts, arguments, strict=True)]
         scores += [_total(rewards, row) for row in zip(*answers, strict=True)]
         advance(len(group))
@@ -108,19 +96,23 @@ def failure_line(scores: Sequence[Score]) -> str | None:
     return f"{len(errors)} of {len(scores)} completions have no score. The first: {errors[0]}" if errors else None
 
 
-def _item(prompt: str | Messages, completion: str, ids: list[int] | None, columns: dict[str, Any]) -> Item:
-    if isinstance(prompt, str):
-        return Item(prompt, completion, ids, columns)
-    return Item([dict(message) for message in prompt], [{"role": "assistant", "content": completion}], ids, columns)
+def _row(row: Row) -> Row:
+    """A row as a reward receives it: of a conversation the messages, and tokens as a list."""
+    if "completion_ids" in row:
+        row["completion_ids"] = list(row["completion_ids"])
+    if not isinstance(row["prompts"], str):
+        row["prompts"] = [dict(message) for message in row["prompts"]]
+        row["completions"] = [{"role": "assistant", "content": row["completions"]}]
+    return row
 
 
-def _answers(part: Part, arguments: Arguments, items: Sequence[Item], cache: ScoreCache | None) -> list[Answer]:
-    """The answers of one reward. Of equal items that can be kept only one is scored."""
+def _answers(part: Part, arguments: Arguments, rows: Sequence[Row], cache: ScoreCache | None) -> list[Answer]:
+    """The answers of one reward. Of equal rows that can be kept only one is scored."""
     if cache is None or part.identity is None:
-        return _score(part, arguments, items)
-    keys: list[Any] = [score_key(part.identity, *item) or n for n, item in enumerate(items)]
+        return _score(part, arguments, rows)
+    keys: list[Any] = [score_key(part.identity, row) or n for n, row in enumerate(rows)]
     answers = {key: Answer(cache[key]) for key in keys if key in cache}
-    fresh = {key: item for key, item in zip(keys, items, strict=True) if key not in answers}
+    fresh = {key: row for key, row in zip(keys, rows, strict=True) if key not in answers}
     if fresh:
         found = dict(zip(fresh, _score(part, arguments, list(fresh.values())), strict=True))
         cache.add({key: answer.value for key, answer in found.items() if isinstance(key, str) and answer.error is None})
@@ -128,27 +120,24 @@ def _answers(part: Part, arguments: Arguments, items: Sequence[Item], cache: Sco
     return [answers[key] for key in keys]
 
 
-def _score(part: Part, arguments: Arguments, items: Sequence[Item]) -> list[Answer]:
-    values: dict[str, list[Any]] = {name: [getattr(item, name) for item in items] for name in DATA}
-    values |= {name: [item.columns[name] for item in items] for name in items[0].columns}
+def _score(part: Part, arguments: Arguments, rows: Sequence[Row]) -> list[Answer]:
+    inputs = copies(arguments, {name: [row[name] for row in rows] for name in rows[0]})
     try:
-        returned = call(part.function, arguments, copies(arguments, values))
-        return [check_answer(item) for item in listed(returned, len(items), part.name)]
+        return [check_answer(item) for item in listed(call(part.function, arguments, inputs), len(rows), part.name)]
     except BrokenRewardError:
         raise
     except Exception as error:  # whatever the user's code may raise
-        if len(items) == 1:
+        if len(rows) == 1:
             text = " ".join(str(error).split())[:300].rstrip(".")
             return [Answer(None, f"{type(error).__name__}: {text}.")]
-        return [answer for item in items for answer in _score(part, arguments, [item])]
+        return [answer for row in rows for answer in _score(part, arguments, [row])]
 
 
 def _total(rewards: Rewards, answers: Sequence[Answer]) -> Score:
     values = tuple(answer.value for answer in answers)
-    several = len(answers) > 1
     counted = [(part, answer) for part, answer in zip(rewards.parts, answers, strict=True) if part.weight]
-    errors = [f"{part.name}: {answer.error}" if several else answer.error for part, answer in counted if answer.error is not None]
-    if errors:
+    prefix = "{}: " if len(answers) > 1 else ""
+    if errors := [prefix.format(part.name) + answer.error for part, answer in counted if answer.error is not None]:
         return Score(None, values, " ".join(errors))
     weighted = [part.weight * answer.value for part, answer in counted if answer.value is not None]
     if not weighted:

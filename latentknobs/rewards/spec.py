@@ -1,7 +1,5 @@
 """From what a user asks for to the reward: a name, a callable, or a weighted sum of several with the parts kept apart."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import inspect
@@ -71,11 +69,7 @@ def reward_names() -> list[str]:
 
 
 def resolve_reward(spec: str | RewardFunction) -> RewardFunction:
-    """One reward: a callable, `"repetition"`, or `"repetition:n=4"` (settings after the colon).
-
-    Raises:
-        UnknownNameError, PluginError, ConfigError: see `entry_points.resolve`; or `spec` is neither a text nor callable.
-    """
+    """One reward: a callable, `"repetition"`, or `"repetition:n=4"`. See `resolve_rewards` for the errors."""
     return _part(spec, 1.0).function
 
 
@@ -87,8 +81,9 @@ def resolve_rewards(spec: RewardSpec, weights: Sequence[float] | None = None) ->
         weights: one for each reward; None is 1 for each.
 
     Raises:
-        UnknownNameError, PluginError: see `resolve_reward`.
-        ConfigError: as there; or there is no reward; or not one weight for each; or the weights are not finite, or all 0.
+        UnknownNameError, PluginError, ConfigError: see `entry_points.resolve`.
+        ConfigError: something is neither a text nor callable; there is no reward; or not one weight for each; or the weights
+            are not finite, or all 0.
     """
     if isinstance(spec, Rewards):
         return spec
@@ -96,7 +91,7 @@ def resolve_rewards(spec: RewardSpec, weights: Sequence[float] | None = None) ->
     if not specs:
         raise ConfigError(f"The list of rewards is empty. Give at least one: {', '.join(reward_names())}, or a callable.")
     checked = [1.0] * len(specs) if weights is None else _checked(weights, len(specs))
-    return Rewards(tuple(_part(one, weight) for one, weight in zip(specs, checked, strict=True)))
+    return Rewards(tuple(map(_part, specs, checked)))
 
 
 def _part(spec: Any, weight: float) -> Part:

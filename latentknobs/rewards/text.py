@@ -1,13 +1,13 @@
 """Texts of chat messages, sentences and words, the same way for every reward and for the testbed's corpus."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: chat messages with a `role` and a `content`."""
+Texts = Sequence[str | Messages]
+"""What a reward receives as prompts or completions."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*(?:\s+|$)")
 _ENDS_SENTENCE = re.compile(r"[.!?][\"')\]]*$")

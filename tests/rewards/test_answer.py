@@ -60,8 +60,8 @@ def test_a_conversation_is_judged_by_its_reply():
 
 
 def test_missing_column_says_what_to_add():
-    with pytest.raises(BrokenRewardError, match="column 'answer'"):
-        ExactMatch()(["p"], ["1"])
+    with pytest.raises(BrokenRewardError, match=r"'exact_match' requires 'answer'.*Add such a column to the prompts"):
+        score_all("exact_match", ["p"], ["1"], {})
 
 
 def test_answer_without_number_names_prompt_and_text():

@@ -173,7 +173,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_a_reward_requires_and_nobody_has_is_named_before_it_is_called(name):
-    with pytest.raises(RewardError, match=rf"requires .*'{name}', and is called with prompts, completions, answer\. Correct"):
+    with pytest.raises(RewardError, match=rf"requires .*'{name}', and is called with .*, answer\. Add such a"):
         values(WRONG[name])
 
 

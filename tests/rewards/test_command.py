@@ -216,3 +216,23 @@ def test_a_time_limit_is_not_remembered(tmp_path):
     assert score_all(spec, ["p"], ["a"], {}, cache=cache, whole=False)[0].value is None
     flag.touch()
     assert score_all(spec, ["p"], ["a"], {}, cache=cache)[0].value == 1.0
+
+
+def test_every_character_goes_in_and_comes_out(tmp_path):
+    code = EACH + "    print(json.dumps({'score': len(text), 'why': text}, ensure_ascii=False))"
+    reward = program(f"import sys\nsys.stdout.reconfigure(encoding='utf-8', errors='surrogatepass')\n{code}")
+    odd = ["\u2028\x0b\x85", "caf\u00e9 \U0001f642", "\ud83d", "a\tb"]
+    assert values(reward, odd, note=["\udc00"] * 4) == [3.0, 6.0, 1.0, 3.0]
+
+
+def test_tokens_are_not_passed_on(tmp_path):
+    seen = tmp_path / "seen"
+    code = READ + f"open({str(seen)!r}, 'w').write(json.dumps(rows))\nprint(1)"
+    score_all(program(code), ["p"], ["a"], {"n": [1]}, completion_ids=[[5]])
+    assert json.loads(seen.read_text()) == [{"prompt": "p", "completion": "a", "n": 1}]
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"x", {(1, 2): 3}])
+def test_a_column_that_json_cannot_hold_is_named(value):
+    with pytest.raises(RewardError, match=r"cannot pass on the column 'when', e\.g\. .*Write text or numbers"):
+        scores(program(EACH + "    print(1)"), ["a", "b"], n=[1, 2], when=[3, value])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
+from latentknobs.errors import ConfigError, RewardError
 from latentknobs.rewards import SentenceConstraint, TextConstraint, resolve_reward
 from latentknobs.rewards.constraint import begins_with, judged_sentences
 from latentknobs.rewards.text import complete_words, ends_sentence, split_sentences, text_of
@@ -48,7 +48,7 @@ def test_a_prefix_needs_no_column():
 
 
 def test_missing_opener_is_an_error_that_names_the_prompt():
-    with pytest.raises(BrokenRewardError, match="column 'opener'"):
+    with pytest.raises(RewardError, match="fill the column 'opener'"):
         SentenceConstraint()(["p"], ["c"])
     with pytest.raises(RewardError, match="no opener for the prompt 'two'"):
         SentenceConstraint()(["one", "two"], ["c", "c"], opener=["So", None])
@@ -127,7 +127,7 @@ def test_constraints_by_name():
         ({}, "nothing to check. Give at least one of min_words"),
         ({"min_words": -1}, "min_words=-1, which must be a whole number"),
         ({"max_words": "many"}, "max_words='many'"),
-        ({"pattern": "(a"}, r"pattern='\(a', which is no regular expression"),
+        ({"pattern": "(a"}, r"pattern='\(a', not a regular expression"),
     ],
 )
 def test_impossible_constraints_are_refused(settings, told):

@@ -47,20 +47,17 @@ def test_equal_items_are_asked_once(tmp_path):
 
 
 def test_whatever_a_score_depends_on_is_part_of_its_key():
-    base = ("i", "p", "c", [7, 8], {"answer": 1})
-    changed = [
-        ("j", "p", "c", [7, 8], {"answer": 1}), ("i", "q", "c", [7, 8], {"answer": 1}), ("i", "p", "d", [7, 8], {"answer": 1}),
-        ("i", "p", "c", [78], {"answer": 1}), ("i", "p", "c", None, {"answer": 1}), ("i", "p", "c", [7, 8], {"answer": 2}),
-        ("i", "p", "c", [7, 8], {"answer": "1"}), ("i", "p", "c", [7, 8], {}),
-        ("i", [{"role": "user", "content": "p"}], "c", [7, 8], {"answer": 1}),
-    ]  # fmt: skip
-    keys = {score_key(*item) for item in (base, *changed)}
-    assert len(keys) == len(changed) + 1 and all(len(key) == 64 for key in keys)
-    assert score_key("i", "p", "c", [7, 8], {"answer": 1, "task": None}) == score_key(*base)
+    row = {"prompts": "p", "completions": "c", "completion_ids": [7, 8], "answer": 1}
+    chat = {"prompts": [{"role": "user", "content": "p"}]}
+    changes = [{"prompts": "q"}, chat, {"completions": "d"}, {"completion_ids": [78]}, {"completion_ids": None}, {"answer": 2},
+               {"answer": "1"}, {"answer": None}, {"task": 1}]  # fmt: skip
+    keys = {score_key("i", row), score_key("j", row), *(score_key("i", row | change) for change in changes)}
+    assert len(keys) == len(changes) + 2 and all(len(key) == 64 for key in keys)
+    assert score_key("i", row | {"task": None}) == score_key("i", row)
 
 
 def test_columns_that_json_cannot_hold_have_no_key_and_are_asked(tmp_path):
-    assert score_key("i", "p", "c", None, {"what": object()}) is None
+    assert score_key("i", {"what": object()}) is None
     judge, cache = Judge(), ScoreCache(tmp_path / "c")
     columns = {"what": [object(), object()]}
     assert ask(judge, ["a", "a"], cache, columns) == ask(judge, ["a", "a"], cache, columns) == [1 / 3, 1 / 3]
@@ -129,7 +126,7 @@ def test_what_was_asked_before_an_interrupt_is_kept(tmp_path):
 def test_a_file_cut_anywhere_loses_its_last_line_only(tmp_path, cut, values):
     file = tmp_path / "c"
     file.unlink(missing_ok=True)
-    keys = [score_key("i", "p", text, None, {}) for text in "abc"]
+    keys = [score_key("i", {"completions": text}) for text in "abc"]
     for key, value in zip(keys, values, strict=True):
         ScoreCache(file).add({key: value})
     whole = file.read_bytes()

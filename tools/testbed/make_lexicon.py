@@ -13,7 +13,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from latentknobs.rewards.lexicon import Lexicon
+from latentknobs.rewards import Lexicon
 from latentknobs.rewards.text import words_of
 from latentknobs.testbed import words
 from tools.testbed.recipe import read_sampled

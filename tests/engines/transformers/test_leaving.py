@@ -24,7 +24,9 @@ Found = tuple[list[list[int]], list[list[int]]]
 MANY = [list(torch.randint(3, VOCAB, (1 + n % 5,), generator=torch.Generator().manual_seed(n)).tolist()) for n in range(24)]
 
 
-def options_of(option_BT: Tensor, responses: Seq[Seq[int]]) -> list[list[int]]:
+def options_of(option_BT: Tensor | None, responses: Seq[Seq[int]]) -> list[list[int]]:
+    if option_BT is None:  # of a policy without options
+        return []
     return [row[: len(response)] for row, response in zip(option_BT.tolist(), responses, strict=True)]
 
 
