@@ -10,15 +10,16 @@ from latentknobs.errors import RunError
 
 
 def score_key(identity: str, row: Mapping[str, Any]) -> str | None:
-    """A hash of a reward and of everything it receives of one completion; None where JSON cannot hold that.
+    """A hash of a reward and of everything it receives of one completion; None where JSON cannot hold that exactly.
 
     Args:
         identity: see `Part.identity`.
         row: prompt, completion, tokens and columns. A column without a value is the same as no column.
     """
-    present = {name: value for name, value in row.items() if value is not None}
+    parts = [identity, {name: value for name, value in row.items() if value is not None}]
     try:
-        return hashlib.sha256(json.dumps([identity, present], sort_keys=True).encode()).hexdigest()
+        data = json.dumps(parts, sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest() if json.loads(data) == parts else None
     except (TypeError, ValueError):
         return None
 

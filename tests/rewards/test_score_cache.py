@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,10 +57,11 @@ def test_whatever_a_score_depends_on_is_part_of_its_key():
     assert score_key("i", row | {"task": None}) == score_key("i", row)
 
 
-def test_columns_that_json_cannot_hold_have_no_key_and_are_asked(tmp_path):
-    assert score_key("i", {"what": object()}) is None
+@pytest.mark.parametrize("value", [object(), {1: 2}, (1, 2), math.nan, np.zeros(2), {1, 2}, [{"deep": (1,)}]], ids=repr)
+def test_columns_that_json_cannot_hold_exactly_have_no_key_and_are_scored_again(tmp_path, value):
+    assert score_key("i", {"what": value}) is None
     judge, cache = Judge(), ScoreCache(tmp_path / "c")
-    columns = {"what": [object(), object()]}
+    columns = {"what": [value, value]}
     assert ask(judge, ["a", "a"], cache, columns) == ask(judge, ["a", "a"], cache, columns) == [1 / 3, 1 / 3]
     assert len(judge.asked) == 4 and len(cache) == 0
 
