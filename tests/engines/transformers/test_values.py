@@ -90,7 +90,7 @@ def test_a_categorical_policy_and_its_values_draw_the_same_tokens(endless: nn.Mo
         _ = other.option_BT
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "by generate"])  # where a record is refused
 @pytest.mark.parametrize("policy", [Mirostat(3.0, 0.5), EDT(1.4, 0.5)], ids=lambda policy: type(policy).__name__)
 def test_a_record_reads_back_what_was_chosen_in_every_mode(endless: nn.Module, policy: Policy, mode: str) -> None:
     inputs, copies = left_padded(), MODES[mode].get("num_return_sequences", 1)
