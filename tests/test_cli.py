@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 import latentknobs
 from latentknobs import entry_points
 from latentknobs.cli import COMMANDS, cli
-from latentknobs.commands.settings import given
-from latentknobs.config import GIVEN, fields, flat, make_config, read_yaml
+from latentknobs.commands.settings import parse_flags
+from latentknobs.config import OBJECT, fields, flat, make_config, read_yaml
 from latentknobs.knobs import registry
 from latentknobs.testing import KNOBS
 from latentknobs.training.round_data import load_round
@@ -155,7 +155,7 @@ class TestSavedRuns:
 
     def test_a_run_on_python_objects_asks_for_names(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         shutil.copytree(trained[0] / "adapter", tmp_path / "adapter")
-        (tmp_path / "config.yaml").write_text(f"reward: my_reward {GIVEN}\n")
+        (tmp_path / "config.yaml").write_text(f"reward: my_reward {OBJECT}\n")
         assert "my_reward" in (message := refused("evaluate", tmp_path)) and "--reward" in message
 
 
@@ -322,7 +322,7 @@ class TestSettings:
         ],
     )
     def test_knobs_are_repeated_or_in_a_list(self, texts: tuple[str, ...], expected: list[Any]) -> None:
-        assert given({"knobs": texts})["knobs"] == expected
+        assert parse_flags({"knobs": texts})["knobs"] == expected
 
     @pytest.mark.parametrize(
         "texts, expected",
@@ -334,14 +334,14 @@ class TestSettings:
         ],
     )
     def test_a_reward_is_one_option_with_its_commas(self, texts: tuple[str, ...], expected: Any) -> None:
-        assert given({"reward": texts})["reward"] == expected
-        reward = make_config(given({"reward": texts})).reward
+        assert parse_flags({"reward": texts})["reward"] == expected
+        reward = make_config(parse_flags({"reward": texts})).reward
         assert reward == (tuple(expected) if isinstance(expected, list) else expected)
 
     def test_weights_of_rewards_are_a_list_of_numbers(self) -> None:
-        assert make_config(given({"reward_weights": ("1,-0.5",)})).reward_weights == (1.0, -0.5)
-        assert make_config(given({"reward_weights": ("1", "[2, 3]")})).reward_weights == (1.0, 2.0, 3.0)
-        assert make_config(given({"reward_weights": ("none",)})).reward_weights is None
+        assert make_config(parse_flags({"reward_weights": ("1,-0.5",)})).reward_weights == (1.0, -0.5)
+        assert make_config(parse_flags({"reward_weights": ("1", "[2, 3]")})).reward_weights == (1.0, 2.0, 3.0)
+        assert make_config(parse_flags({"reward_weights": ("none",)})).reward_weights is None
         assert "reward_weights='much'" in refused("train", "--reward-weights", "much")
 
     def test_values_get_the_type_of_their_field(self) -> None:
@@ -353,16 +353,16 @@ class TestSettings:
             "floor": "-5",
             "factorised": True,
         }
-        config = make_config(given(flags))
+        config = make_config(parse_flags(flags))
         assert (config.model, config.steps, config.learning_rate) == ("1e3", 12, 1e-4)
         assert (config.eval_prompts, config.floor, config.factorised) == (None, -5.0, True)
 
     def test_an_order_is_an_engine_or_names(self) -> None:
-        assert given({"order": ("vllm",)}) == {"order": "vllm"}
-        assert given({"order": ("top_p,temperature",)}) == {"order": ["top_p", "temperature"]}
+        assert parse_flags({"order": ("vllm",)}) == {"order": "vllm"}
+        assert parse_flags({"order": ("top_p,temperature",)}) == {"order": ["top_p", "temperature"]}
 
     def test_what_was_not_given_is_left_to_yaml(self) -> None:
-        assert given({"steps": None, "knobs": (), "factorised": None}) == {}
+        assert parse_flags({"steps": None, "knobs": (), "factorised": None}) == {}
 
 
 class TestInstalled:

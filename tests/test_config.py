@@ -127,7 +127,7 @@ NESTED = {
 def test_flat_names_and_sections_say_the_same():
     config = make_config(FLAT)
     assert config == make_config(NESTED) == TrainConfig(**FLAT) == TrainConfig(**NESTED)
-    assert config.given == set(FLAT) | {"learner"} and config.chosen() == FLAT | {"learner": "lpo"}
+    assert config.changed == set(FLAT) | {"learner"} and config.chosen() == FLAT | {"learner": "lpo"}
     assert {name: getattr(config, name) for name in FLAT} == FLAT | {"knobs": ("temperature",)}
     assert (config["learner"].beta, config["fit"].steps) == (0.3, 7)
     assert flat(FLAT) == FLAT and flat(NESTED) == FLAT | {"learner": "lpo"}

@@ -8,7 +8,7 @@ import click
 
 from latentknobs.commands import UserPath, check_writable
 from latentknobs.commands.saved import open_saved, settings_of
-from latentknobs.commands.settings import config_options, given
+from latentknobs.commands.settings import config_options, parse_flags
 
 FIELDS = (
     "model", "trust_remote_code", "device", "device_map", "dtype", "prompts", "eval_prompts",
@@ -30,7 +30,7 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **
     from latentknobs.evaluation.api import evaluate as run_evaluation
     from latentknobs.reporting import print_report
 
-    chosen = given(flags | {"eval_seeds": seeds})
+    chosen = parse_flags(flags | {"eval_seeds": seeds})
     adapter, folder = open_saved(adapter_or_run)
     inherited = tuple(name for name in (*FIELDS, "eval_seeds", "train_prompts") if name not in chosen)
     settings = settings_of(adapter, folder, inherited) | chosen

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.commands.saved import open_saved, settings_of
-from latentknobs.commands.settings import config_options, given
+from latentknobs.commands.settings import config_options, parse_flags
 from latentknobs.config import TrainConfig, make_config
 from latentknobs.data.prompts import Prompt, check_lengths, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
@@ -38,7 +38,7 @@ def generate(adapter_or_run: Path | None, spec: str | None, texts: tuple[str, ..
 
     On a terminal every token stands on the colour of its value of the first knob; elsewhere the text is plain.
     """
-    chosen = given(flags)
+    chosen = parse_flags(flags)
     adapter, config = _settings(adapter_or_run, spec, chosen)
     if not texts and config.model != TESTBED:
         raise ConfigError(f"The model {config.model!r} needs something to continue. Give --prompt 'TEXT', once or several times.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentknobs.adapter import CONFIG, KnobAdapter
-from latentknobs.commands.settings import LISTS, check_repeatable, given, run_settings
+from latentknobs.commands.settings import LISTS, check_repeatable, parse_flags, run_settings
 from latentknobs.errors import ConfigError
 from latentknobs.files import path_of
 
@@ -43,7 +43,7 @@ def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> d
                 f"Give --{name.replace('_', '-')} here."
             )
         check_repeatable(name, value, folder)
-    settings = given({n: (str(v),) if n in LISTS else v for n, v in remembered.items()})
+    settings = parse_flags({n: (str(v),) if n in LISTS else v for n, v in remembered.items()})
     check_reward(settings.get("reward"), folder)
     return {"model": adapter.base["name"]} | settings
 

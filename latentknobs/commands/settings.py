@@ -10,7 +10,7 @@ import click
 import yaml
 from pydantic.fields import FieldInfo
 
-from latentknobs.config import GIVEN, fields, flat, read_yaml
+from latentknobs.config import OBJECT, fields, flat, read_yaml
 from latentknobs.errors import ConfigError
 
 LISTS = ("knobs", "order", "features", "reward", "reward_weights", "trackers")
@@ -35,8 +35,8 @@ def config_options(*names: str, default: str | None = None) -> Callable[[F], F]:
     return decorate
 
 
-def given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the user really gave, as Python values."""
+def parse_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings on the command line, as Python values."""
     return {name: _parsed(name, value) for name, value in flags.items() if value not in (None, ())}
 
 
@@ -54,11 +54,11 @@ def run_settings(run: Path, names: Iterable[str]) -> dict[str, Any]:
 
 
 def check_repeatable(name: str, value: Any, where: Path) -> None:
-    """Refuses a setting, or an item of a list, that was given as a Python object."""
-    if any(str(item).endswith(GIVEN) for item in (value if isinstance(value, list | tuple) else [value])):
+    """Refuses a setting, or an item of a list, that is a Python object."""
+    if any(str(item).endswith(OBJECT) for item in (value if isinstance(value, list | tuple) else [value])):
         raise ConfigError(
-            f"In {str(where)!r} the setting {name} was a Python object: {value}. Give --{name.replace('_', '-')} by name "
-            "here, or use latentknobs.evaluate(...) from Python."
+            f"In {str(where)!r} the setting {name} was a Python object: {str(value)[:200]}. Give --{name.replace('_', '-')} by "
+            "name here, or use latentknobs.evaluate(...) from Python."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from latentknobs.commands.saved import check_reward
-from latentknobs.commands.settings import check_repeatable, config_options, given
+from latentknobs.commands.settings import check_repeatable, config_options, parse_flags
 from latentknobs.config import SECTIONS, fields, flat, make_config, read_yaml
 from latentknobs.errors import ConfigError
 from latentknobs.files import path_of
@@ -27,7 +27,7 @@ def train(config: str | None, resume: str | None, num_processes: int | None, **f
     Everything has a default: `latentknobs train` alone learns a temperature on the packaged language model. A run that was
     interrupted goes on from its last finished file when the same command is given again, or with --resume.
     """
-    settings = given(flags)
+    settings = parse_flags(flags)
     if resume is not None:
         config, settings = _resumed(config, resume, settings)
     # wrong settings are told before anything large is imported, and once, not by every process

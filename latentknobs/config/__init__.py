@@ -25,10 +25,10 @@ from latentknobs.errors import ConfigError, did_you_mean
 from latentknobs.stages import Enters, Stage
 
 __all__ = [
-    "GIVEN", "SECTIONS", "Schedule", "Setting", "TrainConfig", "fields", "flat", "make_config", "read_yaml", "write_yaml",
+    "OBJECT", "SECTIONS", "Schedule", "Setting", "TrainConfig", "fields", "flat", "make_config", "read_yaml", "write_yaml",
 ]  # fmt: skip
 
-GIVEN = "(given as an object)"
+OBJECT = "(a Python object)"  # in place of a value that a file cannot hold
 DEFAULT_LEARNER = "lpo"
 SHORT = Repr()  # of values in messages: bounded, whatever a file holds
 SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 2, 80, 80
@@ -81,13 +81,13 @@ class TrainConfig:
     the learner's own `Settings`; its name is `config.learner`.
 
     Attributes:
-        given: flat names of the settings that were not left at their defaults.
+        changed: flat names of the settings that were not left at their defaults.
 
     Raises:
         ConfigError, UnknownNameError: an unknown setting, learner or engine, or a value that does not fit.
     """
 
-    __slots__ = ("_learner", "_sections", "given")
+    __slots__ = ("_learner", "_sections", "changed")
 
     def __init__(self, **settings: Any) -> None:
         self._build([settings])
@@ -98,7 +98,7 @@ class TrainConfig:
         kinds = {section: kind or _settings_of(name) for section, kind in SECTIONS.items()}
         self._sections = {section: _validated(kind, nested[section], section) for section, kind in kinds.items()}
         known = fields(name).values()
-        self.given = frozenset(one.alias for one in known if one.name in nested[one.section] or one.alias == LEARNER)
+        self.changed = frozenset(one.alias for one in known if one.name in nested[one.section] or one.alias == LEARNER)
         entry_points.find("engine", entry_points.split(self.engine)[0])
 
     def __getitem__(self, section: str) -> BaseModel:
@@ -116,7 +116,7 @@ class TrainConfig:
         return hash(self.digest())
 
     def __repr__(self) -> str:
-        return f"TrainConfig({', '.join(f'{name}={self.flat()[name]!r}' for name in sorted(self.given))})"
+        return f"TrainConfig({', '.join(f'{name}={self.flat()[name]!r}' for name in sorted(self.changed))})"
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Every setting as plain data, by section."""
@@ -134,7 +134,7 @@ class TrainConfig:
 
     def chosen(self) -> dict[str, Any]:
         """The settings that were not left at their defaults, by flat name."""
-        return {name: value for name, value in self.flat().items() if name in self.given}
+        return {name: value for name, value in self.flat().items() if name in self.changed}
 
     def digest(self, stage: Stage | None = None, then: str = "") -> str:
         """A hash of the settings that a stage depends on (None: of all) and of `then`, an earlier digest.
@@ -231,8 +231,8 @@ def _validated(kind: type[BaseModel], values: Mapping[str, Any], section: str) -
         return kind(**values)
     except ValidationError as error:
         faults = [f"{_name(section, e['loc'])}={SHORT.repr(e['input'])}: {e['msg'].lower()}" for e in error.errors()[:3]]
-        told = "; ".join(faults)
-        raise ConfigError(f"The settings do not fit: {told}. `latentknobs train --help` explains each one.") from None
+        text = "; ".join(faults)
+        raise ConfigError(f"The settings do not fit: {text}. `latentknobs train --help` explains each one.") from None
 
 
 def _name(section: str, place: tuple[int | str, ...]) -> str:

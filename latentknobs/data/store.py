@@ -85,7 +85,8 @@ class FeatureStore:
                 for name, out_M in out.items():  # rising positions
                     for u in here:
                         read(name, spans[u][1], out_M[start_U1[u] : start_U1[u + 1]])
-        feature_MF = widen(self._pick(FEATURES, out.pop(FEATURES)).to(self.device))
+        feature_MF = self._pick(FEATURES, out.pop(FEATURES)).contiguous()  # as in memory: kernels round by strides
+        feature_MF = widen(feature_MF.to(self.device))
         return Segments(feature_MF, out, torch.tensor(start_U1).diff()).to(self.device)
 
     def sample(self, rows: int) -> Tensor:
@@ -103,7 +104,7 @@ class FeatureStore:
     def moments(self) -> tuple[Tensor, Tensor]:
         """(F) mean and (F) standard deviation of the features over all segments, those left out included, in float64.
 
-        Added up in the order of the shards: the same number whoever made them, and whatever is in memory.
+        Added up in the order of the shards: the same number whatever is in memory.
         """
         moments = reduce(Moments.__add__, [shard.moments for shard in self.shards])
         return self._pick(FEATURES, moments.mean_F), self._pick(FEATURES, moments.std_F)

@@ -128,7 +128,7 @@ def _load(name: str, config: str | None, split: str | None) -> Any:
 
 
 def _saved(found: Any, name: str, split: str | None) -> Any:
-    """The asked split of what `save_to_disk` wrote, which may have none."""
+    """The split of what `save_to_disk` wrote, which may have none."""
     if not isinstance(found, dict):
         if split is not None:
             raise DataError(f"The dataset {name!r} has no splits, so not {split!r} either. Write {DATASET}{name}.")

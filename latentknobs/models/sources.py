@@ -73,7 +73,7 @@ def gather(
     other = second_reward if second_reward is not None else config.second_reward
     second = resolve_rewards(other) if other is not None else None
     held_out: set[str] = set()
-    if alone := pairs is not None and prompts is None and "prompts" not in config.given:
+    if alone := pairs is not None and prompts is None and "prompts" not in config.changed:
         pairs = list(read_rows(pairs, SIDES, "preferences"))
         prompts = prompt_rows(pairs)  # the run is judged on what they are about, unless other prompts are asked for
         if eval_prompts is None and not config.eval_prompts:

@@ -1,7 +1,7 @@
 """A head's training half-way, in one safetensors file: written whole or not at all, and never trusted when it is damaged.
 
 The header holds plain JSON: which fit it belongs to, the step, small facts, and a checksum of the tensors. A file that does
-not fit is left aside with a sentence, and the training starts over: at most minutes are lost, and never a wrong head made.
+not fit is left aside with a sentence, and the training starts over: at most minutes are lost, and no head is wrong.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Checkpoint:
 
     Args:
         key: digest of everything that decides what the fit does; a file with another one is ignored.
-        say: is told why a file is ignored.
+        say: hears why a file is ignored.
     """
 
     def __init__(self, path: Path, key: str, say: Callable[[str], None] = tell) -> None:
@@ -84,14 +84,14 @@ class Checkpoint:
         try:
             with safe_open(self.path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[HEADER])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
             if header["format"] != FORMAT or header["key"] != self.key:
                 self.say(f"{str(self.path)!r} is of other settings or data: this head's training starts at step 1.")
                 return None
             if header.pop("checksum") != checksum(tensors, header):
                 raise ValueError("its checksum is wrong")
             return Saved(int(header["step"]), tensors, dict(header["facts"]))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self.say(f"{str(self.path)!r} cannot be used ({error}): this head's training starts again at step 1.")
             return None
 

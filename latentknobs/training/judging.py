@@ -4,7 +4,7 @@ A constant does not depend on the head, so its responses are kept when only the 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.content import digest
 from latentknobs.data.prompts import Prompt
 from latentknobs.errors import RunError
-from latentknobs.evaluation.evaluate import ENTROPY, HEAD, Report, baselines, constants, make_report, task_of
+from latentknobs.evaluation.evaluate import HEAD, Report, baselines, constants, make_report, task_of
 from latentknobs.files import MB, read_json
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
@@ -28,24 +28,18 @@ SUMMARY = "evaluation/summary.json"
 LARGEST = 512 * MB
 
 
-def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, head_key: str, key: str) -> Report:
+def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, key: str) -> Report:
     """The comparison on held-out prompts, and its files.
 
     Args:
-        head_key: digest of the learned head, hence of all that both heads were made from.
         key: digest of the model, the space, and the level.
     """
     policies = {HEAD: adapter.policy(config.pick), **baselines(adapter, config.pick)}
-    learned = f"{head_key} {config.features} {config.pick}"
-
-    def runs(chosen: dict[str, Policy]) -> list[PolicyRun]:
-        return [PolicyRun(_slug(name), one, learned if name in (HEAD, ENTROPY) else name) for name, one in chosen.items()]
-
     fixed = constants(adapter)
     tune = sources.train[: config.tune_size]
-    tuning, tuned_by = _scored(run, config, sources, "tuning", tune, runs(fixed), 1, 101, key)
+    tuning, tuned_by = _scored(run, config, sources, "tuning", tune, _runs(fixed), 1, 101, key)
     values, rated_by = _scored(
-        run, config, sources, "evaluation", sources.evaluation, runs(policies), config.eval_seeds, 1001, key
+        run, config, sources, "evaluation", sources.evaluation, _runs(policies), config.eval_seeds, 1001, key
     )
 
     def make(path: Path, advance: Advance) -> None:
@@ -57,6 +51,10 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
     tasks = [task_of(prompt) for prompt in sources.evaluation]
     run.stage("summary", [Task(SUMMARY, config.digest("evaluation", digest(tuned_by, rated_by, list(policies), tasks)), make)])
     return read_report(run.path)
+
+
+def _runs(policies: Mapping[str, Policy]) -> list[PolicyRun]:
+    return [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
 
 
 def _scored(

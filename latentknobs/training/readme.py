@@ -1,8 +1,8 @@
-"""What a run directory holds, for whoever opens it."""
+"""What a run directory holds, for its readers."""
 
 from pathlib import Path
 
-from latentknobs.config import TrainConfig, make_config, read_yaml
+from latentknobs.config import SHORT, TrainConfig, make_config, read_yaml
 from latentknobs.errors import LatentKnobsError
 from latentknobs.progress import say
 
@@ -21,7 +21,7 @@ FILES = (
     ("`tuning/`, `evaluation/`", "responses of every policy to training and held-out prompts, their scores, and `summary.json`"),
     ("`adapter/`", "the result: `latentknobs.KnobAdapter.from_pretrained(...)`"),
     ("`report.html`", "the same for people"),
-    ("`reward_cache/`", "scores that need not be asked again; may be deleted"),
+    ("`reward_cache/`", "scores that need not be computed again; may be deleted"),
     ("`manifest.jsonl`", "finished files with hashes of their content; a changed setting redoes only what depends on it"),
 )
 
@@ -39,8 +39,7 @@ def tell_changes(path: Path, config: TrainConfig) -> None:
     except LatentKnobsError:  # there is none, or one of another version
         return
     old, new = before.flat(), config.flat()
-    changed = [
-        f"{name} {old.get(name)!r} -> {new[name]!r}" for name in new if old.get(name) != new[name] and name != "output_dir"
-    ]
+    names = [name for name in new if old.get(name) != new[name] and name != "output_dir"]
+    changed = [f"{name} {SHORT.repr(old.get(name))} -> {SHORT.repr(new[name])}" for name in names]
     if changed:
         say(f"{str(path)!r} holds a run with other settings ({'; '.join(changed)}): what depends on them is made again")

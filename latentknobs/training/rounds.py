@@ -111,7 +111,7 @@ class _Round:
                 "another learner."
             )
         [rollouts] = sample(
-            self.run, config, self.sources, self.name, self.prompts, [PolicyRun("", policy, policy.identity())],
+            self.run, config, self.sources, self.name, self.prompts, [PolicyRun("", policy)],
             copies=config.rollouts, seed=config.seed * 1009 + self.number, key=self.key,
         )  # fmt: skip
         return rollouts

@@ -30,12 +30,10 @@ class PolicyRun:
 
     Attributes:
         name: first part of the names of its files; may be empty.
-        key: digest of everything that decides what the policy chooses.
     """
 
     name: str
     policy: Policy
-    key: str
 
 
 def sample(
@@ -58,7 +56,7 @@ def sample(
             write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], seed, advance))
 
         file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{number:05d}.jsonl"
-        return Task(file, f"{key} {one.key} {number}", make, sum(len(rows) for _, rows in parts[number]))
+        return Task(file, f"{key} {one.policy.identity()} {number}", make, sum(len(rows) for _, rows in parts[number]))
 
     tasks = [task(one, number) for one in policies for number in range(len(parts))]
     paths = run.stage(f"{stage}/rollouts", tasks, together=shares_model(config))

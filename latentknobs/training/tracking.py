@@ -1,6 +1,6 @@
 """Metrics for tensorboard, wandb, trackio and others, through accelerate's trackers, where the config asks for them.
 
-`metrics.jsonl` holds the same rows always, so a tracker may fail without loss. Nothing asked, nothing imported or sent.
+`metrics.jsonl` holds the same rows always, so a tracker may fail without loss. Where none is wanted, nothing is imported or sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,8 +84,8 @@ class Trackers:
             self._started[name] = tracker
             tracker.store_init_configuration({key: _plain(value) for key, value in self.settings.items()})
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"The tracker {name!r} cannot be started: {told}. Set it up, or leave it out.") from error
+            why = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"The tracker {name!r} cannot be started: {why}. Set it up, or leave it out.") from error
 
     def _finish(self) -> None:
         for name, tracker in self._started.items():

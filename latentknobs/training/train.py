@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from latentknobs.adapter import KnobAdapter, describe_model
-from latentknobs.config import GIVEN, TrainConfig, fields, make_config, read_yaml, write_yaml
+from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.size import disk_warning, feature_bytes
 from latentknobs.engines.transformers.frozen import hidden_size
 from latentknobs.errors import ConfigError
@@ -38,6 +38,7 @@ from latentknobs.training.rounds import run_round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
+from latentknobs.training.world import left_as_it_was
 
 UNSHOWN = ("model", "features", "shard_size", "feature_dtype")  # in an adapter's notes, which say the first two elsewhere
 
@@ -81,8 +82,7 @@ def train(
 
     Args:
         knobs: names, `"name:grid"`, `{name: grid}` or knob objects.
-        model: a name, or a transformers causal LM with its `tokenizer`; it stays on its device and in its dtype, and is left in
-            evaluation mode without gradients.
+        model: a name, or a transformers causal LM with its `tokenizer`; it stays on its device and in its dtype.
         prompts, eval_prompts: JSONL files, `dataset:NAME`, datasets, or lists of texts or rows.
         preferences: pairs from elsewhere in place of the first round's rollouts, in TRL's preference format: as for prompts.
         reward, second_reward: names, or callables with TRL's signature `reward(prompts, completions, **columns)`; for `reward`
@@ -100,16 +100,17 @@ def train(
     for name, value in (named | {"reward": reward, "second_reward": second_reward}).items():
         if value is not None:
             settings[name] = _named(value, name == "reward")
-            if _is_given(settings[name]):
+            if _is_object(settings[name]):
                 objects[name] = value
     specs = [knobs] if isinstance(knobs, str | DecodingKnob | Mapping) else knobs
     if specs is not None and not isinstance(specs, Iterable):
-        raise ConfigError(f"knobs={knobs!r} is no list of knobs. Write e.g. knobs=['temperature', 'top_p:0.9,1'].")
+        raise ConfigError(f"knobs={knobs!r} is not a list of knobs. Write e.g. knobs=['temperature', 'top_p:0.9,1'].")
     if specs is not None:
         settings["knobs"] = [_spec(knob) for knob in specs]
     made = make_config(base, settings)
     space = KnobSpace.of(*(specs if specs is not None else made.knobs), order=made.order)
-    return run_training(made, space, gather(made, tokenizer=tokenizer, **objects), resume)
+    with left_as_it_was(model):
+        return run_training(made, space, gather(made, tokenizer=tokenizer, **objects), resume)
 
 
 def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
@@ -151,7 +152,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
             modules, facts, findings = run_round(run, config, sources, learners, number, key, modules)
         assert modules is not None
         adapter = _adapter(config, learners[MAIN], sources, modules)
-        report = judge(run, config, sources, adapter, modules.key, key) if sources.evaluation else None
+        report = judge(run, config, sources, adapter, key) if sources.evaluation else None
         run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
         report_path = _finish(run, sources, adapter, report, facts, findings) if processes.is_main else None
         processes.barrier()
@@ -228,11 +229,11 @@ def _named(value: Any, several: bool) -> str | tuple[str, ...]:
         return str(value)
     if several and isinstance(value, list | tuple):
         return tuple(str(_named(one, False)) for one in value)
-    return f"{getattr(value, '__name__', type(value).__name__)} {GIVEN}"
+    return f"{getattr(value, '__name__', type(value).__name__)} {OBJECT}"
 
 
-def _is_given(named: str | tuple[str, ...]) -> bool:
-    return any(name.endswith(GIVEN) for name in ([named] if isinstance(named, str) else named))
+def _is_object(named: str | tuple[str, ...]) -> bool:
+    return any(name.endswith(OBJECT) for name in ([named] if isinstance(named, str) else named))
 
 
 def _spec(knob: Any) -> Any:

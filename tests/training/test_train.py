@@ -1,8 +1,10 @@
 """train() end to end on the packaged testbed, small: stages, reuse, resumption, seeds, refusals that lose nothing."""
 
 import json
+import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -305,3 +307,26 @@ def test_a_store_that_is_streamed_gives_the_same_heads_as_one_in_memory(finished
     run = lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path, feature_ram=1e-6, rounds=2, **(SMALL | {"eval_size": 0}))
     for name in ("knob_head.safetensors", "entropy_head.safetensors"):
         assert (run.path / "adapter" / name).read_bytes() == (finished.path / "adapter" / name).read_bytes()
+
+
+def states():
+    arrays = [part.tolist() if hasattr(part, "tolist") else part for part in np.random.get_state()]
+    return random.getstate(), arrays, torch.get_rng_state().tolist()
+
+
+def drawing(prompts, completions, **columns):
+    random.random(), np.random.rand(), torch.rand(1)  # as a caller's own code may
+    return length(prompts, completions)
+
+
+def test_the_callers_random_state_and_model_are_as_they_were(tmp_path):
+    model = testbed.load_model().train().requires_grad_(True)
+    model.model.layers[0].eval()
+    model.lm_head.requires_grad_(False)
+    before = states(), [part.training for part in model.modules()], [weight.requires_grad for weight in model.parameters()]
+    lk.train(
+        knobs=KNOBS, reward=drawing, model=model, tokenizer=testbed.load_tokenizer(), output_dir=tmp_path, **SMALL | {"steps": 2},
+    )  # fmt: skip
+    assert before == (
+        states(), [part.training for part in model.modules()], [weight.requires_grad for weight in model.parameters()]
+    )  # fmt: skip
