@@ -273,6 +273,21 @@ class SquaresTheSum(TruncationKnob):
         return (p_NV >= value_N.unsqueeze(-1) * p_NV.square().sum(-1, keepdim=True)).sum(-1)
 
 
+class SpreadOfFinite(TruncationKnob):
+    """Cuts by the deviation of all finite logits, which one mask of the lowest finite number makes endless."""
+
+    name: ClassVar[str] = "spread_of_finite"
+    stage: ClassVar[Stage] = Stage.SPREAD
+    neutral: ClassVar[float] = 0.0
+    options: tuple[float, ...] = (0.0, 1.0)
+
+    def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
+        is_left_NV = sorted_NV.isfinite()
+        spread_NV = torch.where(is_left_NV, sorted_NV[:, :1] - sorted_NV, 0.0)
+        mean_N1 = spread_NV.sum(-1, keepdim=True) / is_left_NV.sum(-1, keepdim=True)
+        return (spread_NV[:, :1] + value_N.unsqueeze(-1) * mean_N1 >= sorted_NV[:, :1] - sorted_NV).sum(-1)
+
+
 class RoundsInJson(Scale):
     options: tuple[float, ...] = (0.25, 1.0)
 
@@ -306,6 +321,7 @@ BROKEN: dict[str, DecodingKnob] = {
     "values_do_not_mix": FirstValue(),
     "keeps_the_dtype": WidensHalves(),
     "survives_extreme_logits": NaiveSoftmax(),
+    "minimum_means_removed": SpreadOfFinite(),
     "survives_degenerate_rows": DividesBySpread(),
     "survives_a_single_token": SampleDeviation(),
     "keeps_ties_together": BreaksTies(),

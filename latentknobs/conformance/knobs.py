@@ -21,6 +21,7 @@ CHECKS = {
         meaning.values_do_not_mix,
         robust.keeps_the_dtype,
         robust.survives_extreme_logits,
+        robust.minimum_means_removed,
         robust.survives_degenerate_rows,
         robust.survives_a_single_token,
         meaning.keeps_ties_together,

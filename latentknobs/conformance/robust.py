@@ -82,6 +82,19 @@ def survives_extreme_logits(knob: DecodingKnob) -> None:
                 _not_empty(out_NV, f"value {value:g} on {name}")
 
 
+def minimum_means_removed(knob: DecodingKnob) -> None:
+    """Tokens at the lowest finite number, as some masks leave them, count for nothing, like those at -inf."""
+    removed_NV = some_removed(random_rows()).float()
+    lowest_NV = removed_NV.clamp(min=torch.finfo(torch.float32).min)
+    for value in values_of(knob):
+        prob_NV, other_NV = run(knob, removed_NV, value).softmax(-1), run(knob, lowest_NV, value).softmax(-1)
+        is_sound_N1 = (prob_NV + other_NV).isfinite().all(-1, keepdim=True)  # NaN and empty rows: other checks' matter
+        require(
+            torch.allclose(prob_NV.where(is_sound_N1, 0), other_NV.where(is_sound_N1, 0), atol=1e-6),
+            f"value {value:g} reads tokens at the dtype's minimum; leave out what lies 10,000 or more below the best logit",
+        )
+
+
 def survives_degenerate_rows(knob: DecodingKnob) -> None:
     """One-hot rows, one dominant token, and uniform rows make no NaN and are not emptied."""
     uniform_NV = torch.zeros(N, V, dtype=torch.float64)

@@ -84,7 +84,7 @@ def best_tokens(logits_NV: Tensor, M: int, greedy: Collection[int] = ()) -> Best
     width = next((width for width in WIDTHS if 3 * M * width < 2 * V), 1)
     blocks, M = V // width, min(M, V)
     rows_NV = logits_NV.detach().numpy()
-    value_NM, found = np.empty((N, M), rows_NV.dtype), []
+    value_NM, found, is_found_V = np.empty((N, M), rows_NV.dtype), [], np.empty(V, bool)
     for n, (row_V, value_M) in enumerate(zip(rows_NV, value_NM, strict=True)):
         if n in greedy:
             token_C = row_V.argmax(keepdims=True)
@@ -93,10 +93,12 @@ def best_tokens(logits_NV: Tensor, M: int, greedy: Collection[int] = ()) -> Best
             continue
         winner_U = np.maximum.reduce(row_V[: blocks * width].reshape(width, blocks))
         winner_U.sort()  # NaN last
-        token_C = (row_V >= winner_U[blocks - M]).nonzero()[0]
+        token_C = np.greater_equal(row_V, winner_U[blocks - M], out=is_found_V).nonzero()[0]
         value_C = row_V[token_C]
+        ascending_C = value_C.copy()
+        ascending_C.sort()
         is_nan = winner_U[-1] != winner_U[-1] or (blocks * width < V and np.isnan(row_V[blocks * width :]).any())
-        value_M[:] = np.nan if is_nan else np.sort(value_C)[: -M - 1 : -1]
+        value_M[:] = np.nan if is_nan else ascending_C[: -M - 1 : -1]
         found.append((value_C, token_C))
     return Best(value_NM, found)
 

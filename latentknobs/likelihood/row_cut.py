@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentknobs.knobs.knob import DecodingKnob, ScalingKnob, TruncationKnob, extend_over_ties
+from latentknobs.knobs.knob import TINY, DecodingKnob, ScalingKnob, TruncationKnob, extend_over_ties
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.best import TOP, Best, best_tokens, top_by_key
 from latentknobs.likelihood.rows import check_distributions, checked, own_masses, wide
@@ -62,7 +62,6 @@ class Cut:
         self.kept: list[int] = [NO_CUTOFF] * self.N
         self.undetermined: set[int] = set()
         self.temperature_N: Any = None
-        self._mass_NM: Any = None
         self._is_extended = True
         for knob, value_N, rows, divisor_N in steps:
             if divisor_N is not None:
@@ -79,13 +78,6 @@ class Cut:
         """Rows that are cut, or may be, somewhere beyond their best tokens."""
         return [n for n, kept in enumerate(self.kept) if self.M < kept < NO_CUTOFF or n in self.undetermined]
 
-    @property
-    def mass_NM(self) -> Any:
-        """(N, M) float64 cumulative mass of the best tokens relative to the first."""
-        if self._mass_NM is None:
-            self._mass_NM = np.exp(self.top_NM - self.top_NM[:, :1]).astype(np.float64).cumsum(-1)
-        return self._mass_NM
-
     def draw(self, u_N: Sequence[float]) -> tuple[list[int], dict[int, float]]:
         """A token of each row by inverse CDF over the kept ones, over all tokens where it is not cut among its best.
 
@@ -93,15 +85,17 @@ class Cut:
             N tokens; for rows whose token is none of the best (theirs mean nothing): the uniform that is left for the rest.
         """
         tokens, rest = [], {}
+        width = self.M if self.undetermined else max((min(kept, self.M) for kept in self.kept), default=1)
+        mass_NW = np.exp(self.top_NM[:, :width] - self.top_NM[:, :1]).astype(np.float64).cumsum(-1)
         for n, (u, kept) in enumerate(zip(u_N, self.kept, strict=True)):
             if n in self.greedy:
                 tokens.append(self.best.token(n, 0))
                 continue
-            mass_M = self.mass_NM[n]
+            mass_W = mass_NW[n]
             is_more = not self.is_whole and (kept > self.M or n in self.undetermined) and self.top_NM[n, -1] > -np.inf
-            head = mass_M[-1 if is_more else min(kept, self.M) - 1]
+            head = mass_W[-1 if is_more else min(kept, self.M) - 1]
             total = max(self._total(n), head) if is_more else head
-            place = int(mass_M.searchsorted(u * total, "right"))  # u < 1: never beyond the last one of what is drawn from
+            place = int(mass_W.searchsorted(u * total, "right"))  # u < 1: never beyond the last one of what is drawn from
             if place >= self.M and is_more:
                 rest[n] = min(max((u * total - head) / (total - head), 0.0), 1.0)
             tokens.append(self.best.token(n, min(place, self.M - 1)))
@@ -143,11 +137,12 @@ class Cut:
             rows = [n for n, value in enumerate(value_N.tolist()) if value != neutral]
             if rows and isinstance(knob, ScalingKnob):
                 divisors = [1.0] * len(value_N)
-                for n, divisor in enumerate(knob.divisor(torch.from_numpy(value_N)).tolist()):
-                    if divisor == 0:
+                temperatures = knob.temperature(torch.from_numpy(value_N)).tolist()
+                for n in rows:
+                    if temperatures[n] < TINY:  # as in `divisor`
                         self.greedy.add(n)
                     else:
-                        divisors[n] = divisor
+                        divisors[n] = temperatures[n]
                 divisor_N = np.array(divisors, value_N.dtype)
             steps.append((knob, value_N, rows, divisor_N))
         return steps
@@ -155,46 +150,48 @@ class Cut:
     @np.errstate(over="ignore")  # of logits far below the best one, to -inf
     def _scale(self, divisor_N: Any) -> None:
         self._extend()  # ties may come apart, or arise, in rounding
-        self.top_NM, self._mass_NM = self.top_NM / divisor_N[:, None], None
+        self.top_NM = self.top_NM / divisor_N[:, None]
         self.temperature_N = divisor_N if self.temperature_N is None else self.temperature_N * divisor_N
 
     def _truncate(self, knob: TruncationKnob, value_N: Any, rows: list[int]) -> None:
         if not rows:
             return
-        shown_NW = self.top_NM
         if knob.sees == "row" and not self.is_whole:
             self.undetermined.update(rows)
             return
         if knob.sees != "prefix":
             self._extend()
+        width = self.M if knob.sees == "row" else max(min(self.kept[n], self.M) for n in rows)  # all rows are cut before it
+        shown_NW = self.top_NM[:, :width]
+        if knob.sees != "prefix":
             if not self.is_whole:  # what is left of a row that is cut beyond its best tokens is not known
                 self.undetermined.update(n for n in rows if self.M < self.kept[n] < NO_CUTOFF)
-            shown_NW = self._shown(rows)
+            shown_NW = self._shown(rows, width)
         own = knob.kept(torch.from_numpy(shown_NW), torch.from_numpy(value_N)).tolist()
         for n in rows:
             self.kept[n] = min(self.kept[n], own[n])
         self._is_extended = False
 
-    def _shown(self, rows: list[int]) -> Any:
+    def _shown(self, rows: list[int], width: int) -> Any:
         """What is left of each row, as far as it is in the top, and the mass of the rest of rows that nothing cuts yet."""
-        left_NM = self.top_NM
-        if min(self.kept) < self.M:
-            left_NM = left_NM.copy()
+        left_NW = self.top_NM[:, :width]
+        if min(self.kept) < width:
+            left_NW = left_NW.copy()
             for n, kept in enumerate(self.kept):
-                left_NM[n, kept:] = -np.inf
+                left_NW[n, kept:] = -np.inf
         uncut = [] if self.is_whole else [n for n in rows if self.kept[n] == NO_CUTOFF]
         if not uncut:
-            return left_NM
-        rest_N1 = np.full((self.N, 1), -np.inf, left_NM.dtype)
+            return left_NW
+        rest_N1 = np.full((self.N, 1), -np.inf, left_NW.dtype)
         rest_N1[uncut, 0] = [self._rest(n) for n in uncut]
-        return np.concatenate([left_NM, rest_N1], 1)
+        return np.concatenate([left_NW, rest_N1], 1)
 
     def _rest(self, n: int) -> float:
         """The log of the mass of the tokens beyond the top of a row, as a logit; -inf where it is lost in rounding."""
         top_M, beyond = self.top_NM[n], self.logits_NV.shape[1] - self.M
         if beyond * math.exp(top_M[-1] - top_M[0]) < np.finfo(top_M.dtype).eps / 16:
             return -math.inf
-        rest = self._total(n) - self.mass_NM[n, -1]
+        rest = self._total(n) - np.exp(top_M - top_M[0]).sum(dtype=np.float64)
         return math.log(rest) + top_M[0] if rest > 0 else -math.inf
 
     def _total(self, n: int) -> float:

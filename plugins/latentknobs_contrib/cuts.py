@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latentknobs.knobs.knob import Sees, Stage, TruncationKnob
 
+REMOVED = 1e4  # nats below the best token: no weights reach that far, masks of float16's lowest number and of others do
 TOP_H_WIDTH = 100  # top-H measures entropy among this many best tokens (Potraghloo et al. 2025; transformers' top_n)
 
 
@@ -61,8 +62,8 @@ class PLess(TruncationKnob):
 class TopNSigma(TruncationKnob):
     """Keeps logits within n standard deviations of the best one (Tang et al. 2024, arXiv 2411.07641); 0 keeps all.
 
-    The deviation is the population's, over tokens not yet removed, as in llama.cpp. A temperature before it or after it
-    changes nothing about what is kept.
+    The deviation is the population's, over tokens not yet removed, as in llama.cpp; masks of a dtype's lowest number remove too.
+    A temperature before it or after it changes nothing about what is kept.
     """
 
     name: ClassVar[str] = "top_n_sigma"
@@ -72,7 +73,7 @@ class TopNSigma(TruncationKnob):
 
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) count of logits >= max - n * sigma."""
-        is_left_NV = sorted_NV.isfinite()
+        is_left_NV = sorted_NV > sorted_NV[:, :1] - REMOVED
         count_N1 = is_left_NV.sum(-1, keepdim=True)
         mean_N1 = sorted_NV.masked_fill(~is_left_NV, 0).sum(-1, keepdim=True) / count_N1
         variance_N1 = (sorted_NV - mean_N1).masked_fill(~is_left_NV, 0).square().sum(-1, keepdim=True) / count_N1

@@ -137,3 +137,12 @@ def test_top_h_keeps_ties_with_the_last_kept_token(seed: int) -> None:
     out_NV = apply("top_h", logits_NV, 0.5)
     lowest_N1 = out_NV.masked_fill(out_NV.isneginf(), torch.inf).amin(-1, keepdim=True)
     assert torch.equal(out_NV.isfinite(), logits_NV >= lowest_N1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("lowest", [torch.float16, torch.bfloat16, torch.float32])
+def test_top_n_sigma_reads_no_masked_token(dtype: torch.dtype, lowest: torch.dtype) -> None:
+    removed_NV = rows(1).to(dtype)
+    masked_NV = removed_NV.clamp(min=torch.finfo(lowest).min)
+    for value in (0.5, 1.0, 2.0):
+        assert torch.equal(apply("top_n_sigma", masked_NV, value), apply("top_n_sigma", removed_NV, value))
