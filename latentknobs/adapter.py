@@ -1,8 +1,8 @@
 """An adapter: what training leaves behind. A space, a head, and what is needed to refuse the wrong model.
 
-On disk it is a folder: `knob_config.json`, `knob_head.safetensors`, `README.md` (a model card), and, when training made
-it, `entropy_head.safetensors`: the baseline head that sees only the entropy. Loading imports nothing named in a file, believes
-no size before the file has shown it, and accepts no weight that is not a number.
+On disk it is a folder: `knob_config.json`, `knob_head.safetensors`, `README.md` (a model card), and, where training left one,
+`entropy_head.safetensors`: the baseline head that sees only the entropy. Loading imports nothing that a file names, believes no
+size before the file has shown it, and accepts no weight that is not a number.
 """
 
 import json
@@ -76,7 +76,7 @@ class SavedAdapter(_Saved):
 
 def describe_model(model: Any) -> dict[str, Any]:
     """What an adapter remembers of its base model: name (of a model from a folder the folder's own), family and sizes."""
-    size = hidden_size(model)  # refuses what is no causal LM
+    size = hidden_size(model)  # refuses what is not a causal LM
     text = model.config.get_text_config()
     return {
         "name": public_name(str(getattr(model.config, "_name_or_path", ""))) or type(model).__name__,
@@ -272,13 +272,13 @@ def _tensors(head: OptionHead) -> dict[str, Tensor]:
 def _load_head(path: Path, space: KnobSpace, inputs: int, shape: SavedHead) -> OptionHead:
     """A head from a file. The file's header must show the shapes that the config claims before either is allocated."""
 
-    def made() -> OptionHead:
+    def new() -> OptionHead:
         return OptionHead(space, inputs, shape.hidden, shape.factorised, shape.rank)
 
     what = f"{path.name} does not hold a head for {inputs} features, {space.K} options and hidden width {shape.hidden}"
     try:
         with torch.device("meta"):
-            wanted = {name: list(value.shape) for name, value in made().state_dict().items()}
+            wanted = {name: list(value.shape) for name, value in new().state_dict().items()}
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: one.get_shape() if one.get_dtype() in FLOATS else one.get_dtype() for name, one in slices.items()}
@@ -294,6 +294,6 @@ def _load_head(path: Path, space: KnobSpace, inputs: int, shape: SavedHead) -> O
         if not (value > 0).all() if name == "scale_F" else not value.isfinite().all():
             raise AdapterError(f"{path.name} has weights that are not numbers, in {name}: its training diverged, or the file is "
                                "damaged. Copy the folder again, or train again, with a lower learning_rate.")  # fmt: skip
-    head = made()
+    head = new()
     head.load_state_dict(tensors)
     return head.eval()

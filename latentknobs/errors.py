@@ -12,7 +12,7 @@ class LatentKnobsError(Exception):
 
 
 class UnknownNameError(LatentKnobsError, LookupError):
-    """A knob, reward, level or objective was asked for by a name nobody registered."""
+    """A knob, reward, level or objective was named that is not registered."""
 
 
 class GridError(LatentKnobsError, ValueError):
@@ -56,7 +56,7 @@ class UnreachableTokenError(LatentKnobsError, ValueError):
 
 
 class AdapterError(LatentKnobsError, ValueError):
-    """An adapter folder is incomplete, of another version, or made for another model."""
+    """An adapter folder is incomplete, of another version, or for another model."""
 
 
 class LogitsError(LatentKnobsError, ValueError):

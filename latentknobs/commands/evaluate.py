@@ -24,7 +24,7 @@ FIELDS = (
 def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **flags: Any) -> None:
     """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture and an entropy head.
 
-    Settings that are not given are those the adapter was trained with. With --eval-prompts, the best constant is tuned on
+    Settings left out are those the adapter was trained with. With --eval-prompts, the best constant is tuned on
     --prompts; without, --prompts is split by hash.
     """
     from latentknobs.evaluation.api import evaluate as run_evaluation

@@ -21,11 +21,11 @@ def export(run: Path, number: int | None, path: Path | None) -> None:
     from latentknobs.data.trl import preference_rows, write_preferences
     from latentknobs.training.round_data import load_round
 
-    played = load_round(run, number)
-    rows = preference_rows(played.prompts, played.rollouts, played.pairs, played.scores)
+    data = load_round(run, number)
+    rows = preference_rows(data.prompts, data.rollouts, data.pairs, data.scores)
     if path is None:
         for row in rows:
             click.echo(json.dumps(row))
         return
     write_preferences(path, rows)
-    click.echo(f"Preferences: {path} ({len(played.pairs)} pairs)")
+    click.echo(f"Preferences: {path} ({len(data.pairs)} pairs)")

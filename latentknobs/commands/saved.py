@@ -54,5 +54,5 @@ def check_reward(reward: Any, where: Path) -> None:
     if any(spec.partition(":")[0].strip() == "command" for spec in specs):
         flags = " ".join(f"--reward {shlex.quote(spec)}" for spec in specs)
         raise ConfigError(
-            f"The reward in {str(where)!r} is a program, which is only started when you ask for it. If you trust it, add {flags}"
+            f"The reward in {str(where)!r} is a program, and a folder does not start programs. If you trust it, add {flags}"
         )

@@ -14,10 +14,10 @@ from latentknobs.files import path_of
 
 
 @click.command()
-@click.option("--config", metavar="FILE.yaml", help="Settings to start from; options given here win over it.")
+@click.option("--config", metavar="FILE.yaml", help="Settings to start from; further options win over it.")
 @click.option(
     "--resume", is_flag=False, flag_value="", metavar="[RUN]",
-    help="Go on with the run in this folder (or in --output-dir) with its own settings; options given here win over them.",
+    help="Go on with the run in this folder (or in --output-dir) with its own settings; further options win over them.",
 )  # fmt: skip
 @click.option("--num-processes", type=click.IntRange(1), metavar="INTEGER", help="Share the work over this many processes.")
 @config_options()
@@ -25,12 +25,12 @@ def train(config: str | None, resume: str | None, num_processes: int | None, **f
     """Learn to choose decoding options from preferences, then compare with every constant.
 
     Everything has a default: `latentknobs train` alone learns a temperature on the packaged language model. A run that was
-    interrupted goes on from its last finished file when the same command is given again, or with --resume.
+    interrupted goes on from its last finished file when the same command is repeated, or with --resume.
     """
     settings = parse_flags(flags)
     if resume is not None:
         config, settings = _resumed(config, resume, settings)
-    # wrong settings are told before anything large is imported, and once, not by every process
+    # wrong settings are refused before anything large is imported, and once, not by every process
     make_config(read_yaml(config) if config else {}, settings)
     if num_processes is not None and num_processes > 1 and "WORLD_SIZE" not in os.environ:
         sys.exit(_launch(num_processes))
@@ -69,7 +69,7 @@ def _resumed(config: str | None, run: str, settings: dict[str, Any]) -> tuple[st
             check_repeatable(name, value, folder)
             if name in ("reward", "second_reward"):
                 check_reward(value, folder)
-    # the folder may have come from anywhere: running its model's code is asked for anew
+    # the folder may have come from anywhere: running its model's code needs a new yes
     return str(file), {"trust_remote_code": False} | settings | {"output_dir": str(folder)}
 
 

@@ -28,7 +28,7 @@ class Prompt:
         text: what the model reads, after the chat template if there was one.
         ids: its tokens.
         columns: the other columns of its row, for the reward.
-        messages: the conversation it was made from, None for plain text.
+        messages: the conversation behind the text, None for plain text.
     """
 
     text: str
@@ -157,11 +157,11 @@ def render_chat(
     goes_on = messages[-1]["role"] == "assistant" and not is_complete
     if goes_on and not messages[-1].get("content"):
         raise DataError(f"{called} ends in an assistant message without text. Leave it out, or begin the answer in it.")
-    given = {key: value for key, value in (settings or {}).items() if value is not None}
+    chosen = {key: value for key, value in (settings or {}).items() if value is not None}
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=not (goes_on or is_complete), continue_final_message=goes_on,
-            **given,
+            **chosen,
         )  # fmt: skip
     except Exception as error:  # a template is code of its own
         roles = ", ".join(message["role"] for message in messages)

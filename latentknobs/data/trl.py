@@ -16,7 +16,7 @@ from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.errors import DataError
 
 SIDES = ("chosen", "rejected")
-# Columns that are no columns of the prompt. The names of the ids are those that TRL gives them itself.
+# Columns that do not belong to the prompt. The names of the ids are those that TRL gives them itself.
 OWN = (*SIDES, "score_chosen", "score_rejected", "prompt_ids", "chosen_ids", "rejected_ids")
 Answer = str | Mapping[str, Any]
 """A plain response, or the one message that answers a conversation."""
@@ -83,7 +83,7 @@ def preference_rows(
     """One row of TRL's preference format for each pair: texts or messages, scores, token ids, and the prompt's other columns.
 
     The token ids say what text alone does not: where a response was cut, and how it was split into tokens. Where a prompt ends
-    in the beginning of an answer, TRL has no form for it: the beginning is moved into both answers, and there are no ids.
+    in the beginning of an answer, TRL's format cannot say so: the beginning is moved into both answers, and there are no ids.
 
     Args:
         scores: the reward of each rollout; None where it failed.

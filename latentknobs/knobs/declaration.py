@@ -18,10 +18,10 @@ def check_class(cls: Any, where: str) -> None:
         where: how the message names it, e.g. an entry point with its distribution and version.
 
     Raises:
-        PluginError: it is no knob class, leaves something out, or was written for another version of the contract.
+        PluginError: it is not a knob class, leaves something out, or was written for another version of the contract.
     """
     if not (isinstance(cls, type) and issubclass(cls, DecodingKnob)):
-        raise PluginError(f"{where} is {cls!r}, which is no subclass of latentknobs.DecodingKnob. {SEE}")
+        raise PluginError(f"{where} is {cls!r}, which is not a subclass of latentknobs.DecodingKnob. {SEE}")
     _check_version(cls, where)
     wanted = ("name", "stage", "neutral", *(("needs",) if issubclass(cls, ContextKnob) else ()))
     if missing := [variable for variable in wanted if not hasattr(cls, variable)]:

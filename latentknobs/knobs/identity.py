@@ -101,31 +101,29 @@ def check_identity(knob: DecodingKnob, saved: Mapping[str, Any], position: int |
         AdapterError: naming the options whose behaviour changed, or the grid or place that differs.
     """
     now = knob_identity(knob, 0 if position is None else position)
-    told = f"The knob {knob.name!r} of {origin(now)}"
+    subject = f"The knob {knob.name!r} of {origin(now)}"
     if list(saved["options"]) != now["options"]:
-        raise AdapterError(f"{told} has the options {now['options']}; the adapter was saved with {list(saved['options'])}.")
+        raise AdapterError(f"{subject} has the options {now['options']}; the adapter was saved with {list(saved['options'])}.")
     if position is not None and saved.get("position", position) != position:
-        raise AdapterError(f"{told} acts at place {position} of the chain; when the adapter was saved it acted at place "
+        raise AdapterError(f"{subject} acts at place {position} of the chain; when the adapter was saved it acted at place "
                            f"{saved['position']}. Order is meaning: restore it.")  # fmt: skip
     hashes = saved.get("hashes", now["hashes"])
     if len(hashes) != len(knob.options):
-        told = (
-            f"The saved data of the knob {knob.name!r} has {len(hashes)} hashes for {len(knob.options)} options; it is damaged."
-        )
-        raise AdapterError(f"{told} Save the adapter again.")
+        found = f"{len(hashes)} hashes for {len(knob.options)} options"
+        raise AdapterError(f"The saved data of the knob {knob.name!r} has {found}; it is damaged. Save the adapter again.")
     changed = [v for v, a, b in zip(knob.options, hashes, now["hashes"], strict=True) if a != b]
     if changed:
         values = ", ".join(f"{knob.name} {value:g}" for value in changed)
         raise AdapterError(
-            f"{told} no longer does what it did when the adapter was saved with {origin(saved)}: {values} changed. "
+            f"{subject} no longer does what it did when the adapter was saved with {origin(saved)}: {values} changed. "
             f"Install the version it was saved with, or train again."
         )
 
 
 def resolution_fingerprint(knobs: Sequence[DecodingKnob]) -> str:
     """64 hex digits that are equal exactly where the same knobs, in the same order, from the same versions, behave the same."""
-    told = [knob_identity(knob, position) for position, knob in enumerate(knobs)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    identities = [knob_identity(knob, position) for position, knob in enumerate(knobs)]
+    return hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
 
 
 def _outputs(knob: DecodingKnob, logits_NV: Tensor, context: Context, value: float) -> Tensor:
@@ -134,5 +132,5 @@ def _outputs(knob: DecodingKnob, logits_NV: Tensor, context: Context, value: flo
 
 
 def _hash(logps_NV: Tensor) -> str:
-    told = " ".join("-" if x == -torch.inf else f"{round(x, 6) + 0.0:.6f}" for x in logps_NV.flatten().tolist())
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    text = " ".join("-" if x == -torch.inf else f"{round(x, 6) + 0.0:.6f}" for x in logps_NV.flatten().tolist())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -73,8 +73,8 @@ class DecodingKnob(BaseModel, ABC):
             super().__init__(**data)
         except ValidationError as error:
             what = "; ".join(explain(item) for item in error.errors())
-            given = data.get("options", data)
-            raise GridError(f"The grid {show(given)} does not fit the knob {self.name!r}: {what}.") from None
+            grid = data.get("options", data)
+            raise GridError(f"The grid {show(grid)} does not fit the knob {self.name!r}: {what}.") from None
 
     @field_validator("options", mode="before")
     @classmethod
@@ -203,7 +203,7 @@ class ContextKnob(DecodingKnob):
     """A knob that also reads what came before: a penalty on earlier tokens, a schedule over positions, guidance.
 
     Class variable:
-        needs: the parts of `Context` that `apply_context` reads; it is given no others.
+        needs: the parts of `Context` that `apply_context` reads; it sees no others.
     """
 
     stage: ClassVar[Stage] = Stage.CONTEXT

@@ -12,30 +12,30 @@ from latentknobs.knobs.space import KnobSpace
 
 def describe(space: KnobSpace) -> dict[str, Any]:
     """What must be equal on all ranks: fingerprint, chain and options in words, and each knob's origin and behaviour."""
-    told = [knob_identity(knob, position) for position, knob in enumerate(space.knobs)]
-    origins = {item["name"]: f"{origin(item)} (behaviour {item['hash']})" for item in told}
+    items = [knob_identity(knob, position) for position, knob in enumerate(space.knobs)]
+    origins = {item["name"]: f"{origin(item)} (behaviour {item['hash']})" for item in items}
     return {"fingerprint": space.fingerprint(), "space": repr(space), "origin": origins}
 
 
-def check_same(told: Sequence[dict[str, Any]]) -> None:
+def check_same(ranks: Sequence[dict[str, Any]]) -> None:
     """Refuses ranks that differ.
 
     Args:
-        told: `describe(space)` of every rank, by rank.
+        ranks: `describe(space)` of every rank, by rank.
 
     Raises:
         PluginError: naming two ranks and what differs between them.
     """
-    for rank, other in enumerate(told):
-        if other["fingerprint"] == told[0]["fingerprint"]:
+    for rank, other in enumerate(ranks):
+        if other["fingerprint"] == ranks[0]["fingerprint"]:
             continue
-        if other["space"] != told[0]["space"]:
+        if other["space"] != ranks[0]["space"]:
             raise PluginError(
-                f"Rank {rank} has {other['space']}, rank 0 has {told[0]['space']}. "
+                f"Rank {rank} has {other['space']}, rank 0 has {ranks[0]['space']}. "
                 "Start all ranks with the same knobs and settings."
             )
-        differs = [name for name in other["origin"] if other["origin"][name] != told[0]["origin"][name]]
-        what = "; ".join(f"{name} is {other['origin'][name]} there and {told[0]['origin'][name]} on rank 0" for name in differs)
+        differs = [name for name in other["origin"] if other["origin"][name] != ranks[0]["origin"][name]]
+        what = "; ".join(f"{name} is {other['origin'][name]} there and {ranks[0]['origin'][name]} on rank 0" for name in differs)
         raise PluginError(f"Rank {rank} resolved other knobs: {what or 'other options'}. Install the same versions everywhere.")
 
 
@@ -46,6 +46,6 @@ def check_ranks(space: KnobSpace) -> None:
         PluginError: on every rank, if any differs.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        told: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(told, describe(space))
-        check_same(told)
+        ranks: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ranks, describe(space))
+        check_same(ranks)

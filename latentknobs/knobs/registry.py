@@ -1,8 +1,8 @@
 """From a knob's name to the knob: entry points of the group `latentknobs.knobs`, and `register` for the current process.
 
-Listing imports nothing. A plugin that cannot be imported fails only for whoever asks for it, and the error names the
-entry point, the distribution and the version. Two plugins of one name never shadow each other silently, and nobody
-takes a name that this distribution ships.
+Listing imports nothing. A plugin that cannot be imported fails only where its name is used, and the error names the
+entry point, the distribution and the version. Two plugins of one name never shadow each other silently, and no
+plugin takes a name that this distribution ships.
 """
 
 import sys
@@ -51,7 +51,7 @@ class Source:
 def sources() -> list[Source]:
     """Every knob on offer, by name, without importing any of them.
 
-    What is installed is looked up once per `sys.path`; asking for an unknown name looks again.
+    What is installed is looked up once per `sys.path`; an unknown name looks again.
     """
     here = [Source(n, HERE, "", f"{c.__module__}:{c.__qualname__}") for n, c in _registered.items()]
     return sorted([*_points(), *here], key=lambda source: (source.name, source.distribution))
@@ -80,7 +80,7 @@ def knob_class(name: str) -> type[DecodingKnob]:
     """The class behind `name`, or behind `distribution:name` when two plugins clash.
 
     Raises:
-        UnknownNameError: nobody registered the name.
+        UnknownNameError: the name is not registered.
         PluginError: the plugin is broken, too new or too old, takes a reserved name, or shares its name with another one.
     """
     distribution, _, bare = name.rpartition(":")
@@ -95,14 +95,14 @@ def knob_class(name: str) -> type[DecodingKnob]:
         raise UnknownNameError(f"There is no knob {name!r}. {did_you_mean(bare, names())}")
     if len(found) > 1:
         ways = " or ".join(f'"{source.full_name}"' for source in found)
-        raise PluginError(f"Two plugins offer the knob {bare!r}: {' and '.join(map(str, found))}. Ask for {ways}.")
+        raise PluginError(f"Two plugins offer the knob {bare!r}: {' and '.join(map(str, found))}. Write {ways}.")
     if built_in not in (None, found[0]):
         raise PluginError(f"{found[0]} takes the name of {built_in}, which is reserved. The plugin must choose another name.")
     return _load(found[0])
 
 
 def resolve(spec: KnobSpec) -> DecodingKnob:
-    """The knob a user asked for: `"top_p"`, `"top_p:0.5,0.9,1"`, `{"top_p": [0.5, 0.9, 1]}`, or an instance.
+    """The knob behind a user's `"top_p"`, `"top_p:0.5,0.9,1"`, `{"top_p": [0.5, 0.9, 1]}`, or an instance.
 
     A mapping's value may also be None for the default grid, or a mapping of all settings of a knob that has more than
     its grid.

@@ -68,7 +68,7 @@ class KnobSpace:
         Args:
             specs: names, `"name:grid"`, `{name: grid}` (several names are several knobs), or knob objects.
             order: an engine's name from `ORDERS`, or all knob names in the order in which they act. Knobs that share a
-                stage act in the order in which they are given.
+                stage act in the order in which they are written.
 
         Raises:
             SpaceError: no knob, a knob twice, an unknown order, or more than 131,072 options.
@@ -78,15 +78,15 @@ class KnobSpace:
             [{name: grid} for name, grid in spec.items()] if isinstance(spec, Mapping) else [spec] for spec in specs
         )
         knobs = [resolve(spec) for spec in single]
-        given = [knob.name for knob in knobs]
+        written = [knob.name for knob in knobs]
         if not knobs:
             raise SpaceError("A space needs at least one knob, e.g. KnobSpace.of('temperature').")
-        if twice := sorted({name for name in given if given.count(name) > 1}):
-            raise SpaceError(f"The knob {twice[0]!r} stands twice in {given}. Merge its two grids into one.")
+        if twice := sorted({name for name in written if written.count(name) > 1}):
+            raise SpaceError(f"The knob {twice[0]!r} stands twice in {written}. Merge its two grids into one.")
         ordered, label = _ordered(knobs, order)
         if (size := math.prod(len(knob.options) for knob in knobs)) > LARGEST:
             raise SpaceError(
-                f"The full product of {given} has {size:,} options, more than {LARGEST:,}. Shorten the grids, leave out knobs, "
+                f"The full product of {written} has {size:,} options, more than {LARGEST:,}. Shorten the grids, leave out knobs, "
                 "or choose options from a smaller product with `select`."
             )
         product = tuple(itertools.product(*(range(len(knob.options)) for knob in ordered)))
@@ -97,7 +97,7 @@ class KnobSpace:
 
         Raises:
             SpaceError: nothing kept, an option twice, or one that this space does not have.
-            TypeError: an index that is no whole number.
+            TypeError: an index that is not a whole number.
         """
         rows = [self.index(item) if isinstance(item, Mapping) else operator.index(item) for item in keep]
         if not rows:
@@ -109,7 +109,7 @@ class KnobSpace:
         return KnobSpace(self.knobs, tuple(self.grid_KJ[row] for row in rows), self.order)
 
     def index(self, option: Mapping[str, float]) -> int:
-        """The index of a joint setting given by values."""
+        """The index of a joint setting from its values."""
         if set(option) == set(self.names):
             place_J = tuple(_place(knob, option[knob.name]) for knob in self.knobs)
             if None not in place_J and place_J in self._row:
@@ -162,7 +162,7 @@ class KnobSpace:
         return ", ".join(f"{name} {_short(value)}" for name, value in self._option(k).items())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` turns back into this space, given the same plugins."""
+        """Plain data that `from_dict` turns back into this space where the same plugins are installed."""
         return {
             "order": self.order,
             "knobs": [knob_identity(knob, position) for position, knob in enumerate(self.knobs)],
@@ -199,8 +199,8 @@ class KnobSpace:
 
     def fingerprint(self) -> str:
         """64 hex digits, equal exactly where the same options, order and knob versions behave the same (all ranks of a run)."""
-        told = json.dumps([self.order, self.grid_KJ, resolution_fingerprint(self.knobs)])
-        return hashlib.sha256(told.encode()).hexdigest()
+        text = json.dumps([self.order, self.grid_KJ, resolution_fingerprint(self.knobs)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __hash__(self) -> int:
         return self._hash

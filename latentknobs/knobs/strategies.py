@@ -8,6 +8,7 @@ the worst rewards (Nemhauser, Wolsey and Fisher 1978).
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from latentknobs.errors import DataError, SpaceError
@@ -33,7 +34,7 @@ def greedy_cover(reward_PK: Tensor, count: int) -> list[int]:
     """
     prompts, options = reward_PK.shape
     if not 1 <= count <= options:
-        raise SpaceError(f"{count} strategies cannot be chosen from {options} options. Ask for 1 to {options}.")
+        raise SpaceError(f"{count} strategies cannot be chosen from {options} options. Choose 1 to {options}.")
     if missing := int((~reward_PK.isfinite()).sum()):
         raise DataError(
             f"{missing} of {prompts * options} rewards are missing or not finite. Sample every option at least once on every "
@@ -68,4 +69,4 @@ def reward_table(prompt_R: Tensor, option_R: Tensor, reward_R: Tensor, prompts: 
     cell_R = prompt_R.long() * options + option_R.long()
     reward_R, cells = reward_R.double(), prompts * options
     total_C, count_C = segment_sum(reward_R, cell_R, cells), segment_sum(torch.ones_like(reward_R), cell_R, cells)
-    return (total_C / count_C).view(prompts, options)
+    return rearrange(total_C / count_C, "(p k) -> p k", p=prompts)

@@ -74,27 +74,27 @@ def _first_line(error: BaseException) -> str:
 
 def _spread(name: str, config: TrainConfig) -> dict[str, Any]:
     """Arguments of `from_pretrained` that put one model on several devices; none for a model on one."""
-    given = {key: value for key in ("device_map", "tp_plan") if (value := getattr(config, key)) is not None}
-    if not given:
+    plans = {key: value for key in ("device_map", "tp_plan") if (value := getattr(config, key)) is not None}
+    if not plans:
         return {}
-    told = " and ".join(f"{key}={value!r}" for key, value in given.items())
-    if len(given) > 1 or config.device != "auto":
+    shown = " and ".join(f"{key}={value!r}" for key, value in plans.items())
+    if len(plans) > 1 or config.device != "auto":
         device = "" if config.device == "auto" else f" and device={config.device!r}"
-        raise ConfigError(f"{told}{device} each say where the model goes. Give only one of device, device_map and tp_plan.")
+        raise ConfigError(f"{shown}{device} each say where the model goes. Choose one of device, device_map and tp_plan.")
     if name == TESTBED:
-        raise ConfigError(f"The packaged testbed model fits every device and knows no {told}. Leave it out, or give a model.")
+        raise ConfigError(f"The packaged testbed model fits every device and has no {shown}. Leave it out, or name a model.")
     count = processes()
     if config.device_map is not None:
         if count > 1 and config.device_map in MAPS:
             raise ConfigError(
-                f"{told} puts one model on all devices, but each of the {count} processes would want them. Start one process, or "
-                "use tp_plan='auto' instead."
+                f"{shown} puts one model on all devices, but each of the {count} processes would want them. Start one process, "
+                "or use tp_plan='auto' instead."
             )
-        return given
+        return plans
     if config.tp_plan != "auto":
-        raise ConfigError(f"There is no {told}. The plan that comes with the model is tp_plan='auto'.")
+        raise ConfigError(f"There is no {shown}. The plan that comes with the model is tp_plan='auto'.")
     if count == 1:
-        raise ConfigError(f"{told} splits the model over processes, and there is one. Start with torchrun --nproc-per-node N.")
+        raise ConfigError(f"{shown} splits the model over processes, and there is one. Start with torchrun --nproc-per-node N.")
     return {"distributed_config": _tensor_parallel()}
 
 
@@ -113,5 +113,5 @@ def _tensor_parallel() -> Any:
 
 def freeze(model: Any) -> Any:
     """The model in evaluation mode, without gradients."""
-    output_embeddings(model)  # refuses what is no causal LM
+    output_embeddings(model)  # refuses what is not a causal LM
     return model.eval().requires_grad_(False)

@@ -50,12 +50,12 @@ def gather(
     reward: RewardSpec | None = None,
     second_reward: RewardSpec | None = None,
 ) -> Sources:
-    """The sources of a run; arguments given as objects take the place of what the config names.
+    """The sources of a run; objects passed here take the place of what the config names.
 
     Raises:
         ConfigError: a model without its tokenizer or with another one's, or an unknown name; what the learner cannot learn from.
         DataError: prompts that are missing, malformed, too long, too few, or shared by both splits; malformed preferences.
-        NoPairsError: no given preference can be used.
+        NoPairsError: no preference can be used.
     """
     pairs = preferences if preferences is not None else config.preferences
     has_second = second_reward is not None or config.second_reward is not None
@@ -75,7 +75,7 @@ def gather(
     held_out: set[str] = set()
     if alone := pairs is not None and prompts is None and "prompts" not in config.changed:
         pairs = list(read_rows(pairs, SIDES, "preferences"))
-        prompts = prompt_rows(pairs)  # the run is judged on what they are about, unless other prompts are asked for
+        prompts = prompt_rows(pairs)  # the run is judged on what they are about, unless it names other prompts
         if eval_prompts is None and not config.eval_prompts:
             held_out = {prompt.text for prompt in make_prompts(prompts, tokenizer) if is_held_out(prompt.text)}
     train, evaluation = _splits(config, prompts, eval_prompts, tokenizer)

@@ -28,7 +28,7 @@ class Scale:
 
     @classmethod
     def of(cls, knob: str, options: Sequence[dict[str, float]]) -> "Scale":
-        """The scale of one knob of a space, given all options as `{knob: value}`."""
+        """The scale of one knob of a space, from all options as `{knob: value}`."""
         return cls(knob, tuple(sorted({option[knob] for option in options})))
 
     def place(self, value: float) -> float:

@@ -2,8 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import matplotlib
 from markupsafe import Markup
@@ -22,13 +21,6 @@ STYLE = {
 }  # fmt: skip
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """The look of all figures; draw inside of it."""
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
 def panels(count: int, width: float, height: float, *, sharex: bool = False, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels side by side, at most four in a row; sizes in inches, of the whole row and of one row."""
     columns = min(count, 4)
@@ -45,9 +37,9 @@ def svg(name: str, alt: str, draw: Callable[[], Figure]) -> Markup:
 
     Args:
         name: keeps the ids inside apart from those of other figures on the page.
-        alt: what a reader who cannot see it is told.
+        alt: the text for a reader who cannot see it.
     """
-    with style(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         out = io.StringIO()
         draw().savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()[out.getvalue().index("<svg") :]

@@ -1,6 +1,6 @@
 """Two-step word problems with shown work, from the project's own templates.
 
-A problem is `start (+ or -) first (+ or -) second`, told with names and things; the work is two equations and a conclusion:
+A problem is `start (+ or -) first (+ or -) second`, with names and things; the work is two equations and a conclusion:
 `12+7=19. 19-5=14. So 14.` All numbers are whole and lie between 0 and `MAX_NUMBER`.
 """
 

@@ -30,7 +30,7 @@ def with_article(noun_phrase: str) -> str:
 
 
 def story_opening(rng: random.Random) -> Opening:
-    """One opening drawn with `rng`: a first sentence, perhaps a second, perhaps the start of another."""
+    """One opening drawn with `rng`: a first sentence, often a second and the start of another."""
     girl = rng.random() < 0.5
     name = rng.choice(words.GIRLS if girl else words.BOYS)
     pronoun = "she" if girl else "he"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from latentknobs.data.prompts import is_held_out
 from latentknobs.errors import ConfigError, did_you_mean
 from latentknobs.testbed import words
 from latentknobs.testbed.math_problems import math_problem
@@ -36,7 +36,7 @@ def prompts(task: str, split: str, n: int, seed: int = 0) -> list[Row]:
     if split not in SPLITS:
         raise ConfigError(f"Unknown split {split!r} of the testbed task {task!r}. {did_you_mean(split, SPLITS)}")
     if n < 0:
-        raise ConfigError(f"Cannot make {n} prompts of the testbed task {task!r}: ask for 0 or more.")
+        raise ConfigError(f"The testbed task {task!r} cannot have {n} prompts. Choose 0 or more.")
     if task != "mixture":
         stream = _unique_rows(task, split, seed)
         return [next(stream) for _ in range(n)]
@@ -47,9 +47,8 @@ def prompts(task: str, split: str, n: int, seed: int = 0) -> list[Row]:
 
 
 def split_of(prompt: str) -> Split:
-    """The split a prompt belongs to: a stable hash of its text, `EVAL_SHARE` of all prompts are eval."""
-    fraction = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
-    return "eval" if fraction < EVAL_SHARE else "train"
+    """The split a prompt belongs to: `EVAL_SHARE` of all prompts, by their text, are eval."""
+    return "eval" if is_held_out(prompt, EVAL_SHARE) else "train"
 
 
 def _unique_rows(task: str, split: str, seed: int) -> Iterator[Row]:

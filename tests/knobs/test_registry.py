@@ -151,9 +151,9 @@ def test_an_abstract_class_is_refused_naming_what_it_leaves_out() -> None:
 
 
 def test_what_is_no_knob_class_is_refused(install) -> None:
-    told(PluginError, "register(dict) is <class 'dict'>, which is no subclass of latentknobs.DecodingKnob", register, dict)
+    told(PluginError, "register(dict) is <class 'dict'>, which is not a subclass of latentknobs.DecodingKnob", register, dict)
     install("acme-knobs 2.0", odd=dict)
-    told(PluginError, "of acme-knobs 2.0 is <class 'dict'>, which is no subclass", resolve, "odd")
+    told(PluginError, "of acme-knobs 2.0 is <class 'dict'>, which is not a subclass", resolve, "odd")
 
 
 def test_a_plugin_installed_while_the_process_runs_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_two_plugins_of_one_name_raise_naming_both_and_the_way_out(install) -> N
     install("zeta 0.1", cut=Other)
     words = (
         "Two plugins offer the knob 'cut': entry point \"cut = plug_acme_knobs:cut\" of acme-knobs 2.0 and "
-        'entry point "cut = plug_zeta:cut" of zeta 0.1. Ask for "acme-knobs:cut" or "zeta:cut".'
+        'entry point "cut = plug_zeta:cut" of zeta 0.1. Write "acme-knobs:cut" or "zeta:cut".'
     )
     told(PluginError, words, resolve, "cut")
     assert type(resolve("acme-knobs:cut")) is Cut and type(resolve("zeta:cut:0.1,0.5")) is Other

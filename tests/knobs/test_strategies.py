@@ -71,7 +71,7 @@ def test_rewards_of_rollouts_are_averaged_by_prompt_and_option() -> None:
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_an_impossible_number_of_strategies_is_refused(count: int) -> None:
-    with pytest.raises(SpaceError, match=f"{count} strategies cannot be chosen from 3 options. Ask for 1 to 3"):
+    with pytest.raises(SpaceError, match=f"{count} strategies cannot be chosen from 3 options. Choose 1 to 3"):
         greedy_cover(torch.zeros(2, 3), count)
 
 

@@ -106,7 +106,7 @@ class TestContradictions:
         [
             ({"device_map": "auto", "tp_plan": "auto"}, "device_map='auto' and tp_plan='auto' each say where the model goes"),
             ({"device_map": "auto", "device": "cpu"}, "device_map='auto' and device='cpu' each say where the model goes"),
-            ({"tp_plan": "auto", "device": "cuda"}, "Give only one of device, device_map and tp_plan"),
+            ({"tp_plan": "auto", "device": "cuda"}, "Choose one of device, device_map and tp_plan"),
         ],
     )
     def test_only_one_setting_says_where_the_model_goes(self, saved, settings, told):
@@ -114,7 +114,7 @@ class TestContradictions:
             load(saved, **settings)
 
     def test_the_testbed_needs_none_of_it(self):
-        with pytest.raises(ConfigError, match="The packaged testbed model fits every device and knows no device_map='auto'"):
+        with pytest.raises(ConfigError, match="The packaged testbed model fits every device and has no device_map='auto'"):
             load("testbed", device_map="auto")
 
     def test_processes_cannot_each_spread_over_all_devices(self, saved, monkeypatch):

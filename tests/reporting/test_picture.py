@@ -3,14 +3,11 @@
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from latentknobs.errors import ConfigError
 from latentknobs.reporting import write_picture
-from latentknobs.reporting.picture import wrap
-
-
-def lines(text: str, columns: int) -> list[str]:
-    return ["".join(c for c, _ in line) for line in wrap([(c, "") for c in text], columns)]
+from latentknobs.reporting.picture import runs, wrap
 
 
 @pytest.mark.parametrize(
@@ -25,11 +22,15 @@ def lines(text: str, columns: int) -> list[str]:
     ],
 )
 def test_wrapping(text: str, expected: list[str]) -> None:
-    assert lines(text, 8) == expected
+    assert [line.plain.rstrip() for line in wrap(Text(text), 8)] == expected
 
 
-def test_wrapping_keeps_colours() -> None:
-    assert wrap([("a", "red"), (" ", "blue"), ("b", "blue")], 2) == [[("a", "red")], [("b", "blue")]]
+def test_wrapping_keeps_colours_and_neighbours_of_one_colour_are_one_run() -> None:
+    red, blue = "black on #ff0000", "black on #0000ff"
+    text = Text.assemble(("a", red), ("b", red), " ", ("c", blue), ("dd", red))
+    first, second = wrap(text, 3)
+    assert list(runs(first)) == [(0, 2, "#ff0000")] and first.plain.startswith("ab")
+    assert list(runs(second)) == [(0, 1, "#0000ff"), (1, 3, "#ff0000")]
 
 
 @pytest.mark.parametrize("kind, magic", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
