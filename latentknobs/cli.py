@@ -25,6 +25,7 @@ COMMANDS = {
     "knobs": ("installed", "knobs", "The knobs that are installed."),
     "policies": ("installed", "policies", "The policies that are installed: rules, constants, mixtures."),
     "rewards": ("installed", "rewards", "The rewards that are installed."),
+    "learners": ("installed", "learners", "The learners that are installed."),
 }
 
 

@@ -10,19 +10,22 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from latentknobs.conformance.knobs import SUITE as KNOBS
+from latentknobs.conformance.learners import SUITE as LEARNERS
 from latentknobs.conformance.policies import SUITE as POLICIES
 from latentknobs.conformance.rewards import SUITE as REWARDS
 from latentknobs.conformance.suite import Conformance, ConformanceError, Outcome, Suite
 from latentknobs.knobs.knob import DecodingKnob
+from latentknobs.learners.base import Learner
 from latentknobs.policies import Policy
 
 __all__ = [
-    "KNOBS", "POLICIES", "REWARDS", "Conformance", "ConformanceError", "KnobConformance", "Outcome", "PolicyConformance",
-    "RewardConformance", "Suite", "check_knob", "check_policy", "check_reward", "report",
+    "KNOBS", "LEARNERS", "POLICIES", "REWARDS", "Conformance", "ConformanceError", "KnobConformance", "LearnerConformance",
+    "Outcome", "PolicyConformance", "RewardConformance", "Suite", "check_knob", "check_learner", "check_policy", "check_reward",
+    "report",
 ]  # fmt: skip
 
 check_knob, report = KNOBS.check, KNOBS.report
-check_policy, check_reward = POLICIES.check, REWARDS.check
+check_learner, check_policy, check_reward = LEARNERS.check, POLICIES.check, REWARDS.check
 
 
 class KnobConformance(Conformance):
@@ -55,3 +58,15 @@ class RewardConformance(Conformance):
     def subject(self) -> Any:
         """The reward on test rows with these columns."""
         return REWARDS.find(type(self).reward, self.columns)
+
+
+class LearnerConformance(Conformance):
+    """Subclass it as `class TestMyLearner(LearnerConformance)`, set `learner`, and `settings` where its defaults will not do."""
+
+    suite = LEARNERS
+    learner: ClassVar[type[Learner]]
+    settings: ClassVar[Any] = None
+
+    def subject(self) -> Any:
+        """The learner on a tiny bandit."""
+        return LEARNERS.find(self.learner, self.settings)

@@ -89,7 +89,8 @@ def _entry_points(kind: str) -> Iterator[Row]:
 
 
 def settings_of(target: type) -> str:
-    """The settings of a class that can be written as text, with their defaults."""
+    """The settings of a class that can be written as text, with their defaults: those that it declares, or its arguments."""
+    target = getattr(target, "Settings", target)
     parameters = inspect.signature(target).parameters.values()
     plain = (parameter for parameter in parameters if isinstance(parameter.default, str | int | float | type(None) | type))
     return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in plain)
@@ -99,3 +100,4 @@ knobs = _command("knob", ("stage", "neutral", "default grid", "meaning"), _knobs
 COLUMNS = click.Option(["--columns"], metavar="JSON", help="What its prompts must have, e.g. '{\"answer\": [72, 42]}'.")
 rewards = _command("reward", ("settings", "meaning"), _entry_points, COLUMNS)
 policies = _command("policy", ("settings", "meaning"), _entry_points)
+learners = _command("learner", ("settings", "meaning"), _entry_points)

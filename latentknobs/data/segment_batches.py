@@ -41,6 +41,11 @@ class Segments:
         S = max(1, int(self.length_U.max()))
         return torch.arange(S, device=self.length_U.device) < self.length_U.unsqueeze(-1)
 
+    def sum(self, value_M: Tensor) -> Tensor:
+        """(U,) the sum of a value over the segments of each response; 0 where there are none."""
+        mask_US = self.mask_US
+        return value_M.new_zeros(mask_US.shape).masked_scatter(mask_US, value_M).sum(-1)
+
     def to(self, device: torch.device | str) -> "Segments":
         """The same on another device."""
         columns = {name: value.to(device) for name, value in self.columns.items()}

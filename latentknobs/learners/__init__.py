@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latentknobs.data.columns import BASE_LOGPS, OPTION_LOGPS, SAMPLED_OPTION, Column
     from latentknobs.data.examples import Batch, Example
-    from latentknobs.learners.advantages import advantages
     from latentknobs.learners.base import Fitted, Inputs, Learner, Loss
+    from latentknobs.learners.rewards import advantages
 
 _WHERE = {
     "data.columns": ("BASE_LOGPS", "OPTION_LOGPS", "SAMPLED_OPTION", "Column"),
     "data.examples": ("Batch", "Example"),
-    "learners.advantages": ("advantages",),
+    "learners.rewards": ("advantages",),
     "learners.base": ("Fitted", "Inputs", "Learner", "Loss"),
 }
 __all__ = [

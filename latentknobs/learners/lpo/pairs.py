@@ -10,8 +10,8 @@ import numpy as np
 
 from latentknobs.data.examples import Pair
 from latentknobs.errors import ConfigError, NoPairsError
-from latentknobs.learners.advantages import nothing_to_learn
 from latentknobs.learners.lpo.settings import PairRule
+from latentknobs.learners.rewards import nothing_to_learn
 
 Scores = Mapping[int, float]  # by index of the rollout
 

@@ -31,8 +31,7 @@ def segment_scores(
         ratio_M = _marginal_ratios(log_pi_MK, ref_MK, segments)
     else:
         ratio_M = _picked(objective, log_pi_MK, ref_MK, segments)
-    mask_US = segments.mask_US
-    score_U = ratio_M.new_zeros(mask_US.shape).masked_scatter(mask_US, ratio_M).sum(-1)
+    score_U = segments.sum(ratio_M)
     return score_U if length_norm == "none" else score_U / segments.length_U.clamp(min=1)
 
 
