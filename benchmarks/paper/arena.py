@@ -114,8 +114,7 @@ class Arena:
         prompts = self.prompts(part, limit)
         texts = [prompt.text for prompt in prompts]
         sizes = {name: self.settings[name] for name in ("batch_size", "max_new_tokens")}
-        what = [player.key, type(player.policy).__name__, repr(player.policy.space)]
-        key = digest(what, self.world.name, texts, copies, sizes, self.seed)
+        key = digest(player.policy.identity(), self.world.name, texts, copies, sizes, self.seed)
         path = self.folder / "plays" / f"{part}-{key}.jsonl.gz"
         if not path.exists():
             started = time.process_time()

@@ -1,26 +1,22 @@
 """What the reviewers asked to compare with: families of policies, each tuned on dev prompts over the small grid written here."""
 
-import itertools
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.paper.arena import Arena, Player
 from benchmarks.paper.hand import RULES
 from benchmarks.paper.measures import measure
 from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.evaluation import tuning
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.policies import ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
-from latentknobs.policies.rules import EDT, Dynatemp, Mirostat
+from latentknobs.policies import ConstantPolicy, GreedyPolicy, UniformPolicy
+from latentknobs.policies.names import policy_of
 
-TURN = tuple(round(0.1 * i, 1) for i in range(1, 16))
-JOINT = {"temperature": [0.4, 0.8, 1.0, 1.4], "top_p": [0.8, 0.9, 0.95, 1.0], "min_p": [0.0, 0.05, 0.15]}
-WARM = [0.8, 1.0, 1.2, 1.5]
-FEWEST = 32  # prompts in the first heat of a race
-ALL = 40  # members of a family that are all asked all dev prompts; only larger families race
+COLD = [0.0, 0.2, 0.4]
+HAND = {"hand": {"cold": COLD, "hot": [0.8, 1.0, 1.2, 1.4]},
+        "hand_min_p": {"cold": COLD, "hot": [1.0, 1.2, 1.4, 1.6], "min_p": [0.05, 0.1, 0.15]}}  # fmt: skip
 
 SOURCES = {
     "edt": "EDT: T = T0 N^(θ/H), N = 0.8 (arXiv 2403.14541); T0 in 0.6, 1, 1.4, 1.8, θ in 0.3, 1, 3",
@@ -51,29 +47,13 @@ def standard(space: KnobSpace, level: str, tokenizer: Any) -> list[Player]:
 
 def family(name: str, arena: Arena, hand: str | None = None) -> list[Player]:
     """The members of a family that has to be tuned."""
-
-    def members(make: Callable[..., Policy], *grids: Sequence[Any]) -> list[Player]:
-        return [Player(f"{name}{args}", make(*args), f"{name} {args}") for args in itertools.product(*grids)]
-
-    if name == "edt":
-        return members(EDT, [0.6, 1.0, 1.4, 1.8], [0.3, 1.0, 3.0])
-    if name == "dynatemp":
-        ranges = [(0.0, 1.5), (0.0, 2.0), (0.4, 1.2), (0.4, 2.0)]
-        return members(lambda pair, exponent: Dynatemp(pair[0], pair[1], exponent), ranges, [0.3, 0.6, 1.0])
-    if name == "mirostat":
-        return members(Mirostat, [0.5, 1.0, 2.0, 3.0, 5.0], [0.1, 0.3])
-    if name in ("hand", "hand_min_p"):
-        rule = RULES[str(hand)]
-        make = lambda *settings: rule(arena.world.tokenizer, *settings)  # noqa: E731
-        grids = [[0.8, 1.0, 1.2, 1.4]] if name == "hand" else [[1.0, 1.2, 1.4, 1.6], [0.05, 0.1, 0.15]]
-        players = members(make, [0.0, 0.2, 0.4], *grids)
-        return [Player(p.name, p.policy, f"{p.key} {hand}") for p in players]
-    spaces = {
-        "min_p": {"temperature": WARM, "min_p": [0.02, 0.05, 0.1, 0.2]},
-        "top_n_sigma": {"temperature": WARM, "top_n_sigma": [0.5, 0.7, 1.0, 1.5]},
-        "joint": JOINT,
-    }
-    return constants(KnobSpace.of(spaces[name]))
+    if name not in HAND:
+        return [Player(spec, policy_of(spec), spec) for spec in tuning.family(name)]
+    rule, players = RULES[str(hand)], []
+    for spec in tuning.members(name, **HAND[name]):
+        settings = [float(item.partition("=")[2]) for item in spec.partition(":")[2].split(",")]
+        players.append(Player(spec, rule(arena.world.tokenizer, *settings), f"{spec} {hand}"))
+    return players
 
 
 def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = None) -> Player:
@@ -82,26 +62,9 @@ def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = 
     def value(player: Player, limit: int) -> float:
         return dev_mean(player, arena, target, copies, limit)
 
-    best = turn(arena) if name == "turn" else race(family(name, arena, hand), len(arena.prompts("dev")), value)
+    best = turn(arena) if name == "turn" else tuning.race(family(name, arena, hand), len(arena.prompts("dev")), value)
     label = {"hand": "hand rule", "hand_min_p": "hand rule with min-p", "joint": "best joint constant"}.get(name, name)
-    return Player(f"{label}: {best.name.removeprefix(name)}", best.policy, best.key)
-
-
-def race(players: list[Player], size: int, value: Callable[[Player, int], float]) -> Player:
-    """The best player; of many by heats: the better half goes on to twice the prompts, the last four to all (successive halving).
-
-    Args:
-        size: how many prompts there are.
-        value: what a player earns on the first so many prompts.
-    """
-    limit = size if len(players) <= ALL else min(size, max(FEWEST, size // 8))
-    while len(players) > 1:
-        limit = size if len(players) <= 4 else limit
-        earned = [value(player, limit) for player in players]
-        ranked = [players[i] for i in np.argsort(earned)[::-1]]
-        players = ranked[: 1 if limit == size else (len(ranked) + 1) // 2]
-        limit = min(size, 2 * limit)
-    return players[0]
+    return Player(f"{label}: {best.name.partition(':')[2]}", best.policy, best.key)
 
 
 def dev_mean(player: Player, arena: Arena, target: str, copies: int, limit: int | None = None) -> float:
@@ -111,25 +74,14 @@ def dev_mean(player: Player, arena: Arena, target: str, copies: int, limit: int 
 
 
 def turn(arena: Arena, prompts: int = 32) -> Player:
-    """The constant at the turning point: the first temperature where the log of the mean token entropy curves upwards.
-
-    Du et al. 2025, arXiv 2502.05234: no label and no reward is used. Where it never does, the last temperature.
-    """
-    space = KnobSpace.of({"temperature": TURN})
-    players = constants(space)
+    """The constant at the turning point of the entropy of what it samples (`tuning.turning_point`)."""
+    players = family("temperature", arena)
     entropies = []
-    for player, value in zip(players, TURN, strict=True):
+    for player, value in zip(players, tuning.TURN, strict=True):
         rollouts = arena.play(player, "dev", 1, prompts)
         read = read_responses(
             arena.world.model, [arena.prompts("dev")[r.prompt].ids for r in rollouts], [r.ids for r in rollouts]
         )
         per_token = [torch.distributions.Categorical(logits=logits_TV / value).entropy() for _, logits_TV in read]
         entropies.append(torch.cat(per_token).double().mean().item())
-    return players[turning_point(np.log(np.maximum(entropies, 1e-12)))]
-
-
-def turning_point(log_entropy: Sequence[float] | np.ndarray) -> int:
-    """Index of the first temperature whose second difference is above 0, else the last index."""
-    second = np.diff(np.asarray(log_entropy), 2)
-    above = np.nonzero(second > 0)[0]
-    return int(above[0]) + 1 if len(above) else len(log_entropy) - 1
+    return players[tuning.turning_point(entropies)]

@@ -69,7 +69,7 @@ def rivals(over: list[str], field: "Field", name: str, subject: str) -> list[str
 
 
 def players_called(word: str, field: "Field") -> list[str]:
-    """The players of a group, or named so, or of a tuned family (`edt` is `edt: (1.0, 0.3)`); `tuned` is any constant."""
+    """The players of a group, or named so, or of a tuned family (`edt` is `edt: base=1,theta=0.3`); `tuned` is any constant."""
     if word == "tuned":
         return field.groups["constants"]
     return field.groups.get(word) or [player for player in field.players if player == word or player.startswith(f"{word}: ")]

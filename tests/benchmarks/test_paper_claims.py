@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.paper.arena import Player
-from benchmarks.paper.baselines import race
 from benchmarks.paper.claims import FAILS, HOLDS, OPEN, decide, judge
 from benchmarks.paper.experiment import Field
 from benchmarks.paper.recipe import Claim
 from latentknobs.evaluation.statistics import Interval
+from latentknobs.evaluation.tuning import race
 from latentknobs.policies import GreedyPolicy
 
 POLICY = GreedyPolicy()

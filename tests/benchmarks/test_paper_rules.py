@@ -1,9 +1,11 @@
-"""Baselines of the paper: fresh draws, hand rules, families and their race."""
+"""Baselines of the paper: fresh draws, hand rules, families."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.paper.baselines import ALL, family, race, turning_point
+from benchmarks.paper.baselines import HAND, family
 from benchmarks.paper.fresh import FreshDraws
 from benchmarks.paper.hand import RULES
 from latentknobs import Context, apply_options, testbed
@@ -64,11 +66,6 @@ def test_hand_rules_take_two_temperatures(name: str) -> None:
         assert [value[0] == 0.2 for value in rollout.values] == cold
 
 
-def test_the_turning_point_is_where_the_curve_begins_to_bend_up() -> None:
-    assert turning_point([0.0, 1.0, 1.9, 2.7, 3.6, 4.6]) == 3
-    assert turning_point([0.0, 1.0, 1.9, 2.7]) == 3  # never: the last
-
-
 @pytest.mark.parametrize("name", ["edt", "dynatemp", "min_p", "top_n_sigma", "mirostat", "joint"])
 def test_every_family_has_members_with_keys_of_their_own(name: str) -> None:
     players = family(name, None)  # type: ignore[arg-type]
@@ -76,14 +73,9 @@ def test_every_family_has_members_with_keys_of_their_own(name: str) -> None:
     assert len({player.key for player in players}) == len({player.name for player in players}) == len(players)
 
 
-@pytest.mark.parametrize(("members", "asked"), [(ALL, {100}), (ALL + 1, {32, 64, 100})])
-def test_only_large_families_race(members: int, asked: set[int]) -> None:
-    """In small ones the best is found however it did on the first prompts."""
-    limits: set[int] = set()
-
-    def value(player: int, limit: int) -> float:
-        limits.add(limit)
-        return float(player == 3) * limit
-
-    assert race(list(range(members)), 100, value) == 3  # type: ignore[arg-type, comparison-overlap]
-    assert limits == asked
+@pytest.mark.parametrize("name", HAND)
+def test_hand_rules_have_families_too(name: str) -> None:
+    arena = SimpleNamespace(world=SimpleNamespace(tokenizer=testbed.load_tokenizer()))
+    players = family(name, arena, "sentence_starts")  # type: ignore[arg-type]
+    assert len({player.policy.identity() for player in players}) == len(players) == (12 if name == "hand" else 36)
+    assert players[0].policy.cold == 0.0 and players[0].policy.min_p == HAND[name].get("min_p", [0])[0]  # type: ignore[attr-defined]
