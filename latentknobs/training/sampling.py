@@ -51,26 +51,27 @@ def sample(
     parts = [batches[start : start + size] for start in range(0, len(batches), size)]
     key = config.digest("rollouts", f"{key} {copies} {seed} {model_input(prompts)}")
 
-    def task(one: PolicyRun, number: int) -> Task:
+    def task(one: PolicyRun, identity: str, number: int) -> Task:
         def make(path: Path, advance: Advance) -> None:
-            write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], seed, advance))
+            write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], copies, seed, advance))
 
         file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{number:05d}.jsonl"
-        return Task(file, f"{key} {one.policy.identity()} {number}", make, sum(len(rows) for _, rows in parts[number]))
+        return Task(file, f"{key} {identity} {number}", make, sum(len(rows) for _, rows in parts[number]))
 
-    tasks = [task(one, number) for one in policies for number in range(len(parts))]
+    chosen = [(one, one.policy.identity()) for one in policies]
+    tasks = [task(*both, number) for both in chosen for number in range(len(parts))]
     paths = run.stage(f"{stage}/rollouts", tasks, together=shares_model(config))
     return [paths[start : start + len(parts)] for start in range(0, len(paths), len(parts))]
 
 
 def _generate(
     config: TrainConfig, sources: Sources, prompts: Sequence[Prompt], policy: Policy, batches: Sequence[tuple[int, list[int]]],
-    seed: int, advance: Advance,
+    copies: int, seed: int, advance: Advance,
 ) -> Iterator[Rollout]:  # fmt: skip
     for number, rows in batches:
         yield from roll_out_batch(
             sources.model, sources.tokenizer, prompts, rows, policy, max_new_tokens=config.max_new_tokens,
-            seed=batch_seed(seed, number, config.batch_size),
+            seed=batch_seed(seed, number, config.batch_size), samples=copies,
         )  # fmt: skip
         advance(len(rows))
 
