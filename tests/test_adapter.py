@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.adapter import CONFIG, ENTROPY, HEAD, describe_model
-from latentknobs.errors import AdapterError
+from latentknobs.errors import AdapterError, UnknownNameError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 
@@ -317,3 +317,17 @@ def test_a_tilde_is_the_home_folder(model, tokenizer, tmp_path, monkeypatch):
     assert make(model, tokenizer).save_pretrained("~/adapters/one") == tmp_path / "home" / "adapters" / "one"
     lk.KnobAdapter.from_pretrained("~/adapters/one")
     assert not (tmp_path / "~").exists()
+
+
+def test_attach_takes_a_policy_an_adapter_its_folder_or_a_name(model, tokenizer, tmp_path):
+    adapter, inputs, said = make(model, tokenizer), tokenizer("Story: Once", return_tensors="pt"), []
+    for what in (adapter, adapter.save_pretrained(tmp_path), str(tmp_path), adapter.policy()):
+        with lk.attach(model, what, seed=3):
+            said.append(model.generate(**inputs, max_new_tokens=12).tolist())
+    assert said[1:] == said[:1] * 3
+    with lk.attach(model, "sentence_start:cold=0,hot=1.5,after=.", tokenizer=tokenizer) as attached:
+        model.generate(**inputs, max_new_tokens=12)
+        assert attached.value_BTJ[0, 0].tolist() == [0.0] and 1.5 in attached.value_BTJ.flatten().tolist()
+    with pytest.raises(UnknownNameError, match=r"There is no policy 'gready'\. Did you mean \"greedy\""):
+        lk.attach(model, "gready")
+    assert not hasattr(model, "_latentknobs")

@@ -106,6 +106,29 @@ class TestSavedRuns:
         assert "\x1b[2mStory: Once\x1b[0m\x1b[30;48;2;" in result.stdout
         assert result.stdout.splitlines()[-1].startswith("temperature")
 
+    def test_generate_takes_a_policy_by_name_instead_of_an_adapter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        words = ("generate", "--prompt", "Story: Once", "--max-new-tokens", 12, "--policy")
+        edt, again, greedy = (
+            latent(*words, spec).stdout for spec in ("edt:base=1.4,theta=0.5", "edt:base=1.4,theta=0.5", "greedy")
+        )
+        assert edt == again != greedy and edt.startswith("Story: Once ")
+        for name, value in {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color"}.items():
+            monkeypatch.setenv(name, value)
+        last = latent(*words, "mirostat:tau=2").stdout.splitlines()[-1]
+        assert last.startswith("epsilon_cutoff"), "values that come from no grid have a legend too"
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--policy", "edtt:base=1"), "no policy 'edtt'. Did you mean \"edt\"?"),
+            (("nowhere", "--policy", "greedy"), "Name one of the two: an adapter or run directory, or --policy NAME"),
+            ((), "Name one of the two"),
+        ],
+    )
+    def test_generate_refuses_what_names_no_policy(self, words: tuple[str, ...], message: str) -> None:
+        result = latent("generate", *words)
+        assert result.exit_code == 2 and message in result.stderr
+
     def test_evaluate_uses_the_settings_of_the_run(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         result = latent("evaluate", trained[0], "--json", tmp_path / "r.json")
         assert result.exit_code == 0, result.output + repr(result.exception)

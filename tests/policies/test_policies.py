@@ -11,7 +11,7 @@ from latentknobs import Context, KnobSpace
 from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
 from latentknobs.heads.option_head import OptionHead
-from latentknobs.heads.segmenters import Every
+from latentknobs.heads.segmenters import Delimiter, Every
 from latentknobs.policies import BalancedPolicy, CategoricalPolicy, ConstantPolicy, GreedyPolicy, HeadPolicy, UniformPolicy
 
 SPACE = KnobSpace.of({"temperature": [0.0, 0.7, 2.0], "top_p": [0.6, 1.0]})
@@ -141,3 +141,41 @@ def test_the_balanced_mixture_gives_half_to_what_cuts_nothing_off(space: KnobSpa
     wanted = [1 / space.K if not free else 0.5 / space.K + (0.5 / free if one else 0.0) for one in is_free]
     assert torch.allclose(pi_K, torch.tensor(wanted, dtype=torch.float64), atol=1e-7)
     assert pi_K.sum().item() == pytest.approx(1.0)
+
+
+def test_identities_follow_every_ingredient_of_a_head_policy() -> None:
+    """Perturbed one at a time: weights, scaler, features, space, level, pick; a rebuilt or a prepared policy is the same."""
+
+    def changed(**changes: object) -> str:
+        policy = head_policy()
+        for name, value in changes.items():
+            setattr(policy, name, value)
+        return policy.identity()
+
+    def edited(name: str) -> str:
+        policy = head_policy()
+        with torch.no_grad():
+            policy.head.get_parameter(name).view(-1)[-1] += 1e-6
+        return policy.identity()
+
+    scaled = head_policy()
+    scaled.head.fit_scaler(torch.zeros(5), torch.full((5,), 2.0))
+    factorised = HeadPolicy(OptionHead(SPACE, 5, hidden=8, factorised=True), SPACE, Every(1), pick="sample")
+    first, second = (Delimiter(".", ids) for ids in ((3, 4), (3, 5)))
+    others = [
+        edited("mlp.0.weight"), edited("mlp.4.bias"), scaled.identity(), factorised.identity(), changed(pick="greedy"),
+        changed(features=("entropy",)), changed(segmenter=Every(2)), changed(segmenter=first), changed(segmenter=second),
+        changed(space=SPACE.select([0, 1])),
+        changed(space=KnobSpace.of({"top_p": [0.6, 1.0]}, "temperature:0,0.7,2", order="vllm")),
+        UniformPolicy(SPACE, Every(1)).identity(), BalancedPolicy(SPACE, Every(1)).identity(),
+        ConstantPolicy(SPACE, 0).identity(), ConstantPolicy(SPACE, 1).identity(),
+    ]  # fmt: skip
+    assert len({changed(), *others}) == len(others) + 1
+    assert head_policy().identity() == changed() == head_policy().prepared().identity()
+
+
+def test_what_cannot_be_read_has_no_identity() -> None:
+    policy = ConstantPolicy(SPACE, 0)
+    policy.rule = lambda logits_NV: logits_NV  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="cannot be read, so its policy needs an `identity` of its own"):
+        policy.identity()

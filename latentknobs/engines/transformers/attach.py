@@ -31,7 +31,7 @@ from latentknobs.engines.transformers.modes import (
 )
 from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
-from latentknobs.engines.transformers.step import Stepper, draw_tokens
+from latentknobs.engines.transformers.step import Stepper, check_values, draw_tokens
 from latentknobs.engines.transformers.uniforms import REDRAWS, uniforms
 from latentknobs.engines.transformers.verify import Verifier, sequences_of
 from latentknobs.engines.transformers.versions import announce_untested
@@ -40,6 +40,7 @@ from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.likelihood.apply import apply_values
 from latentknobs.policies import Policy
+from latentknobs.tensors import host_sees
 
 # Removed tokens get this offset instead of -inf: a later processor (min_new_tokens, suppress_tokens) may remove every
 # kept token of a row, and softmax needs a finite number then. exp(-1e4) is 0 in float32.
@@ -255,6 +256,8 @@ class Attached:
             self._stepper.end()
             ledger.second = ledger.cache = None  # their memory
             ledger.release()
+        if ledger.value_BLJ is not None and ledger.option_BL is None and not host_sees(ledger.value_BLJ):
+            check_values(self.policy, ledger.value_BLJ[:, ledger.prompt_length : ledger.columns])  # on a CPU, at each step
         call.sequences_BL = sequences_of(returned)
         if call.sequences_BL is not None and kwargs.get("custom_generate") is None:
             verifier.end(call.sequences_BL, call.sequences_BL.shape[1] - before, ledger.columns - ledger.prompt_length)
