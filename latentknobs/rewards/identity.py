@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from latentknobs import content
+
 
 def identity_of(function: Callable[..., Any], origin: Mapping[str, Any] | None) -> str | None:
     """A hash of what decides the scores of a reward; None where nothing says so.
@@ -30,7 +32,7 @@ def identity_of(function: Callable[..., Any], origin: Mapping[str, Any] | None) 
         parts["arguments"] = _arguments(function)
     else:
         parts |= {**origin, "source": _source(code), "contents": [content_hash(value) for value in origin["settings"].values()]}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=content.digest).encode()).hexdigest()
 
 
 def content_hash(name: Any) -> str | None:

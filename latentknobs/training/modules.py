@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,6 +14,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.data.disk import save_tensors
 from latentknobs.data.examples import Example
 from latentknobs.data.segment_batches import Features
+from latentknobs.errors import RunError
 from latentknobs.heads.features import part_of
 from latentknobs.heads.option_head import SIZING
 from latentknobs.learners.base import Learner
@@ -119,5 +121,14 @@ class Fitting:
 
     def _load(self, part: str, path: Path, features: Features) -> nn.Module:
         module = self._new(part, self.seen(features, part))
-        module.load_state_dict(load_file(path))
+        try:
+            tensors = load_file(path)
+            if strange := [name for name, value in tensors.items() if not value.isfinite().all()]:
+                raise ValueError(f"{strange[0]} is not finite")
+            module.load_state_dict(tensors)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())[:300]
+            raise RunError(
+                f"{str(path)!r} is not a head of this run: {why}. Delete it and give the same command again."
+            ) from None
         return module.eval()

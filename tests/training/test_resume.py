@@ -1,6 +1,8 @@
 """`--resume`, several processes, and a disk that is really full."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.cli import cli
 from latentknobs.config import flat, make_config, read_yaml
 from latentknobs.errors import RunError
+from latentknobs.training.manifest import hash_file
 
 SETTINGS = {
     "knobs": ["temperature:0,1"], "prompts": "testbed:stories", "train_prompts": 12, "rollouts": 3, "eval_size": 4,
@@ -194,3 +198,19 @@ def test_a_run_of_the_first_edition_must_start_anew_and_its_file_still_works(fin
     assert "was made by an earlier edition of latentknobs" in shown.output and "must start anew" in shown.output
     assert "latentknobs train --config" in shown.output
     assert make_config(read_yaml(config)) == make_config(old)
+
+
+@pytest.mark.parametrize("damage", [lambda t: t * float("nan"), lambda t: t[:1]])
+def test_a_head_that_does_not_belong_to_the_run_is_refused(finished, tmp_path, damage):
+    """Although the manifest says that it is finished, as one from elsewhere can."""
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    path = folder / "round-1" / "heads" / "main.safetensors"
+    save_file({name: damage(tensor) for name, tensor in load_file(path).items()}, path)
+    lines = (folder / "manifest.jsonl").read_text().splitlines()
+    entry = next(entry for entry in map(json.loads, lines) if entry["file"] == "round-1/heads/main.safetensors")
+    entry |= {"sha256": hash_file(path), "size": path.stat().st_size}
+    with (folder / "manifest.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    shown = CliRunner().invoke(cli, ["train", "--resume", str(folder)])
+    assert shown.exit_code == 2 and "main.safetensors' is not a head of this run" in shown.output
+    assert "Traceback" not in shown.output and len(shown.output) < 3000
