@@ -10,6 +10,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -232,3 +233,13 @@ class ContextKnob(DecodingKnob):
         if (value_N != self.neutral).any():
             raise missing_part(self.name, self.needs[0])
         return logits_NV.clone()
+
+
+def is_ordered(*knobs: DecodingKnob) -> bool:
+    """Whether knobs keep the order of tokens: their `apply` is that of `ScalingKnob` or `TruncationKnob`."""
+    return all(_keeps_order(type(knob)) for knob in knobs)
+
+
+@lru_cache(maxsize=256)
+def _keeps_order(kind: type[DecodingKnob]) -> bool:
+    return kind.apply in (ScalingKnob.apply, TruncationKnob.apply) and kind.apply_in is DecodingKnob.apply_in

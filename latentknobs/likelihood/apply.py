@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from latentknobs.knobs.context import Context
+from latentknobs.knobs.knob import is_ordered
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import reference
 from latentknobs.likelihood.row_cut import NO_CUTOFF, Cut
 from latentknobs.likelihood.rows import checked, wide
-from latentknobs.likelihood.table import is_ordered
 
 
 def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context: Context | None = None) -> Tensor:

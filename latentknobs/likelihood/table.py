@@ -29,7 +29,7 @@ from torch import Tensor
 
 from latentknobs.errors import LogitsError
 from latentknobs.knobs.context import Context
-from latentknobs.knobs.knob import DecodingKnob, ScalingKnob, TruncationKnob, extend_over_ties
+from latentknobs.knobs.knob import ScalingKnob, TruncationKnob, extend_over_ties, is_ordered
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.best import TOP, best_values, sort_descending
 from latentknobs.likelihood.rows import HUGE, check_distributions, checked, first_argmax, masses, shifted, wide
@@ -67,20 +67,10 @@ def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context
     if is_ordered(*space.knobs):
         return _ordered(logits_NV, targets_N, space)
     parts = []
-    for rows in (slice(first, first + max(1, DENSE // V)) for first in range(0, N, max(1, DENSE // V))):
+    for rows in _slices(N, DENSE // V):
         part = None if context is None else context.rows(rows)
         parts.append(_dense(checked(logits_NV[rows], first_row=rows.start), targets_N[rows], space, part))
     return torch.cat(parts)
-
-
-def is_ordered(*knobs: DecodingKnob) -> bool:
-    """Whether knobs keep the order of tokens: their `apply` is that of `ScalingKnob` or `TruncationKnob`."""
-    return all(_keeps_order(type(knob)) for knob in knobs)
-
-
-@lru_cache(maxsize=256)
-def _keeps_order(kind: type[DecodingKnob]) -> bool:
-    return kind.apply in (ScalingKnob.apply, TruncationKnob.apply) and kind.apply_in is DecodingKnob.apply_in
 
 
 def _dense(logits_RV: Tensor, targets_R: Tensor, space: KnobSpace, context: Context | None) -> Tensor:
@@ -97,6 +87,10 @@ def _dense(logits_RV: Tensor, targets_R: Tensor, space: KnobSpace, context: Cont
         changed_RV = logits_RV if branch.is_neutral else knob.apply_in(logits_RV, value_R, context)
         out_RK[:, branch.ks] = _dense(changed_RV, targets_R, rest, context)
     return out_RK
+
+
+def _slices(rows: int, size: int) -> Iterator[slice]:
+    return (slice(first, first + max(size, 1)) for first in range(0, rows, max(size, 1)))
 
 
 # The tree of knob prefixes
@@ -190,7 +184,7 @@ def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace) -> Tensor:
     rows = Rows(wide(pick(logits_NV, targets_N)), best_N, targets_N == first_N, mass_NQ)
     M = 1 if not truncates else V if V <= TOP else min(TOP, max(V // 4, 64))
     parts = []
-    for here in (slice(first, first + max(1, CELLS // M)) for first in range(0, len(logits_NV), max(1, CELLS // M))):
+    for here in _slices(len(logits_NV), CELLS // M):
         top_RM = best_values(logits_NV[here], M) if truncates else best_N[here].unsqueeze(-1)
         logps_RK, undetermined_RK = _Walk(space, top_RM, rows[here], is_whole=M == V).settle()
         if undetermined_RK.any():

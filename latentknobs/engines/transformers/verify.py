@@ -6,6 +6,7 @@ the steps is read once, at the end.
 """
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -89,7 +90,13 @@ class Verifier:
             raise _error(f"For row {row} the attached policy drew token {drawn}, and the sequence holds {found}")
 
     def _is_any_of(self, ids_B: Tensor, tokens: Collection[int]) -> Tensor:
-        return torch.isin(ids_B, torch.tensor(list(tokens), device=ids_B.device, dtype=ids_B.dtype))
+        return torch.isin(ids_B, _on_device(tuple(tokens), ids_B.device, ids_B.dtype))
+
+
+@lru_cache(maxsize=64)
+def _on_device(tokens: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Ids that every step compares with, sent once: to send is to wait."""
+    return torch.tensor(tokens, device=device, dtype=dtype)
 
 
 def _error(fact: str) -> DecodingError:
