@@ -7,6 +7,7 @@ section holds its name and the settings that the learner itself declares, so an 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from latentknobs import entry_points
 from latentknobs.config.files import read_yaml
 from latentknobs.config.sections import LEARNER, LEARNER_STAGES, SECTIONS, Schedule
 from latentknobs.data.disk import replacing
-from latentknobs.errors import ConfigError, did_you_mean
+from latentknobs.errors import ConfigError, PluginError, did_you_mean
 from latentknobs.stages import Enters, Stage
 
 __all__ = [
@@ -209,12 +210,21 @@ def _merge(layers: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
                 nested[known[key].section][known[key].name] = value
             else:
                 near = did_you_mean(str(key), {**known, **SECTIONS})
-                raise ConfigError(f"There is no setting {str(key)[:80]!r}{_of(own['name'])}. {near}")
+                raise ConfigError(f"There is no setting {str(key)[:80]!r}{_of(own['name'])}. {_owners(str(key))}{near}")
     return nested
 
 
 def _of(learner: str) -> str:
     return "" if learner == DEFAULT_LEARNER else f" with the learner {learner!r}"
+
+
+def _owners(key: str) -> str:
+    """A sentence on the installed learners that have a setting of this name, if there are any."""
+    found = []
+    for learner in entry_points.names("learner"):
+        with suppress(PluginError, AttributeError):  # of a learner that is broken nothing is known
+            found += [repr(learner)] * (key in _settings_of(learner).model_fields)
+    return f"It is a setting of the learner {' and '.join(found)}: choose that with learner=, or leave it out. " if found else ""
 
 
 def _from_spec(spec: str) -> dict[str, Any]:

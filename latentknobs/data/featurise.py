@@ -29,7 +29,7 @@ Unreachable = Literal["refuse", "drop"]
 
 @dataclass(frozen=True)
 class Featurised:
-    """What `featurise` made of some responses.
+    """What `featurise` returns of some responses.
 
     Attributes:
         cache: their segments. Every response keeps its place; an unreachable one has no segments.
@@ -77,12 +77,12 @@ def featurise(
     Raises:
         UnreachableTokenError: no option can produce some segment, there is no floor, and that is to be refused.
     """
-    made: dict[int, Featurised] = {}
+    parts: dict[int, Featurised] = {}
     for batch in _by_length(prompts, rollouts, batch_size):
-        asked, given = [prompts[rollouts[r].prompt] for r in batch], [rollouts[r] for r in batch]
-        ids = [prompt.ids for prompt in asked], [rollout.ids for rollout in given]
+        questions, answers = [prompts[rollouts[r].prompt] for r in batch], [rollouts[r] for r in batch]
+        ids = [prompt.ids for prompt in questions], [rollout.ids for rollout in answers]
         read, contexts = read_responses(model, *ids), read_contexts(model, *ids, space.needs)
-        for r, prompt, rollout, (hidden_TD, logits_TV), context in zip(batch, asked, given, read, contexts, strict=True):
+        for r, prompt, rollout, (hidden_TD, logits_TV), context in zip(batch, questions, answers, read, contexts, strict=True):
             ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
             logps_TK = option_logps(logits_TV, ids_T, space, context).clamp(min=-torch.inf if floor is None else floor).cpu()
             feature_TF = read_features(features, hidden_TD, logits_TV)
@@ -97,9 +97,9 @@ def featurise(
             why = _why_lost(logps_TK, segment_T, logps_SK, prompt, rollout, space)
             if why and unreachable == "refuse":
                 raise UnreachableTokenError(why)
-            made[r] = _one(cache, logps_SK, min_spread, is_lost=why is not None)
+            parts[r] = _one(cache, logps_SK, min_spread, is_lost=why is not None)
         advance(len(batch))
-    return _join([made[r] for r in range(len(rollouts))])
+    return _join([parts[r] for r in range(len(rollouts))])
 
 
 def _by_length(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], batch_size: int) -> Iterator[list[int]]:
@@ -146,6 +146,6 @@ def _why_lost(
         what = f"The segment of tokens {int(places[0])} to {int(places[-1])}"
     return (
         f"{what} of a response to {prompt.text[:60]!r} has probability 0 under each of the "
-        f"{space.K} options of {space!r}, so no option can be given credit for it. Add an option that truncates "
+        f"{space.K} options of {space!r}, so no option can get credit for it. Add an option that truncates "
         "nothing (e.g. top_p 1), or set `floor`, e.g. floor=-20."
     )

@@ -166,7 +166,7 @@ class Learner(ABC):
     def explorer(self, module: nn.Module | None) -> Policy | None:
         """Who makes the rollouts of a round, `module` being that of the round before.
 
-        None: nobody, the learner learns from text that is there (not supported by `train` yet).
+        None: the learner learns from text that is there, which a run has in `preferences` only.
         """
         if module is not None:
             return self.policy(module, "sample")
@@ -197,7 +197,7 @@ class Learner(ABC):
                 f"The learner {cls.name!r} learns from scored rollouts, not from preferences. Leave out preferences, or choose a "
                 "learner that takes them, e.g. lpo."
             )
-        if has_preferences and any(column in SAMPLED_OPTION.values() for column in cls.columns(settings).values()):
+        if has_preferences and _needs_options(cls, settings):
             raise ConfigError(
                 f"With these settings the learner {cls.name!r} learns from the options that responses were sampled with, and "
                 f"preferences from elsewhere do not have them. Leave out preferences, or change the settings: {settings!r}."
@@ -207,6 +207,11 @@ class Learner(ABC):
         """At most so many of a prompt's rollouts are in its examples: for estimates of time and disk."""
         return rollouts
 
+    @property
+    def needs_options(self) -> bool:
+        """Whether it learns from the options that responses were sampled with."""
+        return _needs_options(type(self), self.settings)
+
     def summary(self, module: nn.Module, feature_NF: Tensor) -> dict[str, float]:
         """Numbers about the module alone that are logged with every validation, read off some features."""
         return {}
@@ -214,3 +219,7 @@ class Learner(ABC):
     def findings(self, fitted: Fitted) -> list[str]:
         """Known ways in which this kind of learning fails, if the fit shows them: a sentence or two each."""
         return []
+
+
+def _needs_options(kind: type[Learner], settings: Any) -> bool:
+    return any(column in SAMPLED_OPTION.values() for column in kind.columns(settings).values())

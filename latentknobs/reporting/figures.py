@@ -120,19 +120,25 @@ def training_curves(rows: Sequence[Metrics]) -> Markup:
         for name in ("validation_loss", "validation_accuracy")
     )
 
+    is_paired = any(row.validation_accuracy is not None for row in rows) or not validated_M.any()
+
     def draw() -> Figure:
-        figure, (losses, accuracies) = svg.panels(2, WIDTH, 2.1)
-        losses.axhline(CHANCE, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
+        figure, (losses, *others) = svg.panels(1 + is_paired, WIDTH, 2.1)
+        accuracies = others[0] if others else None
         losses.plot(step_M, loss_M, color=svg.LINE, linewidth=0.6, alpha=0.35)
         losses.plot(step_M, _smooth(loss_M), color=svg.LINE, linewidth=1.6, label="training")
-        losses.set(title="Loss (dashed: a head that prefers nothing)", xlabel="step")
-        accuracies.axhline(50, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
-        accuracies.set(title="Held-out pairs ordered rightly, %", xlabel="step", ylim=(0, 100))
+        losses.set(title="Loss", xlabel="step")
         if validated_M.any():
             losses.plot(step_M[validated_M], loss_C, "o-", color=svg.HEAD, markersize=3, label="validation")
-            accuracies.plot(step_M[validated_M], 100 * accuracy_C, "o-", color=svg.HEAD, markersize=3)
+        if accuracies is not None:  # of learners that compare pairs
+            losses.axhline(CHANCE, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
+            losses.set(title="Loss (dashed: a head that prefers nothing)")
+            accuracies.axhline(50, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
+            accuracies.set(title="Held-out pairs ordered rightly, %", xlabel="step", ylim=(0, 100))
+            if validated_M.any():
+                accuracies.plot(step_M[validated_M], 100 * accuracy_C, "o-", color=svg.HEAD, markersize=3)
         losses.legend(loc="best", fontsize=8, labelcolor=svg.MUTED)
-        _mark_rounds([losses, accuracies], max(row.round for row in rows), longest)
+        _mark_rounds([losses, *others], max(row.round for row in rows), longest)
         return figure
 
     return svg.svg("training", "Training loss, validation loss and validation accuracy over the steps", draw)

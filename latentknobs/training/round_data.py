@@ -15,7 +15,7 @@ from latentknobs.training.sampling import read_all, read_scores
 
 @dataclass(frozen=True)
 class RoundData:
-    """What a round made.
+    """What a round left in its folder.
 
     Attributes:
         rollouts: responses, whose `prompt` indexes `prompts`.
@@ -41,7 +41,7 @@ class RoundData:
 
 
 def prompt_lines(prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
-    """Prompts as rows of JSON; columns that JSON does not know are told as text."""
+    """Prompts as rows of JSON; columns that JSON does not know become text."""
     for prompt in prompts:
         yield json.loads(json.dumps(asdict(prompt), default=str))
 

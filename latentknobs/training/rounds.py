@@ -21,6 +21,7 @@ from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import task_of
 from latentknobs.learners.base import Count, Learner
 from latentknobs.models.sources import Sources
+from latentknobs.policies import CategoricalPolicy
 from latentknobs.progress import Advance
 from latentknobs.training.diagnostics import Facts
 from latentknobs.training.facts import facts_of_round
@@ -110,6 +111,12 @@ class _Round:
                 f"The learner {learner.name!r} learns from text that is there, and the run has none. Set preferences, or choose "
                 "another learner."
             )
+        if learner.needs_options and not isinstance(policy, CategoricalPolicy):
+            raise ConfigError(
+                f"With these settings the learner {learner.name!r} learns from the options that responses were sampled with, and "
+                f"its explorer, {type(policy).__name__}, chooses values without options. Change the settings "
+                f"({learner.settings!r}), or choose another learner."
+            )
         [rollouts] = sample(
             self.run, config, self.sources, self.name, self.prompts, [PolicyRun("", policy)],
             copies=config.rollouts, seed=config.seed * 1009 + self.number, key=self.key,
@@ -142,10 +149,8 @@ class _Round:
         examples = None if scores or given is None else learner.from_preferences(given)
 
         def make(path: Path, advance: Advance) -> None:
-            made = examples or learner.examples(
-                read_all(rollouts), read_scores(scores), read_scores(second) if second else None
-            )  # fmt: skip
-            write_lines(path, made)
+            second_N = read_scores(second) if second else None
+            write_lines(path, examples or learner.examples(read_all(rollouts), read_scores(scores), second_N))
 
         content = self.run.content([*rollouts, *scores, *second])
         key = self.config.digest("examples", f"{learner.version} {content} {digest(examples)}")
@@ -162,13 +167,13 @@ class _Round:
 
         def task(number: int) -> Task:
             def make(path: Path, advance: Advance) -> None:
-                made = featurise(
+                segments = featurise(
                     sources.model, self.prompts, pick_rows(rollouts, ends, chunks[number]), learner.inputs.space,
                     learner.inputs.segmenter, self.stored, columns, floor=config.floor, min_spread=config.min_spread,
                     unreachable="drop" if self.number == 1 and sources.preferences else "refuse",
                     dtype=getattr(torch, config.feature_dtype), batch_size=config.read_batch, advance=advance,
                 )  # fmt: skip
-                write_shard(path, made)
+                write_shard(path, segments)
 
             file = f"{self.name}/features/{number:05d}.safetensors"
             return Task(file, f"{key} {number}", make, len(chunks[number]))
@@ -201,7 +206,7 @@ def pick_rows(paths: Sequence[Path], ends: Sequence[int], rows: Sequence[int]) -
     """
     picked: list[Rollout] = []
     for file, mine in groupby(rows, key=lambda row: bisect_right(ends, row)):
-        made = read_rollouts(paths[file])
-        first = ends[file] - len(made)
-        picked += [made[row - first] for row in mine]
+        file_rows = read_rollouts(paths[file])
+        first = ends[file] - len(file_rows)
+        picked += [file_rows[row - first] for row in mine]
     return picked

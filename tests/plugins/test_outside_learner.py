@@ -37,7 +37,8 @@ assert adapter.training["learner"] == "rwr" and adapter.training["temperature"] 
 stamps = {path: path.stat().st_mtime_ns for path in (run.path / "round-1" / "rollouts").iterdir()}
 again = lk.train(learner="lpo", output_dir="run", rounds=1, **small)  # another learner on the same rollouts
 assert {path: path.stat().st_mtime_ns for path in (run.path / "round-1" / "rollouts").iterdir()} == stamps
-for settings, words in (({"beta": 0.3}, "beta"), ({"preferences": "nowhere.jsonl"}, "scored rollouts, not from preferences")):
+REFUSED = (({"beta": 0.3}, "It is a setting of the learner 'lpo'"), ({"preferences": "x.jsonl"}, "not from preferences"))
+for settings, words in REFUSED:
     try:
         lk.train(learner="rwr", output_dir="other", **small, **settings)
     except lk.errors.ConfigError as error:

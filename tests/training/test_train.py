@@ -14,6 +14,8 @@ from latentknobs import testbed
 from latentknobs.config import read_yaml
 from latentknobs.data.examples import Pair
 from latentknobs.errors import ConfigError, DataError, NoPairsError, RewardError, UnknownNameError
+from latentknobs.learners.lpo.learner import LPO
+from latentknobs.policies.rules import EDT
 
 SMALL = {
     "train_prompts": 12, "rollouts": 4, "eval_size": 6, "eval_seeds": 2, "tune_size": 4, "max_new_tokens": 10, "steps": 6,
@@ -330,3 +332,24 @@ def test_the_callers_random_state_and_model_are_as_they_were(tmp_path):
     assert before == (
         states(), [part.training for part in model.modules()], [weight.requires_grad for weight in model.parameters()]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_trains_where_the_caller_switched_gradients_off_and_leaves_that_as_it_was(tmp_path, mode):
+    settings = SMALL | {"eval_size": 0}
+    plain = lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path / "a", **settings)
+    state = torch.random.get_rng_state()
+    with mode():
+        run = lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path / "b", **settings)
+        assert not torch.is_grad_enabled() and torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert torch.is_grad_enabled() and torch.equal(torch.random.get_rng_state(), state)
+    file = "adapter/knob_head.safetensors"
+    assert (run.path / file).read_bytes() == (plain.path / file).read_bytes()
+
+
+def test_a_learner_that_needs_options_refuses_an_explorer_without_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(LPO, "explorer", lambda self, module: EDT(base=1.0, theta=1.0))
+    with pytest.raises(ConfigError, match=r"the learner 'lpo' learns from the options .*explorer, EDT, chooses values"):
+        lk.train(knobs=KNOBS, reward=length, objective="nll", output_dir=tmp_path, **SMALL)
+    with pytest.raises(UnknownNameError, match=r"There is no learner 'lop'\. Did you mean \"lpo\""):
+        lk.train(knobs=KNOBS, learner="lop", output_dir=tmp_path, **SMALL)
