@@ -9,6 +9,7 @@ from latentknobs.errors import LogitsError
 from latentknobs.tensors import host_sees
 
 WORK = 1 << 18  # elements of rows in work at once on a CPU, so that all passes find them in the cache
+GPU_WORK = 1 << 26  # the same on a GPU: a bound on its memory
 HUGE = 1e8  # logits beyond this could overflow when a temperature divides them
 FLOOR = -80.0  # nats; weights of tokens further below the best add less than 1e-29 to a mass, and denormal numbers are slow
 
@@ -71,10 +72,10 @@ def masses(logits_NV: Tensor, best_N: Tensor, temperatures: Sequence[float]) -> 
     """(N, Q) sum exp((z - best) / T) of whole rows at Q temperatures above 0, in the dtype of `best_N`."""
     N, V = logits_NV.shape
     out_QN = best_N.new_empty(len(temperatures), N)
-    size = max(1, WORK // V) if host_sees(logits_NV) else N
+    size = max(1, (WORK if host_sees(logits_NV) else GPU_WORK) // V)
     gap_RV = best_N.new_empty(min(size, N), V)
     weight_RV = torch.empty_like(gap_RV)
-    for first in range(0, N, max(size, 1)):
+    for first in range(0, N, size):
         rows = slice(first, min(first + size, N))
         gap_rV, weight_rV = gap_RV[: rows.stop - first], weight_RV[: rows.stop - first]
         torch.sub(logits_NV[rows], best_N[rows].unsqueeze(-1), out=gap_rV)
