@@ -30,6 +30,7 @@ from latentknobs.data.prompts import Prompt, is_held_out, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.data.segment_batches import FeatureCache
+from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
@@ -118,7 +119,7 @@ def learn(case: Case, policy: Policy, prompts: Sequence[Prompt], before: OptionH
     used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
     place = {n: i for i, n in enumerate(used)}
     pairs = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
-    cache = featurise(MODEL, prompts, [made[n] for n in used], case.space, TOKEN, ("hidden",)).cache
+    cache = featurise(TransformersEngine(MODEL, None), prompts, [made[n] for n in used], case.space, TOKEN, ("hidden",)).cache
     if case.space is JOINT:
         print("  tokens beyond top_p .95 at 1.4, chosen and rejected: {:.2f} {:.2f}".format(*tails(cache, pairs, prompts)))
     judged = [is_held_out(f"validation {prompts[pair.prompt].text}", 0.1) for pair in pairs]

@@ -29,6 +29,7 @@ from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, write_lines
 from latentknobs.data.scores import score_rollouts
 from latentknobs.data.segment_batches import FeatureCache
+from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
 from latentknobs.knobs.space import KnobSpace
@@ -175,7 +176,9 @@ class Store:
         print(f"{bench.size}: reading {len(used)} responses", flush=True)
         if used:
             rollouts = [pool[p][r] for p, r in used]
-            self.cache = featurise(bench.model, bench.prompts, rollouts, bench.space, bench.segmenter, ("hidden",)).cache
+            self.cache = featurise(
+                TransformersEngine(bench.model, None), bench.prompts, rollouts, bench.space, bench.segmenter, ("hidden",)
+            ).cache
 
     def part(self, pairs: Sequence[Pair]) -> tuple[FeatureCache, list[Pair]]:
         """The cache of the responses of some pairs only, and the pairs as indices into it."""

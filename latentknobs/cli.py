@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": ("generate", "generate", "Write text with an adapter or a policy, coloured by what it chose."),
     "report": ("report", "report", "Show the results of a run and write its HTML report again."),
     "export": ("export", "export", "Write the preferences of a run in TRL's format."),
+    "engines": ("installed", "engines", "The engines that are installed."),
     "knobs": ("installed", "knobs", "The knobs that are installed."),
     "policies": ("installed", "policies", "The policies that are installed: rules, constants, mixtures."),
     "rewards": ("installed", "rewards", "The rewards that are installed."),

@@ -9,23 +9,27 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from latentknobs.conformance.engines import SUITE as ENGINES
 from latentknobs.conformance.knobs import SUITE as KNOBS
 from latentknobs.conformance.learners import SUITE as LEARNERS
 from latentknobs.conformance.policies import SUITE as POLICIES
 from latentknobs.conformance.rewards import SUITE as REWARDS
 from latentknobs.conformance.suite import Conformance, ConformanceError, Outcome, Suite
+from latentknobs.engines.base import Engine
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.learners.base import Learner
 from latentknobs.policies import Policy
 
 __all__ = [
-    "KNOBS", "LEARNERS", "POLICIES", "REWARDS", "Conformance", "ConformanceError", "KnobConformance", "LearnerConformance",
-    "Outcome", "PolicyConformance", "RewardConformance", "Suite", "check_knob", "check_learner", "check_policy", "check_reward",
+    "ENGINES", "KNOBS", "LEARNERS", "POLICIES", "REWARDS", "Conformance", "ConformanceError", "EngineConformance",
+    "KnobConformance", "LearnerConformance", "Outcome", "PolicyConformance", "RewardConformance", "Suite", "check_engine",
+    "check_knob", "check_learner", "check_policy", "check_reward",
     "report",
 ]  # fmt: skip
 
 check_knob, report = KNOBS.check, KNOBS.report
-check_learner, check_policy, check_reward = LEARNERS.check, POLICIES.check, REWARDS.check
+check_engine, check_learner = ENGINES.check, LEARNERS.check
+check_policy, check_reward = POLICIES.check, REWARDS.check
 
 
 class KnobConformance(Conformance):
@@ -70,3 +74,10 @@ class LearnerConformance(Conformance):
     def subject(self) -> Any:
         """The learner on a tiny bandit."""
         return LEARNERS.find(self.learner, self.settings)
+
+
+class EngineConformance(Conformance):
+    """Subclass it as `class TestMyEngine(EngineConformance)` and set `engine`, on a model of at least ten tokens."""
+
+    suite = ENGINES
+    engine: ClassVar[Engine]

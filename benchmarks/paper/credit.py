@@ -19,6 +19,7 @@ from latentknobs.data.examples import Pair
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import is_held_out
 from latentknobs.data.segment_batches import FeatureCache
+from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
 from latentknobs.training.round_data import load_round
@@ -33,9 +34,9 @@ def spread_credit(adapter: KnobAdapter, run: Path, world: World, settings: dict[
     played = load_round(run, 1)
     used = sorted({n for pair in played.pairs for n in (pair.chosen, pair.rejected)})
     place = {n: i for i, n in enumerate(used)}
-    read = featurise(
-        world.model, played.prompts, [played.rollouts[n] for n in used], adapter.space, Every(1), adapter.features
-    )  # fmt: skip
+    rollouts = [played.rollouts[n] for n in used]
+    engine = TransformersEngine(world.model, world.tokenizer)
+    read = featurise(engine, played.prompts, rollouts, adapter.space, Every(1), adapter.features)
     cache = of_first_token(read.cache)
     config = make_config({name: value for name, value in settings.items() if "reward" not in name} | {"objective": "latent"})
     parts: dict[bool, list[Pair]] = {True: [], False: []}

@@ -101,3 +101,4 @@ COLUMNS = click.Option(["--columns"], metavar="JSON", help="What its prompts mus
 rewards = _command("reward", ("settings", "meaning"), _entry_points, COLUMNS)
 policies = _command("policy", ("settings", "meaning"), _entry_points)
 learners = _command("learner", ("settings", "meaning"), _entry_points)
+engines = _command("engine", ("settings", "meaning"), _entry_points)

@@ -6,7 +6,7 @@ The LM is frozen, so nothing here depends on the head.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from latentknobs.data.moments import Moments
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.segment_batches import FeatureCache
-from latentknobs.engines.transformers.frozen import read_responses
-from latentknobs.engines.transformers.second import read_contexts
+from latentknobs.engines.base import Engine
 from latentknobs.errors import UnreachableTokenError
 from latentknobs.heads.features import read_features
 from latentknobs.heads.segmenters import Segmenter
@@ -47,7 +46,7 @@ class Featurised:
 
 
 def featurise(
-    model: Any,
+    engine: Engine,
     prompts: Sequence[Prompt],
     rollouts: Sequence[Rollout],
     space: KnobSpace,
@@ -65,6 +64,7 @@ def featurise(
     """The segments of some rollouts (at least one), in their order. Takes about twice the memory of what it returns.
 
     Args:
+        engine: reads the responses.
         columns: what is kept beside the features.
         floor: least log-probability (nats) of a token; anything lower is raised to it. None keeps -inf.
         min_spread: leaves out segments whose log-probability differs by at most this (nats) between options, -inf differing
@@ -80,9 +80,9 @@ def featurise(
     parts: dict[int, Featurised] = {}
     for batch in _by_length(prompts, rollouts, batch_size):
         questions, answers = [prompts[rollouts[r].prompt] for r in batch], [rollouts[r] for r in batch]
-        ids = [prompt.ids for prompt in questions], [rollout.ids for rollout in answers]
-        read, contexts = read_responses(model, *ids), read_contexts(model, *ids, space.needs)
-        for r, prompt, rollout, (hidden_TD, logits_TV), context in zip(batch, questions, answers, read, contexts, strict=True):
+        observed = engine.observe([prompt.ids for prompt in questions], [rollout.ids for rollout in answers], space.needs)
+        for r, prompt, rollout, seen in zip(batch, questions, answers, observed, strict=True):
+            hidden_TD, logits_TV, context = seen.hidden_ND, seen.logits_NV, seen if space.needs else None
             ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
             logps_TK = option_logps(logits_TV, ids_T, space, context).clamp(min=-torch.inf if floor is None else floor).cpu()
             feature_TF = read_features(features, hidden_TD, logits_TV)

@@ -6,14 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentknobs.data.disk import replacing
 from latentknobs.data.prompts import Prompt
-from latentknobs.engines.transformers import Attached
-from latentknobs.engines.transformers.frozen import input_device, padding_id
-from latentknobs.engines.transformers.leaving import sample_leaving
-from latentknobs.engines.transformers.record import split_sequences
+from latentknobs.engines.base import Engine, engine_of
 from latentknobs.errors import RunError
 from latentknobs.files import MB, fit, parse_json, read_text
 from latentknobs.policies import Policy
@@ -47,31 +42,21 @@ def plan_batches(prompts: Sequence[Prompt], copies: int, batch_size: int) -> lis
 
 
 def roll_out_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], rows: Sequence[int], policy: Policy, *, max_new_tokens: int,
-    seed: int, samples: int = 1,
+    engine: Engine, prompts: Sequence[Prompt], rows: Sequence[int], policy: Policy, *, max_new_tokens: int, seed: int,
+    samples: int = 1,
 ) -> list[Rollout]:  # fmt: skip
     """One response to each of the prompts `rows` (indices), generated together; `seed` fixes all values and tokens.
-
-    Rows that have finished leave the batch, where they can (`engines.transformers.leaving`).
 
     Args:
         samples: how many responses each prompt gets, in this batch and others, for policies that read it.
     """
-    pad = padding_id(model, tokenizer)
-    device = input_device(model)
-    longest = max(len(prompts[p].ids) for p in rows)
-    ids = [[pad] * (longest - len(prompts[p].ids)) + list(prompts[p].ids) for p in rows]
-    mask = [[0] * (longest - len(prompts[p].ids)) + [1] * len(prompts[p].ids) for p in rows]
-    with torch.random.fork_rng(devices=[]), Attached(model, policy, seed=seed) as attached:
-        torch.manual_seed(seed)
-        attached.samples = samples
-        ids_BP, mask_BP = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-        token_BT, value_BTJ, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=max_new_tokens, pad=pad)
-    _, responses = split_sequences(model, token_BT, 0)
-    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    values = [value_BTJ[b, : len(ids)].tolist() for b, ids in enumerate(responses)]
-    options = [None if option_BT is None else tuple(option_BT[b, : len(ids)].tolist()) for b, ids in enumerate(responses)]
-    return [Rollout(p, tuple(responses[b]), options[b], texts[b], tuple(map(tuple, values[b]))) for b, p in enumerate(rows)]
+    found = engine.sample(
+        [prompts[p].ids for p in rows], policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples
+    )  # fmt: skip
+    return [
+        Rollout(p, response.ids, response.options, response.text, response.values)
+        for p, response in zip(rows, found, strict=True)
+    ]
 
 
 def roll_out(
@@ -84,22 +69,24 @@ def roll_out(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
+    engine: str = "transformers",
     advance: Callable[[int], None] = lambda rows: None,
 ) -> list[Rollout]:
     """`copies` responses to each prompt, in the order of the prompts.
 
     Args:
         seed: fixes all values and tokens, together with `batch_size`.
+        engine: name of the engine that runs the policy on the model.
         advance: called with the number of responses just finished.
     """
-    made: list[Rollout] = []
+    runner, found = engine_of(engine, model, tokenizer), list[Rollout]()
     for number, rows in enumerate(plan_batches(prompts, copies, batch_size)):
-        made += roll_out_batch(
-            model, tokenizer, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size),
+        found += roll_out_batch(
+            runner, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size),
             samples=copies,
         )  # fmt: skip
         advance(len(rows))
-    return sorted(made, key=lambda rollout: rollout.prompt)
+    return sorted(found, key=lambda rollout: rollout.prompt)
 
 
 def batch_seed(seed: int, number: int, batch_size: int) -> int:

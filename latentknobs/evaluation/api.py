@@ -6,7 +6,7 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.config import make_config
-from latentknobs.engines.transformers.frozen import input_device
+from latentknobs.engines.base import engine_of
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
 from latentknobs.models.sources import gather
@@ -57,13 +57,14 @@ def evaluate(
         raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
     check_base(adapter.base, describe_model(sources.model), strict=False)
     policies = dict(extra or {})
+    device = engine_of(config.engine, sources.model, sources.tokenizer).device
     for head in (
         adapter.head,
         adapter.entropy_head,
         *(policy.head for policy in policies.values() if isinstance(policy, HeadPolicy)),
     ):
         if head is not None:
-            head.to(input_device(sources.model))
+            head.to(device)
     tune = sources.train[: config.tune_size]
     total = rollouts_needed(adapter.space.K, len(tune), len(sources.evaluation), seeds) + len(policies) * seeds * len(
         sources.evaluation
@@ -72,5 +73,5 @@ def evaluate(
         return compare_policies(
             adapter, sources.model, sources.tokenizer, sources.reward, tune, sources.evaluation, seeds=seeds,
             pick=config.pick, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, seed=config.seed,
-            extra=policies, advance=advance,
+            extra=policies, engine=config.engine, advance=advance,
         )  # fmt: skip

@@ -228,6 +228,7 @@ def compare_policies(
     batch_size: int,
     seed: int = 0,
     extra: Mapping[str, Policy] | None = None,
+    engine: str = "transformers",
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Report:
     """Rolls out the head and every baseline and compares them.
@@ -242,7 +243,7 @@ def compare_policies(
     def run(policy: Policy, prompts: Sequence[Prompt], copies: int, part: int) -> tuple[list[Rollout], NDArray[np.float64]]:
         made = roll_out(
             model, tokenizer, prompts, policy, copies=copies, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            seed=seed + part, advance=advance,
+            seed=seed + part, engine=engine, advance=advance,
         )  # fmt: skip
         return made, _rewards(reward, prompts, made, copies)
 

@@ -92,7 +92,7 @@ class Observation:
         Row t has seen the prompt and `response[:t]`. Takes T * (P + T) int64 numbers.
 
         Args:
-            second_TV: second logits of any floating dtype, where a knob needs them (see `read_contexts`).
+            second_TV: second logits of any floating dtype, where a knob needs them (see `Engine.observe`).
         """
         ids_L = torch.tensor([*prompt, *response[:-1]], device=device, dtype=torch.long)
         position_T = torch.arange(len(response), device=device)

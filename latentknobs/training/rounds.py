@@ -16,7 +16,7 @@ from latentknobs.data.prompts import Prompt, is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
-from latentknobs.engines.transformers.frozen import input_device
+from latentknobs.engines.base import engine_of
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import task_of
 from latentknobs.learners.base import Count, Learner
@@ -59,7 +59,8 @@ def run_round(
         local, sentence = drop_unreachable(local, set(store.unreachable))
         run.say(sentence)
     train, held_out = one.validation_split(local)
-    fitting = Fitting(run, config, learners, one.stored, number, input_device(sources.model), previous)
+    device = engine_of(config.engine, sources.model, sources.tokenizer).device
+    fitting = Fitting(run, config, learners, one.stored, number, device, previous)
     modules = fitting.modules(store, train, held_out, f"{key} {config.digest('features')}")
     answers = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
     facts, findings = facts_of_round(
@@ -159,7 +160,7 @@ class _Round:
     def featurise(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
         """What the learner is trained on: the responses `used`, in their order."""
         config, sources, size = self.config, self.sources, self.config.shard_size
-        learner = self.learners[MAIN]
+        learner, engine = self.learners[MAIN], engine_of(config.engine, sources.model, sources.tokenizer)
         columns = learner.columns(learner.settings)
         key = config.digest("features", f"{key} {sorted(columns)} {learner.version}")
         ends = list(accumulate(map(count_lines, rollouts)))
@@ -168,7 +169,7 @@ class _Round:
         def task(number: int) -> Task:
             def make(path: Path, advance: Advance) -> None:
                 segments = featurise(
-                    sources.model, self.prompts, pick_rows(rollouts, ends, chunks[number]), learner.inputs.space,
+                    engine, self.prompts, pick_rows(rollouts, ends, chunks[number]), learner.inputs.space,
                     learner.inputs.segmenter, self.stored, columns, floor=config.floor, min_spread=config.min_spread,
                     unreachable="drop" if self.number == 1 and sources.preferences else "refuse",
                     dtype=getattr(torch, config.feature_dtype), batch_size=config.read_batch, advance=advance,
@@ -180,7 +181,7 @@ class _Round:
 
         tasks = [task(number) for number in range(len(chunks))]
         paths = self.run.stage(f"{self.name}/features", tasks, together=shares_model(config))
-        store = FeatureStore(paths, ram_bytes=config.feature_ram * 1e9, device=input_device(sources.model))
+        store = FeatureStore(paths, ram_bytes=config.feature_ram * 1e9, device=engine.device)
         if store.skipped:
             share = store.skipped / store.total
             self.run.say(

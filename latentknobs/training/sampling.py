@@ -15,6 +15,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
 from latentknobs.data.scores import score_rollouts
+from latentknobs.engines.base import engine_of
 from latentknobs.errors import RewardError
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
@@ -68,9 +69,10 @@ def _generate(
     config: TrainConfig, sources: Sources, prompts: Sequence[Prompt], policy: Policy, batches: Sequence[tuple[int, list[int]]],
     copies: int, seed: int, advance: Advance,
 ) -> Iterator[Rollout]:  # fmt: skip
+    engine = engine_of(config.engine, sources.model, sources.tokenizer)
     for number, rows in batches:
         yield from roll_out_batch(
-            sources.model, sources.tokenizer, prompts, rows, policy, max_new_tokens=config.max_new_tokens,
+            engine, prompts, rows, policy, max_new_tokens=config.max_new_tokens,
             seed=batch_seed(seed, number, config.batch_size), samples=copies,
         )  # fmt: skip
         advance(len(rows))

@@ -15,6 +15,7 @@ from latentknobs.data.featurise import Featurised, featurise
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.segment_batches import FeatureCache
+from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.engines.transformers.frozen import read_responses
 from latentknobs.errors import UnreachableTokenError
 from latentknobs.heads.option_head import OptionHead
@@ -44,7 +45,9 @@ def made(lm):
 @pytest.mark.parametrize("level", ["token", "sequence", "every:3"])
 def test_rows_are_segments_and_tables_are_sums_of_token_tables(made, lm, level):
     prompts, rollouts = made
-    cache = featurise(lm[0], prompts, rollouts, SPACE, parse_level(level), ("hidden", "entropy"), batch_size=3).cache
+    cache = featurise(
+        TransformersEngine(*lm), prompts, rollouts, SPACE, parse_level(level), ("hidden", "entropy"), batch_size=3
+    ).cache
     for r, rollout in enumerate(rollouts):
         ((hidden_TD, logits_TV),) = read_responses(lm[0], [prompts[rollout.prompt].ids], [rollout.ids])
         table_TK = lk.option_logps(logits_TV, torch.tensor(rollout.ids), SPACE)
@@ -67,7 +70,9 @@ def test_responses_of_similar_length_are_read_together_and_come_back_in_order(ma
     hook = lm[0].register_forward_pre_hook(lambda *args: shapes.append(args[2]["input_ids"].shape), with_kwargs=True)
     try:
         steps: list[int] = []
-        cache = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden",), batch_size=3, advance=steps.append).cache
+        cache = featurise(
+            TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("hidden",), batch_size=3, advance=steps.append
+        ).cache
     finally:
         hook.remove()
     length_R = [len(prompts[r.prompt].ids) + len(r.ids) for r in rollouts]
@@ -75,7 +80,7 @@ def test_responses_of_similar_length_are_read_together_and_come_back_in_order(ma
     assert [tuple(shape) for shape in shapes] == [(len(best[i : i + 3]), best[i]) for i in range(0, len(best), 3)]
     assert steps == [3, 3, 3, 1]
     assert best != length_R, "the order must matter for this test"
-    alone = [featurise(lm[0], prompts, [rollout], SPACE, TOKEN, ("hidden",)).cache for rollout in rollouts]
+    alone = [featurise(TransformersEngine(*lm), prompts, [rollout], SPACE, TOKEN, ("hidden",)).cache for rollout in rollouts]
     whole = FeatureCache.join(alone)
     for found, expected in ((cache.feature_NF, whole.feature_NF), *((cache.columns[n], whole.columns[n]) for n in cache.columns)):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
@@ -83,8 +88,8 @@ def test_responses_of_similar_length_are_read_together_and_come_back_in_order(ma
 
 def test_features_are_kept_in_the_format_asked_for(made, lm):
     prompts, rollouts = made
-    whole = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden", "entropy"))
-    short = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden", "entropy"), dtype=torch.bfloat16)
+    whole = featurise(TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("hidden", "entropy"))
+    short = featurise(TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("hidden", "entropy"), dtype=torch.bfloat16)
     assert torch.equal(short.cache.feature_NF, whole.cache.feature_NF.bfloat16())
     assert torch.equal(short.cache.columns["logps_NK"], whole.cache.columns["logps_NK"])
     mean_F = short.cache.feature_NF.double().mean(0)
@@ -109,8 +114,8 @@ def greedy(model, prompt: Prompt, tokens: int) -> Rollout:
 
 def test_a_token_no_option_can_produce_is_refused_unless_there_is_a_floor(lm, story):
     with pytest.raises(UnreachableTokenError, match=r"Token \d+ .*probability 0 under each of the 2 options.*set `floor`"):
-        featurise(lm[0], story, [UNLIKELY], NARROW, TOKEN, ("hidden",))
-    made = featurise(lm[0], story, [UNLIKELY], NARROW, TOKEN, ("hidden",), floor=-20.0)
+        featurise(TransformersEngine(*lm), story, [UNLIKELY], NARROW, TOKEN, ("hidden",))
+    made = featurise(TransformersEngine(*lm), story, [UNLIKELY], NARROW, TOKEN, ("hidden",), floor=-20.0)
     assert made.cache.columns["logps_NK"].min() == -20.0
     assert made.unreachable == ()
 
@@ -118,13 +123,13 @@ def test_a_token_no_option_can_produce_is_refused_unless_there_is_a_floor(lm, st
 def test_a_dropped_response_keeps_its_place_and_nothing_else(lm, story):
     good = greedy(lm[0], story[0], 6)
     rollouts = [UNLIKELY, good, UNLIKELY]
-    made = featurise(lm[0], story, rollouts, NARROW, TOKEN, ("hidden",), unreachable="drop")
-    alone = featurise(lm[0], story, [good], NARROW, TOKEN, ("hidden",))
+    made = featurise(TransformersEngine(*lm), story, rollouts, NARROW, TOKEN, ("hidden",), unreachable="drop")
+    alone = featurise(TransformersEngine(*lm), story, [good], NARROW, TOKEN, ("hidden",))
     assert made.unreachable == (0, 2)
     assert made.cache.start_R1.tolist() == [0, 0, 6, 6]
     assert (made.total, made.skipped, made.moments.count) == (6, 0, 6)
     torch.testing.assert_close(made.moments.mean_F, alone.moments.mean_F, atol=1e-4, rtol=1e-4)
-    lost = featurise(lm[0], story, [UNLIKELY], NARROW, TOKEN, ("hidden",), unreachable="drop")
+    lost = featurise(TransformersEngine(*lm), story, [UNLIKELY], NARROW, TOKEN, ("hidden",), unreachable="drop")
     assert (len(lost.cache), len(lost.cache.feature_NF), lost.total) == (1, 0, 0)
 
 
@@ -144,11 +149,11 @@ class Parity(DecodingKnob):
 def test_a_segment_that_no_single_option_can_produce_is_unreachable_though_its_tokens_are_not(lm, story):
     space = lk.KnobSpace.of(Parity())
     mixed = Rollout(0, (40, 42, 44, 46, 47, 49), (0,) * 6, "")
-    assert featurise(lm[0], story, [mixed], space, TOKEN, ("hidden",)).unreachable == ()
-    assert featurise(lm[0], story, [mixed], space, parse_level("every:2"), ("hidden",)).unreachable == ()
+    assert featurise(TransformersEngine(*lm), story, [mixed], space, TOKEN, ("hidden",)).unreachable == ()
+    assert featurise(TransformersEngine(*lm), story, [mixed], space, parse_level("every:2"), ("hidden",)).unreachable == ()
     with pytest.raises(UnreachableTokenError, match=r"The segment of tokens 3 to 5 of a response .*each of the 2 options"):
-        featurise(lm[0], story, [mixed], space, parse_level("every:3"), ("hidden",))
-    made = featurise(lm[0], story, [mixed], space, parse_level("every:3"), ("hidden",), unreachable="drop")
+        featurise(TransformersEngine(*lm), story, [mixed], space, parse_level("every:3"), ("hidden",))
+    made = featurise(TransformersEngine(*lm), story, [mixed], space, parse_level("every:3"), ("hidden",), unreachable="drop")
     assert made.unreachable == (0,)
 
 
@@ -175,7 +180,10 @@ def both(lms):
     rng = torch.Generator().manual_seed(3)
     prompts = [Prompt(str(p), tuple(torch.randint(3, 24, (4,), generator=rng).tolist())) for p in range(6)]
     rollouts = [sampled(model, prompts[r // 2], r // 2, 5 + r, rng) for r in range(12)]
-    return [featurise(model, prompts, rollouts, SOMETIMES, TOKEN, ("hidden",), min_spread=spread) for spread in (None, 0.0)]
+    return [
+        featurise(TransformersEngine(model, None), prompts, rollouts, SOMETIMES, TOKEN, ("hidden",), min_spread=spread)
+        for spread in (None, 0.0)
+    ]
 
 
 def sampled(model, prompt: Prompt, p: int, tokens: int, rng: torch.Generator) -> Rollout:
@@ -217,28 +225,30 @@ def test_leaving_out_segments_does_change_what_imitates_sampled_options(both):
 def test_min_spread_leaves_out_exactly_the_segments_within_it(made, lm):
     """An option that cannot produce a segment differs from one that can by more than anything."""
     prompts, rollouts = made
-    whole = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden",))
+    whole = featurise(TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("hidden",))
     for spread in (0.1, 5.0):
-        made_ = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("hidden",), min_spread=spread)
+        made_ = featurise(TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("hidden",), min_spread=spread)
         keep_N = torch.tensor([max(row) - min(row) > spread for row in whole.cache.columns["logps_NK"].tolist()])
         expected = whole.cache.where(keep_N)
         assert torch.equal(made_.cache.feature_NF, expected.feature_NF) and torch.equal(made_.cache.start_R1, expected.start_R1)
         assert all(torch.equal(made_.cache.columns[name], expected.columns[name]) for name in expected.columns)
         assert (made_.skipped, made_.total) == (int((~keep_N).sum()), len(keep_N))
     assert whole.cache.columns["logps_NK"][keep_N].isneginf().any(), "some options must be cut for this test"
-    nothing = featurise(lm[0], prompts, rollouts, lk.KnobSpace.of("temperature:0.7"), TOKEN, ("hidden",), min_spread=0.0)
+    nothing = featurise(
+        TransformersEngine(*lm), prompts, rollouts, lk.KnobSpace.of("temperature:0.7"), TOKEN, ("hidden",), min_spread=0.0
+    )
     assert nothing.skipped == nothing.total == len(keep_N)
     assert nothing.cache.start_R1.tolist() == [0] * (len(rollouts) + 1)
 
 
 def test_only_the_columns_that_are_wanted_are_kept(made, lm):
     prompts, rollouts = made
-    whole = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("entropy",)).cache
+    whole = featurise(TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("entropy",)).cache
     doubled = Column(lambda reading: 2 * reading.logps_TK[:, 0], "first")
     own = {"double_N": doubled, "option_N": ALL["option_N"]}
-    some = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("entropy",), own).cache
+    some = featurise(TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("entropy",), own).cache
     assert list(some.columns) == ["double_N", "option_N"]
     assert torch.equal(some.columns["option_N"], whole.columns["option_N"])
     assert torch.equal(some.columns["double_N"], 2 * whole.columns["logps_NK"][:, 0])
-    none = featurise(lm[0], prompts, rollouts, SPACE, TOKEN, ("entropy",), {}, min_spread=0.5)
+    none = featurise(TransformersEngine(*lm), prompts, rollouts, SPACE, TOKEN, ("entropy",), {}, min_spread=0.5)
     assert none.cache.columns == {} and 0 < none.skipped < none.total, "the spread is that of the tables, kept or not"

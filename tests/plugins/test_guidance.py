@@ -18,7 +18,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import roll_out
-from latentknobs.engines.transformers import Attached, read_contexts
+from latentknobs.engines.transformers import Attached, TransformersEngine
 from latentknobs.errors import GridError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
@@ -64,7 +64,7 @@ def test_the_second_reading_is_that_of_transformers_in_float64(scale: float) -> 
     """Their processor steps through the response with a cache; ours reads it at once."""
     model, prompt, response = tiny_lm("llama").double(), [5, 9, 7], [4, 8, 3, 20]
     processor = UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, model)
-    (context,) = read_contexts(model, [prompt], [response], ("second_NV",))
+    (context,) = TransformersEngine(model, None).observe([prompt], [response], ("second_NV",))
     for t in range(len(response)):
         ids_1L = torch.tensor([[*prompt, *response[:t]]])
         logits_1V = model(ids_1L).logits[:, -1]
@@ -114,8 +114,10 @@ def test_training_and_decoding_see_the_same_probabilities(lm: tuple[Any, Any], p
     model, tokenizer = lm
     policy = UniformPolicy(SPACE, Every(1))
     rollouts = roll_out(model, tokenizer, prompts, policy, copies=2, max_new_tokens=10, batch_size=5, seed=1)
-    cache = featurise(model, prompts, rollouts, SPACE, policy.segmenter, FEATURES, batch_size=7).cache
-    plain = featurise(model, prompts, rollouts, lk.KnobSpace.of("temperature:0.5,1"), policy.segmenter, FEATURES).cache
+    cache = featurise(TransformersEngine(model, None), prompts, rollouts, SPACE, policy.segmenter, FEATURES, batch_size=7).cache
+    plain = featurise(
+        TransformersEngine(model, None), prompts, rollouts, lk.KnobSpace.of("temperature:0.5,1"), policy.segmenter, FEATURES
+    ).cache
     with Attached(model, policy) as knobs:
         for r, rollout in enumerate(rollouts):
             prompt = prompts[rollout.prompt].ids
@@ -133,7 +135,7 @@ def test_a_learned_space_with_guidance_generates_and_repeats_itself(lm: tuple[An
     policy = UniformPolicy(SPACE, Every(1))
     rollouts = roll_out(model, tokenizer, prompts, policy, copies=4, max_new_tokens=10, batch_size=16, seed=2)
     pairs = pick_pairs([r.prompt for r in rollouts], [len(r.text) for r in rollouts], "best_worst")
-    cache = featurise(model, prompts, rollouts, SPACE, policy.segmenter, FEATURES).cache
+    cache = featurise(TransformersEngine(model, None), prompts, rollouts, SPACE, policy.segmenter, FEATURES).cache
     head, losses = OptionHead(SPACE, cache.feature_NF.shape[1], 16).double(), []
     config = TrainConfig(steps=30, pairs_per_step=8, learning_rate=1e-2)
     fit_pairs(head, SPACE, Every(1), cache, pairs, pairs[:4], config, log=lambda row: losses.append(row["loss"]))

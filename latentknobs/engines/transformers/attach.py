@@ -32,10 +32,10 @@ from latentknobs.engines.transformers.modes import (
 from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
 from latentknobs.engines.transformers.step import Stepper, check_values, draw_tokens
-from latentknobs.engines.transformers.uniforms import REDRAWS, uniforms
 from latentknobs.engines.transformers.verify import Verifier, sequences_of
 from latentknobs.engines.transformers.versions import announce_untested
 from latentknobs.engines.transformers.wrappers import is_pipeline, layers_of
+from latentknobs.engines.uniforms import REDRAWS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.likelihood.apply import apply_values

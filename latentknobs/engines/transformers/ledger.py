@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in, cache_length
 from latentknobs.engines.transformers.second import SECOND, SecondReader
-from latentknobs.engines.transformers.uniforms import OPTIONS, TOKENS, uniforms
+from latentknobs.engines.uniforms import OPTIONS, TOKENS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.policies import Choice, Policy, State, reads, remembers

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.engines.transformers.inverse import draw
-from latentknobs.engines.transformers.uniforms import REDRAWS, TOKENS, uniforms
+from latentknobs.engines.uniforms import REDRAWS, TOKENS, uniforms
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import ScalingKnob, TruncationKnob
 from latentknobs.knobs.space import KnobSpace

@@ -4,42 +4,14 @@ As in transformers' UnbatchedClassifierFreeGuidanceLogitsProcessor (Sanchez et a
 with the last token of the prompt, because a model needs a token to begin with. No row of it has padding on its left.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in, cache_name
-from latentknobs.engines.transformers.frozen import input_device, read_responses
-from latentknobs.knobs.context import Observation
 
 SECOND = "second_NV"
-
-
-def read_contexts(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    needs: Collection[str],
-    max_new_tokens: int | None = None,
-    samples: int = 1,
-) -> Iterator[Observation | None]:
-    """For each finished response, what `needs` names of its T tokens; None where `needs` is empty.
-
-    Where second logits are needed, this is one more forward pass over all of them. Training and `record` both read them
-    here, so that they agree.
-
-    Args:
-        max_new_tokens, samples: the budgets of the responses.
-    """
-    if not needs:
-        yield from [None] * len(responses)
-        return
-    device = input_device(model)
-    second = read_responses(model, [prompt[-1:] for prompt in prompts], responses) if SECOND in needs else None
-    for prompt, response in zip(prompts, responses, strict=True):
-        seen = Observation.of_response(prompt, response, device, None if second is None else next(second)[1])
-        yield seen.budgeted(max_new_tokens, samples, needs)
 
 
 class SecondReader:

@@ -9,7 +9,7 @@ from tiny_models import STOPS
 from torch import Tensor
 
 from latentknobs import Context, KnobSpace, apply_options
-from latentknobs.engines.transformers.uniforms import uniforms
+from latentknobs.engines.uniforms import uniforms
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import HeadPolicy

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CompileConfig, DynamicCache, GenerationConfig
 
 import latentknobs as lk
-from latentknobs.engines.transformers import Attached, read_contexts
+from latentknobs.engines.transformers import Attached, TransformersEngine
 from latentknobs.engines.transformers.second import SecondReader
 from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import Every
@@ -42,7 +42,7 @@ class Forwards:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_finished_responses_are_read_again_without_their_prompts(lms: dict[str, nn.Module], family: str) -> None:
-    contexts = list(read_contexts(lms[family], PROMPTS, RESPONSES, ("second_NV",)))
+    contexts = list(TransformersEngine(lms[family], None).observe(PROMPTS, RESPONSES, ("second_NV",)))
     for prompt, response, context in zip(PROMPTS, RESPONSES, contexts, strict=True):
         for t in range(len(response)):
             second_V = seen(lms[family], prompt, response[:t]).second_NV[0]
@@ -51,9 +51,11 @@ def test_finished_responses_are_read_again_without_their_prompts(lms: dict[str, 
 
 def test_only_spaces_that_need_second_logits_pay_for_them(lm: nn.Module) -> None:
     with Forwards(lm) as forwards:
-        assert list(read_contexts(lm, PROMPTS, RESPONSES, ())) == [None] * 3
-        (context, *_) = read_contexts(lm, PROMPTS, RESPONSES, ("previous_NL",))
-        assert "second_NV" not in context.parts and forwards.widths == []
+        plain = TransformersEngine(lm, None).observe(PROMPTS, RESPONSES)
+        assert [set(one.parts) for one in plain] == [{"hidden_ND", "logits_NV"}] * 3
+        (context, *_) = TransformersEngine(lm, None).observe(PROMPTS, RESPONSES, ("previous_NL",))
+        assert "second_NV" not in context.parts and len(forwards.widths) == 2, "one reading each"
+        forwards.widths.clear()
         generated(lm, UniformPolicy(lk.KnobSpace.of("temperature", "repetition_penalty"), Every(1)), max_new_tokens=3)
         assert forwards.widths == [5, 1, 1]
         generated(lm, GreedyPolicy(), max_new_tokens=3)
@@ -64,9 +66,9 @@ def test_only_spaces_that_need_second_logits_pay_for_them(lm: nn.Module) -> None
 
 def test_second_logits_are_at_least_float32(lm: nn.Module) -> None:
     model = tiny_lm("llama").to(torch.bfloat16)
-    (context, *_) = read_contexts(model, PROMPTS, RESPONSES, ("second_NV",))
+    (context, *_) = TransformersEngine(model, None).observe(PROMPTS, RESPONSES, ("second_NV",))
     assert context.second_NV.dtype == torch.float32
-    (context, *_) = read_contexts(model.double(), PROMPTS, RESPONSES, ("second_NV",))
+    (context, *_) = TransformersEngine(model.double(), None).observe(PROMPTS, RESPONSES, ("second_NV",))
     assert context.second_NV.dtype == torch.float64
 
 

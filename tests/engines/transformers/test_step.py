@@ -5,7 +5,7 @@ import torch
 
 import latentknobs as lk
 from latentknobs.engines.transformers.ledger import AHEAD, Ledger
-from latentknobs.engines.transformers.uniforms import OPTIONS, TOKENS, uniforms
+from latentknobs.engines.uniforms import OPTIONS, TOKENS, uniforms
 from latentknobs.heads.segmenters import Every, parse_level
 from latentknobs.policies import ConstantPolicy, UniformPolicy
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from latentknobs.engines.transformers.uniforms import uniforms
+from latentknobs.engines.uniforms import uniforms
 
 
 def table(seed: int, stream: int, rows: int, positions: int) -> Tensor:
@@ -30,7 +30,7 @@ def splitmix(seed: int, count: int) -> list[int]:
 
 
 def test_the_mixing_function_is_splitmix64() -> None:
-    from latentknobs.engines.transformers.uniforms import _mix, _signed
+    from latentknobs.engines.uniforms import _mix, _signed
 
     assert splitmix(1234567, 2) == [6457827717110365317, 3203168211198807973], "the published test vector"
     states = [(1234567 + (i + 1) * 0x9E3779B97F4A7C15) % 2**64 for i in range(50)]

@@ -1,0 +1,137 @@
+"""The engine contract: who runs a policy on a model, and who reads finished responses with it.
+
+Everything above the engines (rollouts, features, evaluation) knows them by this contract alone. An engine that cannot do a part
+says so by name. Third parties add engines through the entry-point group `latentknobs.engines`: a class that is called with
+`model` and `tokenizer`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentknobs import entry_points
+from latentknobs.errors import ConfigError
+from latentknobs.heads.features import HIDDEN
+from latentknobs.knobs.context import Observation
+from latentknobs.policies import Policy
+
+SECOND = "second_NV"
+Ids = Sequence[int]
+
+
+class Response(NamedTuple):
+    """One sampled response of T tokens.
+
+    Attributes:
+        ids: (T) tokens, the end-of-sequence token included if it came.
+        values: (T, J) knob values that each token was sampled with.
+        options: (T) options that these values belong to; None where the policy does not choose among options.
+        text: without special tokens.
+    """
+
+    ids: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+    options: tuple[int, ...] | None
+    text: str
+
+
+class Engine(ABC):
+    """Runs policies on one model.
+
+    Attributes:
+        name: what users write in `engine=`.
+        reads_hidden: whether it gives policies and heads the LM's hidden states.
+    """
+
+    name: ClassVar[str]
+    reads_hidden: ClassVar[bool] = True
+
+    @abstractmethod
+    def sample(
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1
+    ) -> list[Response]:
+        """One response to each prompt, in their order.
+
+        What a row says depends on the prompt, its place in the list, the seed and the policy, not on the other rows.
+
+        Args:
+            max_new_tokens: most tokens of a response; policies that read `remaining_N` see what is left of it.
+            samples: how many responses each prompt gets, in this call and others, for policies that read `samples_N`.
+        """
+
+    @abstractmethod
+    def read(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each finished response, in order, the hidden states (T, D) and the logits (T, V) that its T tokens come from.
+
+        Raises:
+            ConfigError: the engine cannot read hidden states.
+        """
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where heads belong."""
+
+    @property
+    def hidden_size(self) -> int | None:
+        """D, the width of hidden states; None where the engine has none."""
+        return None
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and response together, where the model says so."""
+        return None
+
+    def observe(
+        self, prompts: Sequence[Ids], responses: Sequence[Ids], needs: Collection[str] = (), *,
+        max_new_tokens: int | None = None, samples: int = 1,
+    ) -> Iterator[Observation]:  # fmt: skip
+        """For each finished response, what a policy saw at each of its T tokens (teacher forcing).
+
+        Args:
+            needs: parts beside hidden states and logits (`Observation`). Second logits cost one more reading, of the response
+                after the prompt's last token.
+        """
+        return observe(self.read, prompts, responses, needs, max_new_tokens=max_new_tokens, samples=samples)
+
+
+def observe(
+    read: Callable[[Sequence[Ids], Sequence[Ids]], Iterator[tuple[Tensor, Tensor]]], prompts: Sequence[Ids],
+    responses: Sequence[Ids], needs: Collection[str], *, max_new_tokens: int | None = None, samples: int = 1,
+) -> Iterator[Observation]:  # fmt: skip
+    """`Engine.observe`, from its `read`."""
+    second = read([prompt[-1:] for prompt in prompts], responses) if SECOND in needs else None
+    for prompt, response, (hidden_TD, logits_TV) in zip(prompts, responses, read(prompts, responses), strict=True):
+        second_TV, parts = None if second is None else next(second)[1], {}
+        if needs:
+            seen = Observation.of_response(prompt, response, logits_TV.device, second_TV)
+            parts = seen.budgeted(max_new_tokens, samples, needs).parts
+        yield Observation(hidden_ND=hidden_TD, logits_NV=logits_TV, **parts)
+
+
+def engine_of(name: str, model: Any, tokenizer: Any) -> Engine:
+    """The engine that a name stands for, on a model.
+
+    Raises:
+        UnknownNameError, PluginError, ConfigError: see `entry_points.resolve`.
+    """
+    made, _ = entry_points.resolve("engine", name, model=model, tokenizer=tokenizer)
+    if not isinstance(made, Engine):
+        raise ConfigError(f"The engine {name!r} is a {type(made).__name__}, which does not implement latentknobs' Engine.")
+    return made
+
+
+def check_features(engine: Engine, features: Sequence[str]) -> None:
+    """Refuses a head that reads what the engine does not give.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if HIDDEN in features and not engine.reads_hidden:
+        raise ConfigError(
+            f"The engine {engine.name!r} gives no hidden states, and features={list(features)} asks for them. Use features that "
+            "read logits alone (entropy, max_prob, ...), or engine='transformers'."
+        )

@@ -1,0 +1,72 @@
+"""The engine of transformers: policies inside `generate`, unchanged."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from latentknobs.engines.base import Engine, Ids, Response
+from latentknobs.engines.transformers.attach import Attached
+from latentknobs.engines.transformers.frozen import context_length, hidden_size, input_device, padding_id, read_responses
+from latentknobs.engines.transformers.leaving import sample_leaving
+from latentknobs.engines.transformers.record import split_sequences
+from latentknobs.policies import Policy
+
+
+class TransformersEngine(Engine):
+    """A transformers causal LM in this process.
+
+    Args:
+        model: the LM.
+        tokenizer: writes responses as text, and names the padding.
+    """
+
+    name: ClassVar[str] = "transformers"
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def sample(
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1
+    ) -> list[Response]:
+        """See `Engine.sample`. Rows that have finished leave the batch, where they can (`leaving`)."""
+        pad, device = padding_id(self.model, self.tokenizer), self.device
+        longest = max(len(prompt) for prompt in prompts)
+        ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        with torch.random.fork_rng(devices=[]), Attached(self.model, policy, seed=seed) as attached:
+            torch.manual_seed(seed)
+            attached.samples = samples
+            ids_BP, mask_BP = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+            token_BT, value_BTJ, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=max_new_tokens, pad=pad)
+        _, responses = split_sequences(self.model, token_BT, 0)
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        return [
+            Response(
+                tuple(row),
+                tuple(map(tuple, value_BTJ[b, : len(row)].tolist())),
+                None if option_BT is None else tuple(option_BT[b, : len(row)].tolist()),
+                text,
+            )
+            for b, (row, text) in enumerate(zip(responses, texts, strict=True))
+        ]
+
+    def read(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Engine.read`: one forward pass over all of them."""
+        return read_responses(self.model, prompts, responses)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token ids go."""
+        return input_device(self.model)
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return hidden_size(self.model)
+
+    @property
+    def context_length(self) -> int | None:
+        """From the model's config."""
+        return context_length(self.model)
