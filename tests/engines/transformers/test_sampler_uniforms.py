@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.engines.transformers import uniforms as module
+from latentknobs.engines import uniforms as module
 
 
 @given(
