@@ -16,9 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import latentknobs as lk
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.sampler import sample_values
+from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.likelihood.best import best_tokens, top_by_key
-from latentknobs.policies import UniformPolicy
+from latentknobs.policies import Policy, UniformPolicy
+from latentknobs.policies.rules import EDT, Mirostat
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GUIDED = lk.KnobSpace.of("temperature:0,0.6,1.5", "guidance_scale:1,1.7,3", "repetition_penalty:1,1.3", "top_p:0.8,1")
@@ -38,6 +40,30 @@ def test_a_gpu_writes_what_a_cpu_writes(level: str) -> None:
     (tokens, options, logps), (their_tokens, their_options, their_logps) = made
     assert torch.equal(tokens, their_tokens) and torch.equal(options, their_options)
     assert torch.allclose(logps, their_logps, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", [Mirostat(3.0, 0.5), EDT(1.4, 0.5)], ids=lambda policy: type(policy).__name__)
+def test_rules_choose_on_a_gpu_what_they_choose_on_a_cpu(policy: Policy) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model, inputs = tiny_lm("llama").double().to(device), {name: part.to(device) for name, part in left_padded().items()}
+        with Attached(model, policy, seed=5) as knobs:
+            out_BL, value_BTJ = model.generate(**inputs, max_new_tokens=12), knobs.value_BTJ
+            record = knobs.record(out_BL, 5, inputs["attention_mask"])
+            assert torch.allclose(record.value_BTJ[record.mask_BT], value_BTJ[record.mask_BT])
+            found.append((out_BL.cpu(), value_BTJ.cpu()))
+            model.generate(**inputs, max_new_tokens=4, num_beams=3, do_sample=False)
+    assert torch.equal(found[0][0], found[1][0]) and torch.allclose(found[0][1], found[1][1])
+
+
+def test_values_outside_their_range_are_refused_when_the_call_ends() -> None:
+    class Wrong(EDT):
+        def choose(self, seen: lk.Context, uniform_N: torch.Tensor, state: Any = None) -> lk.Choice:
+            return lk.Choice(torch.full((len(seen.logits_NV), 1), -0.5, device=seen.logits_NV.device))
+
+    model = tiny_lm("llama").cuda()
+    with Attached(model, Wrong(1.0, 1.0)), pytest.raises(DecodingError, match=r"Wrong chose temperature = -0\.5, outside"):
+        model.generate(**{name: part.cuda() for name, part in left_padded().items()}, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("vocabulary", [1024, 32_000, 50_257])
