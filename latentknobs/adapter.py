@@ -221,7 +221,7 @@ def attach(
         AdapterError: the adapter was trained on another model.
         UnknownNameError, ConfigError: the name is not known, or its settings do not fit.
     """
-    if isinstance(policy, str | Path) and (Path(policy) / CONFIG).exists():
+    if isinstance(policy, str | Path) and (path_of(policy) / CONFIG).exists():
         policy = KnobAdapter.from_pretrained(policy)
     if isinstance(policy, KnobAdapter):
         return policy.attach(model, pick=pick, seed=seed, strict=strict)

@@ -316,6 +316,7 @@ def test_a_tilde_is_the_home_folder(model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert make(model, tokenizer).save_pretrained("~/adapters/one") == tmp_path / "home" / "adapters" / "one"
     lk.KnobAdapter.from_pretrained("~/adapters/one")
+    lk.attach(model, "~/adapters/one").detach()
     assert not (tmp_path / "~").exists()
 
 
