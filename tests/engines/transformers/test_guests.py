@@ -70,7 +70,7 @@ def test_pipelines_decode_with_the_policy() -> None:
 
 
 def test_data_parallel_wrappers_are_opened() -> None:
-    model = nn.DataParallel(tiny_lm("llama"))
+    model = nn.DataParallel(tiny_lm("llama"), device_ids=[])
     with Attached(model, COLD) as knobs:
         assert knobs.model is model.module and len(texts(model.module)) == 1
 
