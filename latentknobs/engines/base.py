@@ -124,7 +124,7 @@ def engine_of(name: str, model: Any, tokenizer: Any) -> Engine:
     return made
 
 
-def check_features(engine: Engine, features: Sequence[str]) -> None:
+def check_reads(engine: Engine, features: Sequence[str]) -> None:
     """Refuses a head that reads what the engine does not give.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.size import disk_warning, feature_bytes
-from latentknobs.engines.transformers.frozen import hidden_size
+from latentknobs.engines.base import check_reads, engine_of
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.evaluate import HEAD, Report
 from latentknobs.heads.features import check_features, width
@@ -122,6 +122,8 @@ def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume
 def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) -> Run:
     segmenter = parse_level(config.level, sources.tokenizer)
     learners = make_learners(config, space, segmenter)
+    engine = engine_of(config.engine, sources.model, sources.tokenizer)
+    check_reads(engine, config.features)
     check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)
@@ -135,7 +137,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
         Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
-            if warning := disk_warning(run.path, _feature_bytes(config, sources, space, used)):
+            if warning := disk_warning(run.path, _feature_bytes(config, sources, space.K, engine.hidden_size or 0, used)):
                 say(warning)
             with explained(run.path, "config.yaml"):
                 tell_changes(run.path, config)
@@ -170,12 +172,12 @@ def make_learners(config: TrainConfig, space: KnobSpace, segmenter: Segmenter) -
     }  # fmt: skip
 
 
-def _feature_bytes(config: TrainConfig, sources: Sources, space: KnobSpace, used: int) -> int:
+def _feature_bytes(config: TrainConfig, sources: Sources, K: int, D: int, used: int) -> int:
     """Most bytes of all rounds' features, `used` being how many rollouts of a prompt the learner reads at most."""
     others = len(sources.preferences.rollouts) if sources.preferences else None
     rounds = config.rounds - (others is not None)
     return feature_bytes(
-        F=width(config.features, hidden_size(sources.model)) + 1, K=space.K, dtype=config.feature_dtype, level=config.level,
+        F=width(config.features, D) + 1, K=K, dtype=config.feature_dtype, level=config.level,
         tokens=config.max_new_tokens, responses=used * len(sources.train) * rounds + (others or 0),
     )  # fmt: skip
 

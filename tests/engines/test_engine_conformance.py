@@ -1,6 +1,7 @@
 """One suite for every engine: transformers and a table of logits pass it, and each broken one fails the check meant for it."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ from table_engine import TableEngine
 from tiny_models import tiny_lm, word_tokenizer
 from torch import Tensor
 
+import latentknobs as lk
 from latentknobs import entry_points
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import roll_out_batch
-from latentknobs.engines.base import Engine, Ids, Response, check_features, engine_of
+from latentknobs.engines.base import Engine, Ids, Response, check_reads, engine_of
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.errors import ConfigError, UnknownNameError
 from latentknobs.knobs.context import Observation
@@ -121,10 +123,13 @@ def test_engines_have_names() -> None:
         engine_of("transformer", None, None)
 
 
-def test_an_engine_without_hidden_states_refuses_heads_that_read_them() -> None:
+def test_an_engine_without_hidden_states_refuses_heads_that_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Blind(TableEngine):
         reads_hidden = False
 
-    check_features(Blind(), ("entropy",))
+    check_reads(Blind(), ("entropy",))
     with pytest.raises(ConfigError, match=r"'table' gives no hidden states.*features=\['hidden'\]"):
-        check_features(Blind(), ("hidden",))
+        check_reads(Blind(), ("hidden",))
+    monkeypatch.setattr("latentknobs.training.train.engine_of", lambda *_: Blind())
+    with pytest.raises(ConfigError, match="'table' gives no hidden states"):
+        lk.train(knobs=["temperature:0,1"], train_prompts=2, rollouts=2, eval_size=0, output_dir=str(tmp_path))

@@ -57,7 +57,9 @@ def test_whatever_a_score_depends_on_is_part_of_its_key():
     assert score_key("i", row | {"task": None}) == score_key("i", row)
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, (1, 2), math.nan, np.zeros(2), {1, 2}, [{"deep": (1,)}]], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [object(), {1: 2}, (1, 2), math.nan, np.zeros(2), {1, 2}, [{"deep": (1,)}]], ids=lambda value: type(value).__name__
+)
 def test_columns_that_json_cannot_hold_exactly_have_no_key_and_are_scored_again(tmp_path, value):
     assert score_key("i", {"what": value}) is None
     judge, cache = Judge(), ScoreCache(tmp_path / "c")

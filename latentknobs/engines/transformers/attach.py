@@ -31,8 +31,8 @@ from latentknobs.engines.transformers.modes import (
 )
 from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
-from latentknobs.engines.transformers.step import Stepper, check_values, draw_tokens
-from latentknobs.engines.transformers.verify import Verifier, sequences_of
+from latentknobs.engines.transformers.step import Stepper, check_values, draw_tokens, lowered
+from latentknobs.engines.transformers.verify import Running, Verifier, sequences_of
 from latentknobs.engines.transformers.versions import announce_untested
 from latentknobs.engines.transformers.wrappers import is_pipeline, layers_of
 from latentknobs.engines.uniforms import REDRAWS, uniforms
@@ -42,21 +42,7 @@ from latentknobs.likelihood.apply import apply_values
 from latentknobs.policies import Policy
 from latentknobs.tensors import host_sees
 
-# Removed tokens get this offset instead of -inf: a later processor (min_new_tokens, suppress_tokens) may remove every
-# kept token of a row, and softmax needs a finite number then. exp(-1e4) is 0 in float32.
-REMOVED = -1e4
 UNSEEN = -1  # id of a token that came as an embedding
-
-
-class _Running(threading.local):
-    """What one thread is doing with the model: hooks run in the thread that called it."""
-
-    hidden: Tensor | None = None
-    ledger: Ledger | None = None
-    kept: Ledger | None = None  # what the next call of `generate` goes on with
-    verifier: Verifier | None = None  # of the `generate` that is running
-    may_sample = False
-    is_paused = False
 
 
 class Attached:
@@ -86,8 +72,6 @@ class Attached:
 
     rows: Tensor | None = None
     samples: int | None = None
-    _budget: int | None = None  # of the newest `generate`, with the number of samples
-    _samples = 1
 
     def __init__(
         self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own", *,
@@ -102,7 +86,7 @@ class Attached:
         self.policy, self.seed, self.sampler = policy, seed, sampler
         self.sampling_arguments = sampling_arguments or ("override" if is_pipeline(layers[0]) else "refuse")
         self._stepper = Stepper(policy)
-        self._now, self._lock = _Running(), threading.RLock()
+        self._now, self._lock = Running(), threading.RLock()
         self._newest: Ledger | None = None
         self._call: Call | None = None  # the newest one
         # Wrappers may call the model's forward without its hooks (PEFT does), so that they need the hook too.
@@ -330,7 +314,7 @@ class Attached:
     def _packed(self, hidden_1SD: Tensor, logits_1SV: Tensor) -> Tensor:
         seen = Observation(hidden_ND=hidden_1SD[0, -logits_1SV.shape[1] :], logits_NV=logits_1SV[0])
         choice = self._stepper.choose(seen, torch.zeros(len(seen.logits_NV), dtype=torch.float64), True, None, None)
-        return _lowered(apply_values(seen.logits_NV, self.policy.space, choice.value_NJ), seen.logits_NV).unsqueeze(0)
+        return lowered(apply_values(seen.logits_NV, self.policy.space, choice.value_NJ), seen.logits_NV).unsqueeze(0)
 
     def _bare(self, **inputs: Any) -> Any:
         """The model's own output, as if no policy were attached."""
@@ -351,7 +335,7 @@ class Attached:
         choice = self._stepper.choose(seen, uniform_2B[0], is_new, ledger.choice_at(column, rows), state)
         ledger.remember(column + 1, choice)
         if not ledger.sampling:
-            return _lowered(apply_values(logits_BV, space, choice.value_NJ, seen), logits_BV)
+            return lowered(apply_values(logits_BV, space, choice.value_NJ, seen), logits_BV)
 
         def again(rows_R: Tensor) -> Tensor:
             key_R = ledger.keys(rows, device)[rows_R]
@@ -361,13 +345,3 @@ class Attached:
         if self._now.verifier is not None:
             self._now.verifier.drew(token_B)
         return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)
-
-
-def _lowered(warped_BV: Tensor, logits_BV: Tensor) -> Tensor:
-    """Warped logits with a finite number instead of -inf.
-
-    It lies far below the best kept token, so that neither the scale nor the offset of the logits can lift removed tokens,
-    and removed tokens keep their order.
-    """
-    floor_BV = warped_BV.amax(-1, keepdim=True) + REMOVED + (logits_BV - logits_BV.amax(-1, keepdim=True))
-    return torch.where(warped_BV.isneginf(), floor_BV, warped_BV)

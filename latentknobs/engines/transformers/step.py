@@ -16,6 +16,11 @@ from latentknobs.tensors import host_sees
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
+# Removed tokens get this offset instead of -inf: a later processor (min_new_tokens, suppress_tokens) may remove every
+# kept token of a row, and softmax needs a finite number then. exp(-1e4) is 0 in float32.
+REMOVED = -1e4
+
+
 class Stepper:
     """The steps of one policy."""
 
@@ -89,3 +94,13 @@ def draw_tokens(
     logits_BV, space, value_BJ = ordered_tail(seen.logits_NV, space, value_BJ, seen)
     token_B, cut = first_draw(logits_BV, space, value_BJ, uniform_B)
     return finish_draw(token_B, cut, logits_BV, space, value_BJ, uniform_B, again)
+
+
+def lowered(warped_BV: Tensor, logits_BV: Tensor) -> Tensor:
+    """Warped logits with a finite number instead of -inf.
+
+    It lies far below the best kept token, so that neither the scale nor the offset of the logits can lift removed tokens,
+    and removed tokens keep their order.
+    """
+    floor_BV = warped_BV.amax(-1, keepdim=True) + REMOVED + (logits_BV - logits_BV.amax(-1, keepdim=True))
+    return torch.where(warped_BV.isneginf(), floor_BV, warped_BV)

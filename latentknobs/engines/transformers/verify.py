@@ -5,6 +5,7 @@ one, and at the end there must be a choice for every token. It costs one compari
 the steps is read once, at the end.
 """
 
+import threading
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.engines.transformers.finished import Call
+from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.versions import versions
 from latentknobs.errors import DecodingError
 
@@ -110,3 +112,14 @@ def sequences_of(returned: Any) -> Tensor | None:
     """(B, L) ids among what `generate` returned; None where it returned something else (a `custom_generate` may)."""
     found = returned if isinstance(returned, Tensor) else getattr(returned, "sequences", None)
     return found if isinstance(found, Tensor) and found.dim() == 2 else None
+
+
+class Running(threading.local):
+    """What one thread is doing with the model: hooks run in the thread that called it."""
+
+    hidden: Tensor | None = None
+    ledger: Ledger | None = None
+    kept: Ledger | None = None  # what the next call of `generate` goes on with
+    verifier: Verifier | None = None  # of the `generate` that is running
+    may_sample = False
+    is_paused = False
