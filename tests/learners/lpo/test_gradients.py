@@ -1,4 +1,4 @@
-"""Why the marginal loss is the quiet one: its gradient is the posterior mean of the token variant's (DESIGN 6, property 6)."""
+"""Why the marginal loss is the quiet one: its gradient is the posterior mean of the token variant's (docs/properties.md, 6)."""
 
 import itertools
 import math

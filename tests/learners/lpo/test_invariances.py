@@ -1,4 +1,4 @@
-"""What must change nothing, and what must change something (DESIGN section 6, properties 3, 4, 5 and 7; padding)."""
+"""What must change nothing, and what must change something (docs/properties.md, 3, 4, 5 and 7)."""
 
 import math
 from dataclasses import replace

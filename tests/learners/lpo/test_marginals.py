@@ -1,4 +1,4 @@
-"""The marginal likelihood of segments: bounds, exactness, levels (DESIGN section 6, properties 2 and 8)."""
+"""The marginal likelihood of segments: bounds, exactness, levels (docs/properties.md, 2 and 8)."""
 
 import itertools
 
