@@ -14,7 +14,8 @@ from latentknobs.conformance.knobs import CHECKS
 from latentknobs.knobs import registry
 from latentknobs.knobs.knob import API_VERSION, Stage
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 PAGES = ["write-a-knob.md", "contract.md"]
 
 
@@ -100,10 +101,24 @@ def test_the_contract_page_describes_every_stage_with_its_knobs_and_the_version(
     assert f"This is version {API_VERSION} of the contract" in (DOCS / "contract.md").read_text()
 
 
-def test_pages_link_only_to_what_exists() -> None:
-    for page in (*PAGES, "knobs.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (DOCS / page).read_text()):
-            assert target.startswith("http") or (DOCS / target).exists(), f"{page} links to {target}"
+ALL = [
+    *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("examples/*/README.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_link_only_to_what_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in ALL if page.name != "log.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_pages_name_exist(page: Path) -> None:
+    """A page may leave out the folder that it is about; the log names files as they were called on its day."""
+    roots = [ROOT, ROOT / "latentknobs", ROOT / "tests", *(ROOT / "latentknobs").rglob("*/"), *(ROOT / "tests").rglob("*/")]
+    for name in set(re.findall(r"`([a-z_/-]+\.py)`", page.read_text())):
+        assert any((root / name).exists() for root in roots), f"{page} names {name}"
 
 
 def test_pages_need_no_global_state() -> None:
