@@ -13,7 +13,7 @@ import torch
 
 import latentknobs as lk
 from benchmarks.testbed import WIDTH, save
-from latentknobs.evaluation.evaluate import HEAD
+from latentknobs.evaluation.report import HEAD
 from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.reporting import print_report
 

@@ -20,7 +20,7 @@ import latentknobs as lk
 from benchmarks.paper.hand import InsideWords
 from benchmarks.testbed import WIDTH
 from latentknobs.data.prompts import is_held_out
-from latentknobs.evaluation.evaluate import GREEDY, HEAD, Report
+from latentknobs.evaluation.report import GREEDY, HEAD, Report
 from latentknobs.evaluation.statistics import bootstrap
 from latentknobs.policies import Policy
 from latentknobs.reporting import print_report

@@ -15,7 +15,8 @@ import torch
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.data.prompts import Prompt, make_prompts
-from latentknobs.evaluation.evaluate import HEAD, Report, rescore
+from latentknobs.evaluation.api import rescore
+from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.evaluation.statistics import Interval, bootstrap
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.reporting import print_report

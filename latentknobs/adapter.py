@@ -221,11 +221,16 @@ def attach(
         AdapterError: the adapter was trained on another model.
         UnknownNameError, ConfigError: the name is not known, or its settings do not fit.
     """
-    if isinstance(policy, str | Path) and (path_of(policy) / CONFIG).exists():
-        policy = KnobAdapter.from_pretrained(policy)
+    policy = read_adapter(policy)
     if isinstance(policy, KnobAdapter):
         return policy.attach(model, pick=pick, seed=seed, strict=strict)
     return Attached(model, policy_of(policy, tokenizer), seed=seed)
+
+
+def read_adapter(spec: Any) -> Any:
+    """The adapter of a folder that holds one; anything else as it is."""
+    is_folder = isinstance(spec, str | Path) and (path_of(spec) / CONFIG).exists()
+    return KnobAdapter.from_pretrained(spec) if is_folder else spec
 
 
 def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> None:

@@ -18,6 +18,7 @@ from latentknobs import entry_points
 from latentknobs.cli import COMMANDS, cli
 from latentknobs.commands.settings import parse_flags
 from latentknobs.config import OBJECT, fields, flat, make_config, read_yaml
+from latentknobs.evaluation.report import GREEDY, HEAD
 from latentknobs.knobs import registry
 from latentknobs.testing import KNOBS
 from latentknobs.training.round_data import load_round
@@ -133,6 +134,19 @@ class TestSavedRuns:
         result = latent("evaluate", trained[0], "--json", tmp_path / "r.json")
         assert result.exit_code == 0, result.output + repr(result.exception)
         assert json.loads((tmp_path / "r.json").read_text()) == json.loads((trained[0] / "evaluation/summary.json").read_text())
+
+    def test_evaluate_against_policies_by_name_and_adapters(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
+        names = ["edt:base=1.4,theta=3", "greedy", str(trained[0] / "adapter")]
+        flags = [word for name in names for word in ("--against", name)]
+        result = latent("evaluate", trained[0], "--json", tmp_path / "r.json", *flags)
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        rewards, plain = (
+            json.loads(p.read_text())["rewards"] for p in (tmp_path / "r.json", trained[0] / "evaluation/summary.json")
+        )
+        assert [*rewards] == [*plain, *names] and "edt:base=1.4" in result.stdout
+        assert rewards == plain | dict(zip(names, (rewards[names[0]], plain[GREEDY], plain[HEAD]), strict=True))
+        assert rewards[names[0]] not in plain.values()
+        assert "Did you mean" in refused("evaluate", trained[0], "--against", "edtt")
 
     def test_evaluate_on_other_prompts(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         for name, word in (("tune", "cat"), ("test", "dog")):

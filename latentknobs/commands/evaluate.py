@@ -20,8 +20,10 @@ FIELDS = (
 @click.argument("adapter_or_run", type=UserPath())
 @click.option("--json", "json_path", metavar="FILE", type=UserPath(), help="Also write all rewards as JSON.")
 @click.option("--seeds", metavar="INTEGER", help="Times that every policy answers every prompt.  [default: as in training]")
+@click.option("--against", multiple=True, metavar="POLICY", help="Also compare with this policy: a name, e.g. "
+              "`edt:base=1.4,theta=3`, or an adapter's folder; several times for several.")  # fmt: skip
 @config_options(*FIELDS, default="as in training")
-def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **flags: Any) -> None:
+def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, against: tuple[str, ...], **flags: Any) -> None:
     """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture and an entropy head.
 
     Settings left out are those the adapter was trained with. With --eval-prompts, the best constant is tuned on
@@ -47,7 +49,7 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, **
     settings.pop("eval_prompts", None)
     if "eval_seeds" in settings:
         settings["seeds"] = settings.pop("eval_seeds")
-    report = run_evaluation(adapter, **settings)
+    report = run_evaluation(adapter, against=against, **settings)
     print_report(report)
     if json_path is not None:
         json_path.write_text(json.dumps(report.to_dict()) + "\n", encoding="utf-8")

@@ -4,15 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentknobs.adapter import KnobAdapter, check_base, describe_model
-from latentknobs.config import make_config
+import numpy as np
+from numpy.typing import NDArray
+
+from latentknobs.adapter import KnobAdapter, check_base, describe_model, read_adapter
+from latentknobs.config import TrainConfig, make_config
+from latentknobs.data.prompts import Prompt
+from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.data.scores import score_rollouts
 from latentknobs.engines.base import engine_of
 from latentknobs.errors import ConfigError
-from latentknobs.evaluation.evaluate import Report, compare_policies, rollouts_needed
-from latentknobs.models.sources import gather
+from latentknobs.evaluation.comparison import Stage, fixed, lineup, make_report, rewards_of, stages, task_of
+from latentknobs.evaluation.report import Report
+from latentknobs.models.sources import Sources, gather
 from latentknobs.policies import HeadPolicy, Policy
-from latentknobs.progress import progress
+from latentknobs.policies.names import policy_of
+from latentknobs.progress import Advance, progress
 from latentknobs.rewards import RewardSpec
+
+Opponent = Policy | KnobAdapter | str | Path
 
 
 def evaluate(
@@ -24,7 +34,8 @@ def evaluate(
     tune_prompts: str | Path | Sequence[Any] | None = None,
     reward: RewardSpec | None = None,
     seeds: int = 3,
-    extra: Mapping[str, Policy] | None = None,
+    against: Opponent | Sequence[Opponent] = (),
+    extra: Mapping[str, Opponent] | None = None,
     **settings: Any,
 ) -> Report:
     """The head against every constant option, the tuned best constant, greedy, the uniform mixture and an entropy-only head.
@@ -36,13 +47,17 @@ def evaluate(
         tune_prompts: prompts on which the best constant is tuned. None splits `prompts` by hash: a fifth judges, the
             rest tunes.
         seeds: times that every policy answers every prompt.
-        extra: further policies to compare with, by name.
+        against: further policies to compare with: names such as `edt:base=1.4,theta=3`, folders of adapters, adapters or
+            policies. The report calls a name or a folder what it is called here, an object by its class.
+        extra: the same, under names of your own.
         settings: fields of `TrainConfig` that concern evaluation: `eval_size`, `tune_size`, `pick`, `max_new_tokens`,
             `batch_size`, `seed`, `device`, `dtype`, `reward_weights`.
 
     Raises:
-        AdapterError: the adapter cannot be read, or was trained on a model of another shape.
-        ConfigError, DataError, RewardError: as in `train`.
+        AdapterError: an adapter cannot be read, or was trained on a model of another shape.
+        UnknownNameError: there is no policy of a name.
+        ConfigError: two policies share a name, or the settings of one do not fit; otherwise as in `train`.
+        DataError, RewardError: as in `train`.
     """
     adapter = adapter if isinstance(adapter, KnobAdapter) else KnobAdapter.from_pretrained(adapter)
     named: dict[str, Any] = {"model": model, "reward": reward}
@@ -51,27 +66,54 @@ def evaluate(
     objects = {name: value for name, value in named.items() if value is not None and not isinstance(value, str | Path)}
     paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     config = make_config({**paths, **settings, "eval_seeds": seeds})
-    seeds = config.eval_seeds
     sources = gather(config, tokenizer=tokenizer, **objects)
     if not sources.evaluation:
         raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
     check_base(adapter.base, describe_model(sources.model), strict=False)
-    policies = dict(extra or {})
+    others = [against] if isinstance(against, Opponent) else against
+    named_others = [(str(one) if isinstance(one, str | Path) else type(one).__name__, one) for one in others]
+    found = [fixed(name, _policy(one, sources, config)) for name, one in [*named_others, *(extra or {}).items()]]
+    compared = [one for one in [*lineup(adapter.space), *found] if one.build(adapter, config.pick) is not None]
+    names = [one.name for one in compared]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"Two policies are called {twice[0]!r}. Give one of them another name: extra={{'name': policy}}.")
+    both = stages(compared, sources.train[: config.tune_size], sources.evaluation, config.eval_seeds)
+    with progress("evaluation", sum(stage.responses for stage in both)) as advance:
+        tuning, _ = _scored(adapter, config, sources, both[0], advance)
+        rewards, rollouts = _scored(adapter, config, sources, both[1], advance)
+    return make_report(rewards, tuning, [task_of(prompt) for prompt in sources.evaluation], rollouts)
+
+
+def _policy(spec: Opponent, sources: Sources, config: TrainConfig) -> Policy:
+    found = read_adapter(spec)
+    if isinstance(found, KnobAdapter):
+        check_base(found.base, describe_model(sources.model), strict=False)
+        return found.policy(config.pick)
+    return policy_of(found, sources.tokenizer)
+
+
+def _scored(
+    adapter: KnobAdapter, config: TrainConfig, sources: Sources, stage: Stage, advance: Advance
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[Rollout]]]:
+    """For each policy of a stage its (copies, prompts) rewards and its responses, in memory."""
+    rewards, rollouts = {}, {}
     device = engine_of(config.engine, sources.model, sources.tokenizer).device
-    for head in (
-        adapter.head,
-        adapter.entropy_head,
-        *(policy.head for policy in policies.values() if isinstance(policy, HeadPolicy)),
-    ):
-        if head is not None:
-            head.to(device)
-    tune = sources.train[: config.tune_size]
-    total = rollouts_needed(adapter.space.K, len(tune), len(sources.evaluation), seeds) + len(policies) * seeds * len(
-        sources.evaluation
-    )
-    with progress("evaluation", total) as advance:
-        return compare_policies(
-            adapter, sources.model, sources.tokenizer, sources.reward, tune, sources.evaluation, seeds=seeds,
-            pick=config.pick, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, seed=config.seed,
-            extra=policies, engine=config.engine, advance=advance,
+    for name, policy in stage.policies(adapter, config.pick).items():
+        if isinstance(policy, HeadPolicy):
+            policy.head.to(device)
+        rollouts[name] = roll_out(
+            sources.model, sources.tokenizer, stage.prompts, policy, copies=stage.copies, max_new_tokens=config.max_new_tokens,
+            batch_size=config.batch_size, seed=config.seed + stage.seed, engine=config.engine, advance=advance,
         )  # fmt: skip
+        rewards[name] = _rewards(sources.reward, stage.prompts, rollouts[name])
+    return rewards, rollouts
+
+
+def rescore(report: Report, prompts: Sequence[Prompt], reward: RewardSpec) -> Report:
+    """The same responses under another reward; the tuned constant stays the one of the first."""
+    rewards = {name: _rewards(reward, prompts, found) for name, found in report.rollouts.items()}
+    return Report(rewards, report.tasks, report.tuned, report.tuning, report.rollouts)
+
+
+def _rewards(reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> NDArray[np.float64]:
+    return rewards_of([score.value for score in score_rollouts(reward, prompts, rollouts, whole=False)], len(prompts))

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from latentknobs.evaluation.evaluate import ALL, HEAD, Comparison, Report
+from latentknobs.evaluation.report import ALL, HEAD, Comparison, Report
 from latentknobs.evaluation.statistics import Interval
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.findings import CALM, HEADING

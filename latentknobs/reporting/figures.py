@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
 from latentknobs.data.rollouts import Rollout
-from latentknobs.evaluation.evaluate import HEAD, Comparison, Report
+from latentknobs.evaluation.report import HEAD, Comparison, Report
 from latentknobs.reporting import svg
 from latentknobs.reporting.samples import Samples
 

@@ -11,7 +11,7 @@ import latentknobs
 from latentknobs.config import make_config, read_yaml
 from latentknobs.data.disk import replacing
 from latentknobs.errors import LatentKnobsError, RunError
-from latentknobs.evaluation.evaluate import ALL, HEAD, Report
+from latentknobs.evaluation.report import ALL, HEAD, Report
 from latentknobs.files import fit, parse_json, read_text, without_folders
 from latentknobs.reporting import figures
 from latentknobs.reporting.colours import Scale

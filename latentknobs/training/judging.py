@@ -4,7 +4,8 @@ A constant does not depend on the head, so its responses are kept when only the 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import TrainConfig
 from latentknobs.content import digest
-from latentknobs.data.prompts import Prompt
 from latentknobs.errors import RunError
-from latentknobs.evaluation.evaluate import HEAD, Report, baselines, constants, make_report, task_of
+from latentknobs.evaluation.comparison import Stage, lineup, make_report, rewards_of, stages, task_of
+from latentknobs.evaluation.report import Report
 from latentknobs.files import MB, read_json
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources
-from latentknobs.policies import Policy
 from latentknobs.progress import Advance
 from latentknobs.training.rundir import RunDir, Task, write_text
 from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
@@ -28,51 +29,44 @@ SUMMARY = "evaluation/summary.json"
 LARGEST = 512 * MB
 
 
+def stages_of(config: TrainConfig, space: KnobSpace, sources: Sources) -> tuple[Stage, ...]:
+    """The stages of the evaluation of a run; without held-out prompts there are none."""
+    both = stages(lineup(space), sources.train[: config.tune_size], sources.evaluation, config.eval_seeds)
+    return both if sources.evaluation else ()
+
+
 def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, key: str) -> Report:
     """The comparison on held-out prompts, and its files.
 
     Args:
         key: digest of the model, the space, and the level.
     """
-    policies = {HEAD: adapter.policy(config.pick), **baselines(adapter, config.pick)}
-    fixed = constants(adapter)
-    tune = sources.train[: config.tune_size]
-    tuning, tuned_by = _scored(run, config, sources, "tuning", tune, _runs(fixed), 1, 101, key)
-    values, rated_by = _scored(
-        run, config, sources, "evaluation", sources.evaluation, _runs(policies), config.eval_seeds, 1001, key
-    )
+    both = stages_of(config, adapter.space, sources)
+    (tuning, tuned_by), (rewards, rated_by) = [_scored(run, config, sources, adapter, stage, key) for stage in both]
+    tasks = [task_of(prompt) for prompt in sources.evaluation]
 
     def make(path: Path, advance: Advance) -> None:
-        rewards = dict(zip(policies, values, strict=True))
-        report = make_report(rewards, dict(zip(fixed, tuning, strict=True)), [task_of(prompt) for prompt in sources.evaluation])
-        write_text(path, json.dumps(report.to_dict()) + "\n")
+        write_text(path, json.dumps(make_report(rewards, tuning, tasks).to_dict()) + "\n")
 
     # the order of prompts and policies is part of what a file of scores means
-    tasks = [task_of(prompt) for prompt in sources.evaluation]
-    run.stage("summary", [Task(SUMMARY, config.digest("evaluation", digest(tuned_by, rated_by, list(policies), tasks)), make)])
+    run.stage("summary", [Task(SUMMARY, config.digest("evaluation", digest(tuned_by, rated_by, list(rewards), tasks)), make)])
     return read_report(run.path)
 
 
-def _runs(policies: Mapping[str, Policy]) -> list[PolicyRun]:
-    return [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
-
-
 def _scored(
-    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], policies: Sequence[PolicyRun],
-    copies: int, part: int, key: str,
-) -> tuple[list[NDArray[np.float64]], str]:  # fmt: skip
-    """For each policy its (copies, prompts) scores, NaN where the reward failed, and a digest of all of them."""
-    files = sample(run, config, sources, stage, prompts, policies, copies=copies, seed=config.seed + part, key=key)
-    flat = [path for paths in files for path in paths]
-    scores = score_files(run, sources.reward, stage, prompts, flat)
-    values = []
-    for number, paths in enumerate(files):
-        mine = scores[number * len(paths) : (number + 1) * len(paths)]
-        pairs = zip((rollout.prompt for rollout in read_all(paths)), read_scores(mine), strict=True)
-        by_prompt = sorted(pairs, key=lambda pair: pair[0])
-        row = [np.nan if value is None else value for _, value in by_prompt]
-        values.append(np.array(row, dtype=float).reshape(len(prompts), copies).T)
-    return values, str(run.content(scores))
+    run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, stage: Stage, key: str
+) -> tuple[dict[str, NDArray[np.float64]], str]:
+    """For each policy its (copies, prompts) rewards, and a digest of all of them."""
+    policies = stage.policies(adapter, config.pick)
+    runs = [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
+    seed = config.seed + stage.seed
+    files = sample(run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=key)
+    scores = score_files(run, sources.reward, stage.name, stage.prompts, [path for paths in files for path in paths])
+    rewards, left = {}, iter(scores)
+    for name, paths in zip(policies, files, strict=True):
+        pairs = zip((rollout.prompt for rollout in read_all(paths)), read_scores(list(islice(left, len(paths)))), strict=True)
+        rewards[name] = rewards_of([value for _, value in sorted(pairs, key=itemgetter(0))], len(stage.prompts))
+    return rewards, str(run.content(scores))
 
 
 def mean_length(path: Path, policy: str) -> float:

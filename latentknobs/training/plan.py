@@ -61,13 +61,13 @@ class Plan:
 
 
 def make_plan(
-    folder: Path, config: TrainConfig, options: int, prompts: int, evaluation: int, given: int | None, processes: int, used: int
+    folder: Path, config: TrainConfig, prompts: int, evaluation: Mapping[str, int], given: int | None, processes: int, used: int
 ) -> Plan:  # fmt: skip
     """The plan of a run that starts now, with what an earlier run of the same settings had begun.
 
     Args:
-        options: K, constants that are evaluated.
-        prompts, evaluation: training and held-out prompts.
+        prompts: how many train.
+        evaluation: responses of each stage of the evaluation.
         used: most rollouts of a prompt that the learner reads.
         given: responses from elsewhere; None where the first round rolls out.
     """
@@ -83,12 +83,9 @@ def make_plan(
             stages |= {f"{name}/second_scores": responses} if config.second_reward else {}
             stages |= {f"{name}/examples": 1, f"{name}/features": prompts * used}
         stages[f"{name}/heads"] = config.steps * (2 if number == 1 else 1)
-    if evaluation:
-        tune = options * min(config.tune_size, prompts)
-        held_out = (options + 4) * evaluation * config.eval_seeds  # the head, greedy, the mixture and entropy only
-        for name, responses in (("tuning", tune), ("evaluation", held_out)):
-            stages |= {f"{name}/rollouts": responses, f"{name}/scores": responses}
-        stages["summary"] = 1
+    for name, responses in evaluation.items():
+        stages |= {f"{name}/rollouts": responses, f"{name}/scores": responses}
+    stages |= {"summary": 1} if evaluation else {}
     settings = config.digest()
     try:
         before = Plan.read(folder)

@@ -18,7 +18,7 @@ from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
 from latentknobs.engines.base import engine_of
 from latentknobs.errors import ConfigError
-from latentknobs.evaluation.evaluate import task_of
+from latentknobs.evaluation.comparison import task_of
 from latentknobs.learners.base import Count, Learner
 from latentknobs.models.sources import Sources
 from latentknobs.policies import CategoricalPolicy

@@ -13,7 +13,7 @@ from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_ya
 from latentknobs.data.size import disk_warning, feature_bytes
 from latentknobs.engines.base import check_reads, engine_of
 from latentknobs.errors import ConfigError
-from latentknobs.evaluation.evaluate import HEAD, Report
+from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.heads.features import check_features, width
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter, parse_level
@@ -29,7 +29,7 @@ from latentknobs.reporting.findings import write_findings
 from latentknobs.stages import Enters
 from latentknobs.training.diagnostics import Facts, diagnose
 from latentknobs.training.fit import check_fit
-from latentknobs.training.judging import SUMMARY, judge, mean_length
+from latentknobs.training.judging import SUMMARY, judge, mean_length, stages_of
 from latentknobs.training.modules import BASELINE, MAIN, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
@@ -143,9 +143,8 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
                 tell_changes(run.path, config)
                 write_yaml(config, run.path / "config.yaml")
                 explain(run.path)
-        run.plan = make_plan(
-            run.path, config, space.K, len(sources.train), len(sources.evaluation), given, processes.size, used
-        )  # fmt: skip
+        evaluation = {stage.name: stage.responses for stage in stages_of(config, space, sources)}
+        run.plan = make_plan(run.path, config, len(sources.train), evaluation, given, processes.size, used)
         run.track = trackers.log
         key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]
         modules: Modules | None = None

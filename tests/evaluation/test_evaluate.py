@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.adapter import describe_model
-from latentknobs.errors import AdapterError, RewardError
-from latentknobs.evaluation.evaluate import HEAD, Report, make_report
+from latentknobs.data.prompts import make_prompts
+from latentknobs.errors import AdapterError, LatentKnobsError, RewardError
+from latentknobs.evaluation.comparison import lineup, make_report, stages
+from latentknobs.evaluation.report import GREEDY, HEAD, MIXTURE, Report
 from latentknobs.evaluation.statistics import bootstrap, win_share
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
-from latentknobs.policies import ConstantPolicy
+from latentknobs.policies import ConstantPolicy, GreedyPolicy
+
+SMALL = {"seeds": 2, "train_prompts": 8, "eval_size": 6, "tune_size": 4, "max_new_tokens": 8}
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():
@@ -129,13 +133,57 @@ def adapter():
 
 def test_a_head_that_is_a_constant_ties_with_it(adapter):
     found = lk.evaluate(
-        adapter, seeds=2, train_prompts=8, eval_size=6, tune_size=4, max_new_tokens=8,
+        adapter, **SMALL,
         extra={"also cold": ConstantPolicy(adapter.space, 0)},
     )  # fmt: skip
     assert found.compare("temperature 0").gain.mean == 0
     assert found.compare("also cold").wins.mean == 0.5
     assert (found.rewards["temperature 0"] == found.rewards["greedy decoding"]).all()
     assert "entropy-only head" not in found.rewards
+
+
+def test_policies_by_name_and_adapters_are_compared_too(adapter, tmp_path):
+    folder = str(adapter.save_pretrained(tmp_path / "other"))
+    by_name = ["constant:temperature=1", "edt:base=1.4,theta=3", folder, GreedyPolicy(), adapter]
+    found = lk.evaluate(adapter, against=by_name, extra={"mine": "constant:temperature=0"}, **SMALL)
+    plain = lk.evaluate(adapter, **SMALL)
+    assert [*found.rewards][len(plain.rewards) :] == [*by_name[:3], "GreedyPolicy", "KnobAdapter", "mine"]
+    same = [("constant:temperature=1", "temperature 1"), (folder, HEAD), ("KnobAdapter", HEAD), ("mine", GREEDY)]
+    for name, known in [*same, ("GreedyPolicy", GREEDY), *((name, name) for name in plain.rewards)]:
+        assert (found.rewards[name] == plain.rewards[known]).all()
+        assert [rollout.ids for rollout in found.rollouts[name]] == [rollout.ids for rollout in plain.rollouts[known]]
+    assert found.rollouts["edt:base=1.4,theta=3"] not in plain.rollouts.values()
+    assert (found.tuned, found.tuning) == (plain.tuned, plain.tuning)
+    assert [*lk.evaluate(adapter, against="greedy", **SMALL).rewards] == [*plain.rewards, "greedy"]
+
+
+@pytest.mark.parametrize(
+    "against, words",
+    [
+        (["edtt"], "edtt.*Did you mean"),
+        (["edt:base=hot"], "hot"),
+        (["greedy", "greedy"], "Two policies are called 'greedy'.*extra="),
+        ([3], "3 is not a policy"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_generated(adapter, against, words, monkeypatch):
+    monkeypatch.setattr("latentknobs.evaluation.api.roll_out", lambda *_, **__: pytest.fail("generated"))
+    with pytest.raises(LatentKnobsError, match=words):
+        lk.evaluate(adapter, against=against, **SMALL)
+
+
+def test_an_opponent_of_another_model_is_refused(adapter):
+    other = lk.KnobAdapter(adapter.space, adapter.head, adapter.segmenter, ("hidden",), adapter.base | {"layers": 40})
+    with pytest.raises(AdapterError, match="number of layers 40"):
+        lk.evaluate(adapter, against=other, **SMALL)
+
+
+def test_the_stages_count_their_responses_and_share_no_draws(adapter):
+    prompts = make_prompts(["one", "two", "three"], testbed.load_tokenizer())
+    tuning, held_out = stages(lineup(adapter.space), prompts, prompts[:2], 4)
+    assert (tuning.responses, held_out.responses) == (2 * 3, (1 + 2 + 3) * 2 * 4) and tuning.seed != held_out.seed
+    assert [*tuning.policies(adapter, "greedy")] == ["temperature 0", "temperature 1"]
+    assert [*held_out.policies(adapter, "greedy")] == [HEAD, "temperature 0", "temperature 1", GREEDY, MIXTURE]  # no second head
 
 
 def test_own_prompts_are_split_by_hash_or_given_apart(adapter):

@@ -11,7 +11,7 @@ import pytest
 from latentknobs.config import make_config, write_yaml
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, write_lines
-from latentknobs.evaluation.evaluate import GREEDY, HEAD, MIXTURE, Report
+from latentknobs.evaluation.report import GREEDY, HEAD, MIXTURE, Report
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.reporting import write_samples
 

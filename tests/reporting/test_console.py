@@ -5,7 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from latentknobs.evaluation.evaluate import GREEDY, HEAD, Report
+from latentknobs.evaluation.report import GREEDY, HEAD, Report
 from latentknobs.reporting import coloured, legend, print_report
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.console import WIDTH

@@ -10,7 +10,7 @@ import pytest
 from latentknobs.config import make_config, write_yaml
 from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.errors import RunError
-from latentknobs.evaluation.evaluate import HEAD, Report
+from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.reporting import write_findings, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

@@ -1,10 +1,6 @@
-"""The head against everything a user could do instead, on held-out prompts, paired prompt by prompt.
+"""What an evaluation found: the rewards of every policy on the same prompts, and the head against each, paired by prompt."""
 
-Baselines: every constant option, the best of them tuned on training prompts, greedy decoding, the uniform mixture, and
-a head that sees only the entropy. All policies answer the same prompts with the same seeds.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,15 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from latentknobs.adapter import KnobAdapter
-from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout, roll_out
-from latentknobs.data.scores import score_rollouts
-from latentknobs.errors import RewardError
+from latentknobs.data.rollouts import Rollout
 from latentknobs.evaluation.statistics import Interval, bootstrap, win_share
 from latentknobs.files import fit
-from latentknobs.policies import ConstantPolicy, GreedyPolicy, Pick, Policy, UniformPolicy
-from latentknobs.rewards import RewardSpec
 
 HEAD, GREEDY, MIXTURE, ENTROPY = "learned head", "greedy decoding", "uniform mixture", "entropy-only head"
 ALL = "all"
@@ -162,112 +152,6 @@ def _plain(reward_SP: NDArray[np.float64]) -> list[list[float | None]]:
     return [[None if np.isnan(value) else round(value, 6) for value in row] for row in reward_SP.tolist()]
 
 
-def constants(adapter: KnobAdapter) -> dict[str, Policy]:
-    """Every option as a constant policy, by its label."""
-    return {adapter.space.label(k): ConstantPolicy(adapter.space, k) for k in range(adapter.space.K)}
-
-
-def baselines(adapter: KnobAdapter, pick: Pick) -> dict[str, Policy]:
-    """What the head is compared with, by name: constants, greedy, the mixture, and the entropy-only head if there is one."""
-    entropy = adapter.entropy_policy(pick)
-    plain: dict[str, Policy] = {GREEDY: GreedyPolicy(), MIXTURE: UniformPolicy(adapter.space, adapter.segmenter)}
-    return constants(adapter) | plain | ({ENTROPY: entropy} if entropy else {})
-
-
-def task_of(prompt: Prompt) -> str:
-    """The column `task` of a prompt, `all` without one."""
-    return str(prompt.columns.get("task", ALL))
-
-
 def judged(rewards: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
     """(P,) whether every response to a prompt has a score, for (seeds, P) rewards by policy."""
     return np.logical_and.reduce([np.isfinite(reward_SP).all(0) for reward_SP in rewards.values()])
-
-
-def make_report(
-    rewards: dict[str, NDArray[np.float64]],
-    tuning: Mapping[str, NDArray[np.float64]],
-    tasks: Sequence[str],
-    rollouts: dict[str, list[Rollout]] | None = None,
-) -> Report:
-    """The comparison of rewards that are known already.
-
-    Args:
-        rewards: for each policy (seeds, prompts) rewards on held-out prompts; NaN where the reward failed.
-        tuning: the same for each constant on training prompts.
-        tasks: of the held-out prompts.
-
-    Raises:
-        RewardError: of the training or of the held-out prompts none has a score for every response.
-    """
-    for what, values in (("training prompts that tune the constant", tuning), ("held-out prompts", rewards)):
-        if not (kept := judged(values)).any():
-            failed = {name: int(np.isnan(reward_SP).sum()) for name, reward_SP in values.items()}
-            worst = max(failed, key=lambda name: failed[name])
-            raise RewardError(
-                f"None of the {len(kept)} {what} has a score for every response, so nothing can be compared. The reward failed "
-                f"most often on {worst!r}: {failed[worst]} of {values[worst].size} responses. Repair the reward, or give more "
-                "prompts."
-            )
-    kept = judged(tuning)
-    means = {name: float(reward_SP[:, kept].mean()) for name, reward_SP in tuning.items()}
-    return Report(rewards, list(tasks), max(means, key=lambda name: means[name]), means, rollouts or {})
-
-
-def compare_policies(
-    adapter: KnobAdapter,
-    model: Any,
-    tokenizer: Any,
-    reward: RewardSpec,
-    train_prompts: Sequence[Prompt],
-    eval_prompts: Sequence[Prompt],
-    *,
-    seeds: int,
-    pick: Pick,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int = 0,
-    extra: Mapping[str, Policy] | None = None,
-    engine: str = "transformers",
-    advance: Callable[[int], None] = lambda rows: None,
-) -> Report:
-    """Rolls out the head and every baseline and compares them.
-
-    Args:
-        train_prompts: where the best constant is tuned, one response each.
-        extra: further policies to compare with, by name.
-        advance: called with the number of responses just finished.
-    """
-    policies: dict[str, Policy] = {HEAD: adapter.policy(pick), **baselines(adapter, pick), **(extra or {})}
-
-    def run(policy: Policy, prompts: Sequence[Prompt], copies: int, part: int) -> tuple[list[Rollout], NDArray[np.float64]]:
-        made = roll_out(
-            model, tokenizer, prompts, policy, copies=copies, max_new_tokens=max_new_tokens, batch_size=batch_size,
-            seed=seed + part, engine=engine, advance=advance,
-        )  # fmt: skip
-        return made, _rewards(reward, prompts, made, copies)
-
-    tuning = {name: run(policy, train_prompts, 1, 101)[1] for name, policy in constants(adapter).items()}
-    rewards, rollouts = {}, {}
-    for name, policy in policies.items():
-        rollouts[name], rewards[name] = run(policy, eval_prompts, seeds, 1001)
-    return make_report(rewards, tuning, [task_of(prompt) for prompt in eval_prompts], rollouts)
-
-
-def rescore(report: Report, prompts: Sequence[Prompt], reward: RewardSpec) -> Report:
-    """The same responses under another reward; the tuned constant stays the one of the first."""
-    seeds = len(next(iter(report.rewards.values())))
-    rewards = {name: _rewards(reward, prompts, made, seeds) for name, made in report.rollouts.items()}
-    return Report(rewards, report.tasks, report.tuned, report.tuning, report.rollouts)
-
-
-def _rewards(reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], copies: int) -> NDArray[np.float64]:
-    """(copies, prompts) rewards, NaN where the reward failed."""
-    scores = score_rollouts(reward, prompts, rollouts, whole=False)
-    values = [np.nan if score.value is None else score.value for score in scores]
-    return np.array(values, dtype=float).reshape(len(prompts), copies).T
-
-
-def rollouts_needed(adapter_options: int, train: int, evaluation: int, seeds: int) -> int:
-    """How many responses `compare_policies` generates, for a progress bar."""
-    return adapter_options * train + (adapter_options + 4) * evaluation * seeds
