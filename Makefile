@@ -42,10 +42,11 @@ test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # constraints.txt pins the oldest transformers of the declared range; this environment takes the newest one, without constraints.
+# It alone has the clients (lm-evaluation-harness, TRL), which take less than a minute to install; elsewhere their tests are skipped.
 $(NEWEST)/.ready: pyproject.toml
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --no-compile torch==2.13.0
-	$(NEWEST)/bin/python -m pip install --quiet --no-compile --upgrade -e '.[dev]'
+	$(NEWEST)/bin/python -m pip install --quiet --no-compile --upgrade -e '.[dev,clients]'
 	touch $@
 
 test-newest: $(NEWEST)/.ready
