@@ -97,7 +97,7 @@ def on_gpu(model: Any, B: int, rounds: int) -> list[Row]:
             policy, what = policy_for(model, space, width), f"{K} options, head {width}"
             runs[what] = adaptive(model, policy, B)
     seconds = turns(runs, rounds)
-    asked = {what: waits(run) for what, run in runs.items()}
+    waits_of = {what: waits(run) for what, run in runs.items()}
     rows: list[Row] = []
     for what in list(runs)[1:]:
         both = list(zip(seconds[what], seconds["greedy"], strict=True))
@@ -105,7 +105,7 @@ def on_gpu(model: Any, B: int, rounds: int) -> list[Row]:
         goal = 1.01 if LARGE["num_hidden_layers"] == L and "options" in what else None
         rows.append({
             "layers": L, "B": B, "what": what, "greedy ms/step": median(seconds["greedy"]) / TOKENS * 1e3, "x greedy": ratio,
-            "extra ms/step": extra, "waits/step": asked[what], "greedy's": asked["greedy"], "target": goal,
+            "extra ms/step": extra, "waits/step": waits_of[what], "greedy's": waits_of["greedy"], "target": goal,
             "met": None if goal is None else ratio <= goal,
         })  # fmt: skip
     return rows
@@ -117,12 +117,12 @@ def waits(call: Callable[..., Any]) -> float:
     def count(tokens: int) -> int:
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 call(tokens)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(one.message) for one in told)
+        return sum("synchroniz" in str(one.message) for one in caught)
 
     return (count(24) - count(8)) / 16
 

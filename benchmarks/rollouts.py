@@ -35,8 +35,8 @@ def worlds() -> dict[str, World]:
     found = {"testbed": (model, tokenizer, make_prompts(rows, tokenizer), testbed.MAX_NEW_TOKENS)}
     if (DATA / "stories260K").is_dir():
         model, tokenizer = load(DATA)
-        told, _ = openings(stories(DATA), tokenizer)
-        found["stories260K"] = (model.eval(), tokenizer, make_prompts(told[:64], tokenizer), 200)
+        beginnings, _ = openings(stories(DATA), tokenizer)
+        found["stories260K"] = (model.eval(), tokenizer, make_prompts(beginnings[:64], tokenizer), 200)
     return found
 
 
@@ -46,8 +46,8 @@ def sample_plainly(world: World, batch_size: int) -> list[list[int]]:
     made: list[list[int]] = []
     for rows in plan_batches(prompts, 1, batch_size):
         inputs = tokenizer.pad({"input_ids": [list(prompts[p].ids) for p in rows]}, padding_side="left", return_tensors="pt")
-        told = {"do_sample": True, "top_k": 0, "max_new_tokens": longest, "pad_token_id": tokenizer.pad_token_id}
-        ids_BL = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **told)
+        settings = {"do_sample": True, "top_k": 0, "max_new_tokens": longest, "pad_token_id": tokenizer.pad_token_id}
+        ids_BL = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **settings)
         _, responses = split_sequences(model, ids_BL, inputs["input_ids"].shape[1])
         tokenizer.batch_decode(responses, skip_special_tokens=True)
         made += responses
@@ -84,8 +84,8 @@ def main() -> None:
     parser.add_argument("--json", help="folder for the figures")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    asked = {"testbed": [("token", 512), ("sequence", 512), ("token", 64)], "stories260K": [("token", 64)]}
-    rows = [against_one_call(name, world, *one) for name, world in worlds().items() for one in asked[name]]
+    cases = {"testbed": [("token", 512), ("sequence", 512), ("token", 64)], "stories260K": [("token", 64)]}
+    rows = [against_one_call(name, world, *one) for name, world in worlds().items() for one in cases[name]]
     report("Finished rows leave the batch", rows, args.json and f"{args.json}/rollouts_leaving.json")
 
 

@@ -95,8 +95,8 @@ class Bench:
                 if not path.exists():
                     part = self.prompts[first : min(first + CHUNK, last)]
                     seed = number + (1_000 if name == "deep" else 0)
-                    made = self._roll_out(part, UniformPolicy(self.space, self.segmenter), copies, seed)
-                    write_lines(path, [replace(rollout, prompt=rollout.prompt + first) for rollout in made])
+                    rollouts = self._roll_out(part, UniformPolicy(self.space, self.segmenter), copies, seed)
+                    write_lines(path, [replace(rollout, prompt=rollout.prompt + first) for rollout in rollouts])
                     print(f"{self.size}: {path.name}", flush=True)
                 for rollout in read_rollouts(path):
                     pool[rollout.prompt].append(rollout)
@@ -113,11 +113,11 @@ class Bench:
         """The mean reward of every constant on training prompts, and the index of the best one."""
         path = self.out / "tuning.json"
         if not path.exists():
-            asked = self.prompts[: self.plan.tune_size]
+            prompts = self.prompts[: self.plan.tune_size]
             means = {}
             for k in range(self.space.K):
-                made = self._roll_out(asked, ConstantPolicy(self.space, k), 1, 2_000)
-                means[self.space.label(k)] = float(np.mean(rewards_of(asked, made)))
+                rollouts = self._roll_out(prompts, ConstantPolicy(self.space, k), 1, 2_000)
+                means[self.space.label(k)] = float(np.mean(rewards_of(prompts, rollouts)))
             path.write_text(json.dumps(means, indent=1), encoding="utf-8")
         means = json.loads(path.read_text(encoding="utf-8"))
         return means, int(np.argmax(list(means.values())))
@@ -133,8 +133,8 @@ class Bench:
 
     def _judge(self, policy: Policy, seed: int) -> tuple[list[Rollout], list[float]]:
         """One response to every held-out prompt and its reward; equal seeds are answered with equal random numbers."""
-        made = self._roll_out(self.judged, policy, 1, 3_000 + seed)
-        return made, rewards_of(self.judged, made)
+        rollouts = self._roll_out(self.judged, policy, 1, 3_000 + seed)
+        return rollouts, rewards_of(self.judged, rollouts)
 
     def _cell_path(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell.name}.json"
@@ -145,9 +145,9 @@ class Bench:
         for seed, pairs in enumerate(chosen):
             rows: list[dict[str, Any]] = []
             head = self._fit(cell, *store.part(pairs), seed, rows)
-            made, earned = self._judge(HeadPolicy(head, self.space, self.segmenter), seed)
+            rollouts, earned = self._judge(HeadPolicy(head, self.space, self.segmenter), seed)
             rewards.append(earned)
-            temperature.append(float(np.mean([values_K[list(rollout.options)].mean() for rollout in made])))
+            temperature.append(float(np.mean([values_K[list(rollout.options)].mean() for rollout in rollouts])))
             checks = [row for row in rows if "validation_loss" in row]
             accuracy.append(min(checks, key=lambda row: row["validation_loss"])["validation_accuracy"])
         found = {"pairs": [len(pairs) for pairs in chosen], "accuracy": accuracy, "temperature": temperature, "rewards": rewards}
@@ -205,13 +205,13 @@ def keep_plan(out: Path, plan: Plan) -> None:
     Raises:
         click.ClickException: the folder belongs to another plan.
     """
-    path, told = out / "plan.json", json.dumps(asdict(plan), indent=1)
-    if path.exists() and path.read_text(encoding="utf-8") != told:
+    path, text = out / "plan.json", json.dumps(asdict(plan), indent=1)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
         raise click.ClickException(
             f"{str(out)!r} holds the results of another plan (see plan.json). Give another --out, or delete it."
         )
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(told, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 @click.command()

@@ -33,8 +33,8 @@ def ready_models(
         folder = out / size / "model"
         torch.manual_seed(0)
         loss = train(rows, tokenizer, Schedule(tokens=tokens), folder, size)
-        told = {"seed": 0, "tokens": tokens, "corpus_tokens": rows.numel(), "loss_nats": round(loss, 4)}
-        (folder / "training.json").write_text(json.dumps(told), encoding="utf-8")
+        facts = {"seed": 0, "tokens": tokens, "corpus_tokens": rows.numel(), "loss_nats": round(loss, 4)}
+        (folder / "training.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def load_model(out: Path, size: str) -> LlamaForCausalLM:

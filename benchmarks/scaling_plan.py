@@ -86,7 +86,7 @@ def choose_pairs(cell: Cell, rewards: Sequence[Sequence[float]], seed: int) -> l
         rewards: of every prompt, the rewards of its rollouts. Prompts with fewer than the cell's rollouts are left out.
 
     Returns:
-        Pairs whose `chosen` and `rejected` count the rollouts of their prompt from 0; fewer than asked where there are no more.
+        Pairs whose `chosen` and `rejected` count the rollouts of their prompt from 0; fewer than requested if there are no more.
     """
     order = [p for p in shuffled(len(rewards), seed) if len(rewards[p]) >= cell.rollouts]
     flat = [(p, r) for p in order for r in range(cell.rollouts)]

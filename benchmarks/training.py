@@ -165,13 +165,13 @@ def rollouts(name: str, model: Any, B: int = 16, tokens: int = 32) -> Row:
     """Time of a batch of rollouts over that of plain sampling."""
     V = model.config.vocab_size
     ids_BL, policy = torch.randint(3, V, (B, 16)), UniformPolicy(SIX, Every(1))
-    told = {"attention_mask": torch.ones_like(ids_BL), "max_new_tokens": tokens, "min_new_tokens": None, "eos_token_id": None}
+    settings = {"attention_mask": torch.ones_like(ids_BL), "max_new_tokens": tokens, "min_new_tokens": None, "eos_token_id": None}
 
     def adaptive() -> None:
         with Attached(model, policy):
-            model.generate(ids_BL, **told)
+            model.generate(ids_BL, **settings)
 
-    plain: Callable[[], Any] = lambda: model.generate(ids_BL, do_sample=True, top_k=0, **told)  # noqa: E731
+    plain: Callable[[], Any] = lambda: model.generate(ids_BL, do_sample=True, top_k=0, **settings)  # noqa: E731
     seconds = interleaved({"plain": plain, "adaptive": adaptive}, rounds=7)
     ratio = seconds["adaptive"] / seconds["plain"]
     return {

@@ -1,7 +1,7 @@
 """From a name to what an installed package offers under it: rewards, policies, learners and engines.
 
 A user writes `name` or `name:key=value,...`; each kind of thing has an entry-point group `latentknobs.KINDs`. Listing imports
-nothing, and a broken package fails only for whoever names it. Knobs have a registry of their own (`knobs.registry`), because
+nothing, and a broken package fails only where it is named. Knobs have a registry of their own (`knobs.registry`), because
 they carry grids and reserved names.
 """
 
@@ -52,13 +52,13 @@ def load(kind: str, name: str) -> Any:
     return _loaded(kind, find(kind, name))
 
 
-def resolve(kind: str, spec: str, **given: Any) -> tuple[Any, dict[str, Any]]:
+def resolve(kind: str, spec: str, **extra: Any) -> tuple[Any, dict[str, Any]]:
     """The object that `name` or `name:key=value,...` names, and its origin: entry point, distribution and settings.
 
     A class or factory is called with the settings; anything else is returned as it is.
 
     Args:
-        given: further arguments of the class or factory, passed where its signature names them.
+        extra: further arguments of the class or factory, passed where its signature names them.
 
     Raises:
         UnknownNameError, PluginError: see `load`.
@@ -75,10 +75,10 @@ def resolve(kind: str, spec: str, **given: Any) -> tuple[Any, dict[str, Any]]:
     settings = parse_settings(kind, spec, target)
     known = inspect.signature(target).parameters
     try:
-        made = target(**{key: value for key, value in given.items() if key in known}, **settings)
+        found = target(**{key: value for key, value in extra.items() if key in known}, **settings)
     except TypeError as error:
         raise ConfigError(f"The {kind} {spec!r} cannot be made: {error}. Write it as 'name:key=value,...'.") from error
-    return made, origin | {"settings": settings}
+    return found, origin | {"settings": settings}
 
 
 def find(kind: str, name: str) -> EntryPoint:

@@ -1,6 +1,6 @@
 """Progress for everything long: a rich bar on a terminal, plain lines elsewhere, and nothing from helping processes.
 
-Which process this is stands in the environment, where torchrun and `accelerate launch` put it; asking starts nothing.
+Which process this is stands in the environment, where torchrun and `accelerate launch` put it; reading it starts nothing.
 """
 
 import os
@@ -52,13 +52,13 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             yield lambda items: bar.advance(task, items)
         return
     done = 0
-    told = time.monotonic()
+    last = time.monotonic()
 
     def advance(items: int) -> None:
-        nonlocal done, told
+        nonlocal done, last
         done += items
-        if (now := time.monotonic()) - told >= SECONDS:
-            told = now
+        if (now := time.monotonic()) - last >= SECONDS:
+            last = now
             say(f"{what}: {done} of {total}")
 
     yield advance

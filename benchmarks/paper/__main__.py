@@ -124,13 +124,13 @@ def run_recipe(
         for label, part in wanted.items():
             own_model, _, own_source = part.world.rpartition(":")
             world = f"{model or own_model}:{prompts or own_source}"
-            told(f"{name}, {label}, {size}")
+            report(f"{name}, {label}, {size}")
             try:
-                made = run_part(part.model_copy(update={"world": world}), part.sizes[size], path.parent, told)
+                part_summary = run_part(part.model_copy(update={"world": world}), part.sizes[size], path.parent, report)
                 command = f"python -m benchmarks.paper run {name} --size {size} --part '{label}'"
-                parts[label] = about | {"command": command} | made
+                parts[label] = about | {"command": command} | part_summary
             except MissingData as reason:
-                told(f"{name}, {label} is skipped: {reason}")
+                report(f"{name}, {label} is skipped: {reason}")
     summary = {"recipe": name, "size": size, "title": recipe.title, "parts": parts}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -145,7 +145,7 @@ def show(summary: dict[str, Any]) -> None:
             click.echo(f"  {claim['verdict']}: {label}: {claim['say']}\n      {claim['evidence']}")
 
 
-def told(text: str) -> None:
+def report(text: str) -> None:
     """Progress, apart from results."""
     click.echo(text, err=True)
 

@@ -1,4 +1,4 @@
-"""Rollouts of training, compressed while nobody trains: latentknobs reads and writes plain JSONL, recipes keep compressed JSONL.
+"""Rollouts of training, compressed between runs: latentknobs reads and writes plain JSONL, recipes keep compressed JSONL.
 
 What the arena plays is compressed as it is written; see `arena`.
 """

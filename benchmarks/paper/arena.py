@@ -135,8 +135,8 @@ class Arena:
         size = max(1, ONE_CALL // copies) * copies  # all responses to a prompt in one call
         chunks = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         scores = [score for chunk in chunks for score in score_rollouts(reward, prompts, chunk)]
-        if told := failure_line(scores):
-            raise RewardError(told)
+        if failure := failure_line(scores):
+            raise RewardError(failure)
         return np.array([score.value for score in scores]).reshape(len(prompts), copies).T
 
     def _train(self, settings: dict[str, Any], world: World) -> lk.KnobAdapter:

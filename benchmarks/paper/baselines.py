@@ -1,4 +1,4 @@
-"""What the reviewers asked to compare with: families of policies, each tuned on dev prompts over the small grid written here."""
+"""The baselines that the reviewers requested: families of policies, each tuned on dev prompts over a small grid."""
 
 from typing import Any
 

@@ -33,7 +33,7 @@ def judge(claim: Claim, field: "Field", first: str, default: str) -> dict[str, A
         if not (claim.expect == "wins" and rival in best_here(field, name, task))
     ]
     worst = max((verdict for verdict, _ in found), key=ORDER.index, default=UNJUDGED)
-    shown = [told for verdict, told in found if verdict == worst]
+    shown = [figures for verdict, figures in found if verdict == worst]
     evidence = "; ".join(shown[:6]) + (f"; {len(shown) - 6} more" if len(shown) > 6 else "")
     return {"say": claim.say, "verdict": worst, "evidence": evidence or "every rival is among the best"}
 
@@ -76,7 +76,7 @@ def players_called(word: str, field: "Field") -> list[str]:
 
 
 def best_here(field: "Field", name: str, task: str) -> list[str]:
-    """The constants that cannot be told from the best one of a task, on these very prompts."""
+    """The constants whose reward does not differ from that of the best one of a task, on these very prompts."""
     value = {player: field.values(name, player)[:, field.keep(task)].mean(0) for player in field.groups["constants"]}
     best = value[max(value, key=lambda player: float(value[player].mean()))]
     return [player for player in value if bootstrap(best - value[player]).low <= 0]

@@ -31,17 +31,17 @@ def spread_credit(adapter: KnobAdapter, run: Path, world: World, settings: dict[
     Args:
         run: the run directory, whose rollouts and pairs of round 1 are used again.
     """
-    played = load_round(run, 1)
-    used = sorted({n for pair in played.pairs for n in (pair.chosen, pair.rejected)})
+    data = load_round(run, 1)
+    used = sorted({n for pair in data.pairs for n in (pair.chosen, pair.rejected)})
     place = {n: i for i, n in enumerate(used)}
-    rollouts = [played.rollouts[n] for n in used]
+    rollouts = [data.rollouts[n] for n in used]
     engine = TransformersEngine(world.model, world.tokenizer)
-    read = featurise(engine, played.prompts, rollouts, adapter.space, Every(1), adapter.features)
+    read = featurise(engine, data.prompts, rollouts, adapter.space, Every(1), adapter.features)
     cache = of_first_token(read.cache)
     config = make_config({name: value for name, value in settings.items() if "reward" not in name} | {"objective": "latent"})
     parts: dict[bool, list[Pair]] = {True: [], False: []}
-    for pair in played.pairs:
-        held = is_held_out(f"validation {played.prompts[pair.prompt].text}", config.validation)  # as training holds out
+    for pair in data.pairs:
+        held = is_held_out(f"validation {data.prompts[pair.prompt].text}", config.validation)  # as training holds out
         parts[held].append(Pair(pair.prompt, place[pair.chosen], place[pair.rejected]))
     torch.manual_seed(config.seed)
     head = OptionHead(adapter.space, cache.feature_NF.shape[1], config.hidden, config.factorised, config.rank)

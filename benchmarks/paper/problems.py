@@ -21,7 +21,7 @@ _CONCLUSION = re.compile(r"So (-?\d+)\.")
 
 
 @dataclass(frozen=True)
-class Told:
+class Problem:
     """What a problem's text says: a start and signed amounts."""
 
     start: int
@@ -32,22 +32,22 @@ class Told:
         return self.start + sum(self.amounts)
 
 
-def read_problem(text: str) -> Told | None:
-    """The start and the two signed amounts of a problem; None where the text does not tell exactly these."""
+def read_problem(text: str) -> Problem | None:
+    """The start and the two signed amounts of a problem; None where the text does not state exactly these."""
     steps = _STEP.findall(text)
     numbers = re.findall(r"\d+", text)
     if len(steps) != 2 or len(numbers) != 3 or [amount for _, amount in steps] != numbers[1:] or "?" not in text:
         return None
-    return Told(int(numbers[0]), tuple(SIGNS[verb] * int(amount) for verb, amount in steps))
+    return Problem(int(numbers[0]), tuple(SIGNS[verb] * int(amount) for verb, amount in steps))
 
 
-def is_solved(told: Told, work: str) -> bool:
-    """Whether the working does the told steps in their order, without a mistake, and concludes what it found."""
+def is_solved(problem: Problem, work: str) -> bool:
+    """Whether the working does the steps of the problem in their order, without a mistake, and concludes what it found."""
     steps, conclusion = _WORK.findall(work), _CONCLUSION.search(work)
-    total = told.start
-    if len(steps) != len(told.amounts) or conclusion is None:
+    total = problem.start
+    if len(steps) != len(problem.amounts) or conclusion is None:
         return False
-    for (left, sign, right, result), amount in zip(steps, told.amounts, strict=True):
+    for (left, sign, right, result), amount in zip(steps, problem.amounts, strict=True):
         if int(left) != total or int(sign + right) != amount or int(result) != total + amount:
             return False
         total += amount
@@ -56,31 +56,31 @@ def is_solved(told: Told, work: str) -> bool:
 
 def harder(row: dict[str, Any], largest: int = 12, highest: int = 60) -> dict[str, Any] | None:
     """The same problem with amounts of 2 to `largest` (the LM has seen 2 to 9); None where no such total stays in range."""
-    told = read_problem(str(row["prompt"]))
-    if told is None:
+    problem = read_problem(str(row["prompt"]))
+    if problem is None:
         return None
     rng = random.Random(str(row["prompt"]))
     for _ in range(20):
-        amounts = [rng.randint(2, largest) * (1 if amount > 0 else -1) for amount in told.amounts]
-        if all(1 <= total <= highest for total in (told.start + amounts[0], told.start + sum(amounts))):
+        amounts = [rng.randint(2, largest) * (1 if amount > 0 else -1) for amount in problem.amounts]
+        if all(1 <= total <= highest for total in (problem.start + amounts[0], problem.start + sum(amounts))):
             template = re.sub(r"\d+", "{}", str(row["prompt"]))  # problems hold no braces
-            text = template.format(told.start, *map(abs, amounts))
-            return row | {"prompt": text, "answer": str(told.start + sum(amounts))}
+            text = template.format(problem.start, *map(abs, amounts))
+            return row | {"prompt": text, "answer": str(problem.start + sum(amounts))}
     return None
 
 
 def openings(n: int) -> list[dict[str, Any]]:
     """Up to `n` beginnings of a problem to be invented: a name and how many things there are."""
     verbs = ("has", "had", "starts with", "owns")
-    made = [f"Problem: {name} {verb} {start}" for name in (*GIRLS, *BOYS) for verb in verbs for start in range(3, 41)]
-    random.Random(0).shuffle(made)
-    return [{"prompt": text, "task": "invent"} for text in made[:n]]
+    texts = [f"Problem: {name} {verb} {start}" for name in (*GIRLS, *BOYS) for verb in verbs for start in range(3, 41)]
+    random.Random(0).shuffle(texts)
+    return [{"prompt": text, "task": "invent"} for text in texts[:n]]
 
 
 class InventAndSolve:
     """Half for a problem unlike the others invented from the same beginning, half for solving it: hot, then cold.
 
-    New: the novelty of the told problem among those of the same prompt in one call, 0 unless it can be read as a problem.
+    New: the novelty of the invented problem among those of the same prompt in one call, 0 unless it can be read as a problem.
     Solved: 1 or 0, checked against the invented text.
     """
 
@@ -90,9 +90,9 @@ class InventAndSolve:
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         invented = [completion.partition(ANSWER)[0] for completion in completions]
-        told = [read_problem(prompt.removeprefix("Problem:") + text) for prompt, text in zip(prompts, invented, strict=True)]
-        new = [value * (t is not None) for value, t in zip(novelty(prompts, invented), told, strict=True)]
+        problems = [read_problem(prompt.removeprefix("Problem:") + text) for prompt, text in zip(prompts, invented, strict=True)]
+        new = [value * (t is not None) for value, t in zip(novelty(prompts, invented), problems, strict=True)]
         works = [completion.partition(ANSWER)[2] for completion in completions]
-        solved = [float(t is not None and is_solved(t, work)) for t, work in zip(told, works, strict=True)]
+        solved = [float(t is not None and is_solved(t, work)) for t, work in zip(problems, works, strict=True)]
         both = [(a + b) / 2 for a, b in zip(new, solved, strict=True)]
         return {"both": both, "new": new, "solved": solved}[self.part]

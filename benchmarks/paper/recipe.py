@@ -33,7 +33,7 @@ class Claim(BaseModel):
     """A conclusion and how to see whether it holds.
 
     `better`: the gain's interval lies above 0. `not_worse`: it reaches 0 and does not go further down than `margin`. `wins`: the
-    win rate's interval lies above one half against every rival but the task's best constants (those that cannot be told from the
+    win rate's interval lies above one half against every rival but the task's best constants (those that do not differ from the
     best); `never_loses`: nowhere below one half. `above` and `below`: the interval of the subject's own mean against `value`.
     An interval on the other side refutes a claim; anything between leaves it open.
     """

@@ -24,6 +24,7 @@ from latentknobs.knobs.grid import show
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob, TruncationKnob
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import option_logps
+from latentknobs.tensors import pick
 
 WIDTHS = (2, 5, 11, 17, 64, 256)  # tokens shown to knobs that promise to see less than the row
 
@@ -54,15 +55,15 @@ def fast_path_equals_apply(knob: DecodingKnob) -> None:
     options = [i for i, value in enumerate(knob.options) if value != knob.neutral]
     if isinstance(knob, ContextKnob) or not options:  # no fast path to compare with
         return
-    if _promises_too_much(knob):  # `sees_is_true` says so: all that follows from it would only repeat that
+    if _promises_too_much(knob):  # `sees_is_true` reports it already
         return
     space = KnobSpace((knob,), tuple((i,) for i in options), "given")
     for logits_NV in (random_rows(), some_removed(random_rows()), tied_rows()):
-        target_N1 = (torch.arange(N) * 3 % V).unsqueeze(-1)
-        slow = [run(knob, logits_NV, knob.options[i]).log_softmax(-1).gather(-1, target_N1) for i in options]
+        target_N = torch.arange(N) * 3 % V
+        slow = [pick(run(knob, logits_NV, knob.options[i]).log_softmax(-1), target_N) for i in options]
         with seeded():
-            fast_NK = option_logps(logits_NV, target_N1.squeeze(-1), space)
-        require(same(torch.cat(slow, -1), fast_NK), "option_logps disagrees with `apply`; do not override `apply`")
+            fast_NK = option_logps(logits_NV, target_N, space)
+        require(same(torch.stack(slow, -1), fast_NK), "option_logps disagrees with `apply`; do not override `apply`")
         for value in values_of(knob):
             derived_NV = _derived(knob, logits_NV, value)
             is_same = derived_NV is None or same(run(knob, logits_NV, value), derived_NV)
@@ -129,7 +130,7 @@ def repr_shows_the_grid(knob: DecodingKnob) -> None:
 
 
 def _derived(knob: DecodingKnob, logits_NV: torch.Tensor, value: float) -> torch.Tensor | None:
-    """What the shortcut class makes of `temperature` or `kept`."""
+    """What the shortcut class computes from `temperature` or `kept`."""
     value_N = torch.full((len(logits_NV),), value, dtype=logits_NV.dtype)
     with seeded():
         if isinstance(knob, ScalingKnob):

@@ -13,6 +13,7 @@ from latentknobs.heads.segmenters import Every, WholeResponse
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choice, ConstantPolicy, Policy, UniformPolicy, reads
+from latentknobs.tensors import pick
 
 PROMPTS = ((3, 5, 9), (4, 8), (3, 5, 9), (7, 6, 5, 4, 3), (9,))
 LONG = 12  # tokens
@@ -44,11 +45,11 @@ def _sample(engine: Engine, policy: Policy, seed: int = 0, prompts: Any = PROMPT
 
 
 def one_response_for_each_prompt(engine: Engine) -> None:
-    """As many as prompts, none empty, none longer than asked for, with a value for every token and knob."""
+    """As many as prompts, none empty, none longer than requested, with a value for every token and knob."""
     policy, found = _uniform(), _sample(engine, _uniform())
     require(len(found) == len(PROMPTS), f"it gave {len(found)} responses to {len(PROMPTS)} prompts")
     for row in found:
-        require(0 < len(row.ids) <= LONG, f"it gave {len(row.ids)} tokens where at most {LONG} were asked for")
+        require(0 < len(row.ids) <= LONG, f"it gave {len(row.ids)} tokens where at most {LONG} were requested")
         require(len(row.values) == len(row.ids), f"it gave {len(row.values)} values to {len(row.ids)} tokens")
         require(all(len(value) == len(policy.space.knobs) for value in row.values), "a token lacks the value of a knob")
         require(row.options is not None and len(row.options) == len(row.ids), "a token lacks the option it was drawn with")
@@ -77,7 +78,7 @@ def cold_is_greedy(engine: Engine) -> None:
     found = _sample(engine, _constant(temperature=0.0))
     for (_, logits_TV), row in zip(engine.read(PROMPTS, [row.ids for row in found]), found, strict=True):
         top_T = logits_TV.amax(-1)
-        lost_T = top_T - logits_TV.gather(-1, torch.tensor(row.ids, device=logits_TV.device).unsqueeze(-1)).squeeze(-1)
+        lost_T = top_T - pick(logits_TV, torch.tensor(row.ids, device=logits_TV.device))
         require(bool((lost_T < 1e-2).all()), f"at temperature 0 it took a token {lost_T.max():.2f} nats below the best one")
 
 

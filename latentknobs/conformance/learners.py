@@ -231,7 +231,7 @@ def reference_gets_no_gradient(world: World) -> None:
 
 
 def explorer_and_policy_are_policies(world: World) -> None:
-    """Before and after there is a module they choose values in the space; the policy is the module's, whoever asks."""
+    """Before and after there is a module they choose values in the space; the module always yields the same policy."""
     module = world.module()
     makers: dict[str, Callable[[], Policy | None]] = {
         "explorer(None)": lambda: world.learner.explorer(None),

@@ -1,4 +1,4 @@
-"""The suite of policies: what decoding, rollouts and records rely on, tried on a few steps of made-up observations."""
+"""The suite of policies: what decoding, rollouts and records rely on, tried on a few steps of synthetic observations."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from latentknobs.knobs.context import PARTS, Observation
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choice, Policy, State, reads
 from latentknobs.policies.names import policy_of
+from latentknobs.tensors import pick
 
 ROWS, STEPS, PROMPT, BUDGET, SAMPLES = 5, 6, 3, 8, 4
 TOLERANCE = 1e-4  # a matrix product with another number of rows rounds in other ways
@@ -157,7 +158,7 @@ def log_probs_are_those_of_its_options(subject: Subject) -> None:
         require(bool((total_N - 1).abs().max() < TOLERANCE), f"the probabilities of its options sum to {total_N[0]:g}")
         choice = subject.policy.choose(seen, subject.uniforms(step), state)
         if choice.log_prob_N is not None and choice.option_N is not None:
-            expected_N = log_pi_NK.gather(-1, choice.option_N.unsqueeze(-1)).squeeze(-1)
+            expected_N = pick(log_pi_NK, choice.option_N)
             is_same = torch.allclose(choice.log_prob_N.double(), expected_N.double(), atol=TOLERANCE)
             require(is_same, "log_prob_N is not log_pi at the options drawn")
 

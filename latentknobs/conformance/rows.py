@@ -68,7 +68,7 @@ def run(knob: DecodingKnob, logits_NV: Tensor, value: float | Tensor, context: C
 
 
 def call(knob: DecodingKnob, logits_NV: Tensor, value_N: Tensor, context: Context) -> Tensor:
-    """The knob's output, with the whole context: whether it reads more than it declares is one check's matter."""
+    """The knob's output, with the whole context; `reads_only_what_it_declares` checks what it reads."""
     if isinstance(knob, ContextKnob):
         return knob.apply_context(logits_NV, value_N, context)
     return knob.apply(logits_NV, value_N)
@@ -83,7 +83,7 @@ def seeded() -> Iterator[None]:
 
 
 def same(a_NV: Tensor, b_NV: Tensor) -> bool:
-    """Whether two results remove the same tokens and agree on the rest to 1e-9. NaN equals NaN: another check's matter."""
+    """Whether two results remove the same tokens and agree on the rest to 1e-9. NaN equals NaN: another check refuses it."""
     return torch.allclose(a_NV, b_NV, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 

@@ -41,7 +41,7 @@ class Pair:
 
     @classmethod
     def of(cls, example: Example) -> "Pair":
-        """What `example` made."""
+        """The pair of such an example."""
         return cls(example.prompt, *example.responses)
 
 
@@ -58,13 +58,13 @@ def drop_unreachable(examples: Sequence[Example], unreachable: set[int]) -> tupl
     cure = "Add an option that truncates nothing (e.g. top_p 1), or set `floor`, e.g. floor=-20, to keep such examples."
     if not kept:
         raise NoExamplesError(
-            f"Each of the {len(examples)} given examples holds a token with probability 0 under every option, so there is "
+            f"Each of the {len(examples)} examples holds a token with probability 0 under every option, so there is "
             f"nothing to learn from. {cure}"
         )
     if len(kept) == len(examples):
-        return kept, f"Every token of the {len(examples)} given examples can be produced by an option."
+        return kept, f"Every token of the {len(examples)} examples can be produced by an option."
     lost = len(examples) - len(kept)
-    return kept, f"{lost} of {len(examples)} given examples are left out: they hold a token that no option can produce. {cure}"
+    return kept, f"{lost} of {len(examples)} examples are left out: they hold a token that no option can produce. {cure}"
 
 
 @dataclass(frozen=True)

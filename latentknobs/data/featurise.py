@@ -32,7 +32,7 @@ class Featurised:
 
     Attributes:
         cache: their segments. Every response keeps its place; an unreachable one has no segments.
-        moments: of the features of all segments, also of those that `min_spread` left out: the head meets them in decoding.
+        moments: of the features of all segments, also of those that `min_spread` left out, because decoding has them too.
         unreachable: indices of the responses that no option can produce.
         skipped: how many segments `min_spread` left out.
         total: how many segments there were, left out or not, unreachable responses aside.
@@ -75,7 +75,7 @@ def featurise(
         advance: called with the number of responses just read.
 
     Raises:
-        UnreachableTokenError: no option can produce some segment, there is no floor, and that is to be refused.
+        UnreachableTokenError: no option can produce some segment, there is no floor, and `unreachable` is "refuse".
     """
     parts: dict[int, Featurised] = {}
     for batch in _by_length(prompts, rollouts, batch_size):
@@ -88,7 +88,7 @@ def featurise(
             feature_TF = read_features(features, hidden_TD, logits_TV)
             feature_TF = feature_TF.to("cpu", dtype or feature_TF.dtype)
             previous_T = torch.tensor([prompt.ids[-1], *rollout.ids[:-1]])
-            segment_T = segmenter.segments(previous_T.unsqueeze(0)).squeeze(0)
+            segment_T = segmenter.segments(previous_T)
             first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
             reading = Reading(rollout, logits_TV, logps_TK)
             (logps_SK,) = (column.by_segment(reading, segment_T, first_S) for column in OPTION_LOGPS.values())
@@ -134,7 +134,7 @@ def _join(parts: Sequence[Featurised]) -> Featurised:
 def _why_lost(
     logps_TK: Tensor, segment_T: Tensor, logps_SK: Tensor, prompt: Prompt, rollout: Rollout, space: KnobSpace
 ) -> str | None:
-    """Which part of a response no option can produce, in words; None if there is none."""
+    """A sentence on the part of a response that no option can produce; None if options can produce all of it."""
     lost_T, lost_S = logps_TK.isneginf().all(-1), logps_SK.isneginf().all(-1)
     if not lost_S.any():
         return None

@@ -18,12 +18,12 @@ from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import OWN, SIDES, Answer, Unusable, answered, read_row
 from latentknobs.errors import NoPairsError
 
-UNKNOWN = -1  # the option of a token that nobody sampled here
+UNKNOWN = -1  # the option of a token that was not sampled here
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Given pairs, in the form of our own.
+    """Preference pairs that the run did not sample, as rollouts and pairs.
 
     Attributes:
         prompts: each once.
@@ -62,14 +62,14 @@ def read_preferences(
             reader.add(row, f"Row {number} of the preferences")
         except Unusable as reason:
             dropped[str(reason)] += 1
-    told = "; ".join(f"{count} because {reason}" for reason, count in dropped.most_common())
+    reasons = "; ".join(f"{count} because {reason}" for reason, count in dropped.most_common())
     if not reader.pairs:
         raise NoPairsError(
-            f"None of the {len(rows)} preferences can be used: {told or 'there are none'}. Give others, or change the settings "
-            "that leave them out."
+            f"None of the {len(rows)} preferences can be used: {reasons or 'there are none'}. Give others, or change the "
+            "settings that leave them out."
         )
     pairs, prompts = len(reader.pairs), len(reader.prompts)
-    left_out = f" {dropped.total()} of {len(rows)} rows are left out: {told}." if dropped else ""
+    left_out = f" {dropped.total()} of {len(rows)} rows are left out: {reasons}." if dropped else ""
     summary = f"{pairs} given pair{'s' * (pairs != 1)} of {prompts} prompt{'s' * (prompts != 1)}.{left_out}"
     return Preferences(reader.prompts, reader.rollouts, list(reader.pairs), summary)
 
@@ -83,10 +83,10 @@ def prompt_rows(rows: Sequence[Any]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, 1):
         try:
-            asked, *_ = read_row(row, f"Row {number} of the preferences")
+            prompt, *_ = read_row(row, f"Row {number} of the preferences")
         except Unusable:
             continue
-        found.setdefault(str(asked), {name: value for name, value in row.items() if name not in OWN} | {"prompt": asked})
+        found.setdefault(str(prompt), {name: value for name, value in row.items() if name not in OWN} | {"prompt": prompt})
     return list(found.values())
 
 
@@ -110,9 +110,9 @@ class _Reader:
             Unusable: it is left out.
             DataError: it is not of the format.
         """
-        asked, *answers = read_row(row, called)
+        text, *answers = read_row(row, called)
         columns = {name: value for name, value in row.items() if name not in OWN}
-        prompt = make_prompt(columns | {"prompt": asked}, self.tokenizer, called)
+        prompt = make_prompt(columns | {"prompt": text}, self.tokenizer, called)
         if prompt.text in self.held_out:
             raise Unusable("their prompt is kept for the evaluation")
         chosen, rejected = (

@@ -28,16 +28,16 @@ DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I
 SMALL = ("start_R1", "mean_F", "square_F", "unreachable_U", "count_2")  # count_2: segments left out, and segments
 
 
-def write_shard(path: Path, made: Featurised) -> None:
+def write_shard(path: Path, features: Featurised) -> None:
     """Writes some responses as one file, complete or not at all.
 
     Raises:
         OSError: with the errno of what went wrong, e.g. ENOSPC for a full disk. Nothing is left behind.
     """
-    tensors = {FEATURES: made.cache.feature_NF, **made.cache.columns, "start_R1": made.cache.start_R1}
-    tensors |= {"mean_F": made.moments.mean_F, "square_F": made.moments.square_F}
-    tensors |= {"unreachable_U": torch.tensor(made.unreachable, dtype=torch.long)}
-    tensors |= {"count_2": torch.tensor([made.skipped, made.total])}
+    tensors = {FEATURES: features.cache.feature_NF, **features.cache.columns, "start_R1": features.cache.start_R1}
+    tensors |= {"mean_F": features.moments.mean_F, "square_F": features.moments.square_F}
+    tensors |= {"unreachable_U": torch.tensor(features.unreachable, dtype=torch.long)}
+    tensors |= {"count_2": torch.tensor([features.skipped, features.total])}
     save_tensors(tensors, path)
 
 
@@ -156,5 +156,5 @@ def _check(columns: dict[str, Place], start_R1: Tensor, mean_F: Tensor) -> None:
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"{str(path)!r} is missing or damaged ({error}). Delete it and give the same command again: that makes it again."
+        f"{str(path)!r} is missing or damaged ({error}). Delete it and give the same command again: that writes it again."
     )

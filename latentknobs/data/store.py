@@ -26,7 +26,7 @@ class FeatureStore:
     """The responses of some shards (at least one), one after the other. See `Features`.
 
     Args:
-        ram_bytes: most that may be held in memory, on `device`; a larger store is read anew for every batch. A view made by
+        ram_bytes: most that may be held in memory, on `device`; a larger store is read again for every batch. A view made by
             `select` counts by itself, by the features that it keeps, and holds nothing until it is read.
         device: where batches are wanted.
 
@@ -160,7 +160,7 @@ class FeatureStore:
             if _kinds(shard) != _kinds(first):
                 raise RunError(
                     f"{str(shard.path)!r} and {str(first.path)!r} hold different features, columns or options, so they are of "
-                    "different runs. Delete both and give the same command again: that makes them again."
+                    "different runs. Delete both and give the same command again: that writes them again."
                 )
         if not self.total:
             raise UnreachableTokenError(

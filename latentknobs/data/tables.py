@@ -1,6 +1,6 @@
 """Rows of data from wherever they are: JSON lines, a Hugging Face dataset by name or as an object, a plain list.
 
-What is left out on purpose: streaming by name, datasets that bring code of their own, and guesses at column names.
+Not supported, on purpose: streaming by name, datasets that bring code of their own, and guesses at column names.
 """
 
 import re
@@ -101,7 +101,7 @@ def _parts(source: str) -> tuple[str, str | None, str | None]:
 
 
 def _load(name: str, config: str | None, split: str | None) -> Any:
-    """One split of a dataset by name; `train` where none was asked for."""
+    """One split of a dataset by name; `train` by default."""
     try:
         import datasets
     except ImportError:
@@ -123,8 +123,8 @@ def _load(name: str, config: str | None, split: str | None) -> Any:
     except DataError:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        told = " ".join(str(error.__cause__ or error).split()).rstrip(".")
-        raise DataError(f"The dataset {name!r} cannot be loaded with split {wanted!r}: {told}. Write {FORM}.") from error
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise DataError(f"The dataset {name!r} cannot be loaded with split {wanted!r}: {reason}. Write {FORM}.") from error
 
 
 def _saved(found: Any, name: str, split: str | None) -> Any:
@@ -140,7 +140,7 @@ def _saved(found: Any, name: str, split: str | None) -> Any:
 
 def _reader(path: Path) -> str:
     if path.suffix not in FILES:
-        raise DataError(f"The file {str(path)!r} has none of the endings {', '.join(FILES)}. Convert it, or load it in Python.")
+        raise DataError(f"The file {str(path)!r} does not end in one of {', '.join(FILES)}. Convert it, or load it in Python.")
     return FILES[path.suffix]
 
 

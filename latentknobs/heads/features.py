@@ -1,4 +1,4 @@
-"""What a head sees: the frozen LM's last hidden state, and statistics of its unchanged next-token distribution.
+"""What a head reads: the frozen LM's last hidden state, and statistics of its unchanged next-token distribution.
 
 "hidden" is the input of the output embeddings. The statistics cost one softmax; a head that reads only them is
 portable to any engine, and one that reads only `entropy` is the baseline every learned head must beat.
@@ -62,7 +62,7 @@ def part_of(names: Sequence[str], wanted: Sequence[str], total: int) -> slice:
 
 
 def read_features(names: Sequence[str], hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-    """(N, F) the named features, in the given order, in float32 (float64 stays).
+    """(N, F) the named features, in the order of `names`, in float32 (float64 stays).
 
     Args:
         hidden_ND: (N, D) inputs of the output embeddings.

@@ -12,16 +12,16 @@ from torch.nn.functional import linear, silu
 
 from latentknobs.knobs.space import KnobSpace
 
-NARROW, WIDE = 16, 128  # the least and the largest width that is chosen for a head whose user chose none
-RANK, MANY = 16, 2048  # and its rank, from that many features on
+NARROW, WIDE = 16, 128  # least and largest default width of a head
+RANK, MANY = 16, 2048  # default rank of a head, from MANY features on
 SIZING = (NARROW, WIDE, RANK, MANY)
 
 
 def head_shape(features: int, hidden: int | None = None, rank: int | None = None) -> tuple[int, int]:
-    """Width and rank of a head (rank 0: no reducing layer), with what is not given chosen by the number of features.
+    """Width and rank of a head (rank 0: no reducing layer), with defaults by the number of features.
 
     The cost of a head grows with its width as that of an LM does with its own, so the width is a quarter of the features, from
-    16 to 128; wider was not seen to be better (docs/log.md). A few statistics alone get 128: what can be learned from one number
+    16 to 128; wider was not better (docs/log.md). A few statistics alone get 128: what can be learned from one number
     is not linear in it, and costs nothing. From 2,048 features on, the first layer is nearly all of the cost: it gets rank 16.
     """
     hidden = hidden or (WIDE if features < NARROW else min(max(features // 4, NARROW), WIDE))

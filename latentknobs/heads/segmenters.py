@@ -1,7 +1,7 @@
 """Segments: runs of response tokens that share one option, and how a level is written.
 
-A segmenter answers one question, row by row and position by position: does a new segment begin with this token? It may
-look at the position and at the token before, never ahead, so that training and decoding cut at the same places.
+A segmenter decides for each row and position whether a new segment begins with this token. It may read the position and the
+token before, never a later one, so that training and decoding cut at the same places.
 Position 0 always begins a segment.
 """
 

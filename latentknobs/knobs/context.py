@@ -51,7 +51,7 @@ class Observation:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What is there, by name."""
+        """The supplied parts, by name."""
         return dict(self.__dict__)
 
     @property
@@ -137,7 +137,7 @@ class Observation:
         return Observation(**parts)
 
 
-Context = Observation  # the name that authors of knobs know it by
+Context = Observation  # its public name for authors of knobs
 
 
 def _second(second_NV: Tensor | None) -> dict[str, Tensor]:

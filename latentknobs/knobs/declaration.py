@@ -1,4 +1,4 @@
-"""Is this class a knob? The checks that every way in shares: entry point, `register`, and a knob object."""
+"""The check of a knob class, shared by entry points, `register` and knob objects."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Option grids: what a good one is, and how complaints about a bad one are worded."""
+"""Option grids: the check of a grid, and the error messages about a bad one."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def check_ascending(options: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def explain(item: Any) -> str:
-    """One pydantic complaint in the user's words: which value, and what is wrong with it."""
+    """One pydantic error as a sentence: which value, and what is wrong with it."""
     cause = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"there is no setting {item['loc'][0]!r}"

@@ -23,7 +23,7 @@ Word = Annotated[str, Field(max_length=200)]  # of a file
 
 
 class SavedKnob(BaseModel):
-    """What `knob_identity` writes and `resolve_saved` reads; only the name and the grid are always there."""
+    """What `knob_identity` writes and `resolve_saved` reads; only the name and the grid are required."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -73,7 +73,7 @@ def knob_identity(knob: DecodingKnob, position: int = 0) -> dict[str, Any]:
 
 
 def resolve_saved(saved: Mapping[str, Any]) -> DecodingKnob:
-    """The installed knob that `knob_identity` described. Only installed entry points and `register` are looked at.
+    """The installed knob that `knob_identity` described. Only installed entry points and `register` are searched.
 
     Raises:
         UnknownNameError: it is not installed; the message names the distribution to install.

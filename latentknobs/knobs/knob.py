@@ -190,7 +190,7 @@ class TruncationKnob(DecodingKnob):
 def extend_over_ties(sorted_NM: Tensor, count_NG: Tensor) -> Tensor:
     """(N, G) counts of leading tokens of descending rows, with the tokens that tie with the last one; at least 1, at most M.
 
-    The rule of `TruncationKnob.apply` for those who count tokens instead of removing them.
+    The rule of `TruncationKnob.apply` for callers that count tokens instead of removing them.
     """
     M = sorted_NM.shape[-1]
     count_NG = count_NG.clamp(1, M)
@@ -225,7 +225,7 @@ class ContextKnob(DecodingKnob):
         return self.apply_context(logits_NV, value_N, context.only(self.needs, self.name))
 
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
-        """Neutral rows alone can do without a context.
+        """Accepts neutral rows only: they need no context.
 
         Raises:
             DecodingError: a row is not at the neutral value.

@@ -110,7 +110,7 @@ def resolve(spec: KnobSpec) -> DecodingKnob:
     Raises:
         UnknownNameError, PluginError: see `knob_class`.
         GridError: the grid does not fit the knob.
-        ConfigError: the specification has none of these forms.
+        ConfigError: the specification is in none of these forms.
     """
     if isinstance(spec, DecodingKnob):
         return _checked(spec)
@@ -174,7 +174,7 @@ def _is(source: Source, cls: type[DecodingKnob]) -> bool:
 
 
 def _checked(knob: DecodingKnob) -> DecodingKnob:
-    """A knob object, held to what `register` demands of its class."""
+    """A knob object, checked as `register` checks a class."""
     cls = type(knob)
     where = f"The knob object {knob!r} of class {cls.__module__}.{cls.__qualname__}"
     check_class(cls, where)

@@ -42,7 +42,7 @@ def greedy_cover(reward_PK: Tensor, count: int) -> list[int]:
         )
     reward_PK = reward_PK.double()
     mean_K = reward_PK.mean(0)
-    best_P1 = reward_PK.amin(-1, keepdim=True)  # nothing chosen is worth the worst option
+    best_P1 = reward_PK.amin(-1, keepdim=True)  # before any choice: the worst option
     chosen: list[int] = []
     for _ in range(count):
         gain_K = (reward_PK - best_P1).clamp(min=0).mean(0)

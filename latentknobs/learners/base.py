@@ -55,7 +55,7 @@ class Inputs:
         space, segmenter: what is chosen, and how long one choice lasts.
         features: names of what the module reads.
         hidden, rank, factorised: the shape of an `OptionHead`.
-        first_round: who makes the rollouts before there is a module.
+        first_round: the policy of the rollouts before there is a module.
         seed: of ties that are broken at random.
     """
 
@@ -70,7 +70,7 @@ class Inputs:
 
 
 class Count(NamedTuple):
-    """Some of so many."""
+    """A count and its total."""
 
     some: int
     of: int
@@ -164,9 +164,9 @@ class Learner(ABC):
         return head
 
     def explorer(self, module: nn.Module | None) -> Policy | None:
-        """Who makes the rollouts of a round, `module` being that of the round before.
+        """The policy that samples the rollouts of a round, `module` being that of the round before.
 
-        None: the learner learns from text that is there, which a run has in `preferences` only.
+        None: the learner learns from existing responses, which a run has in `preferences` only.
         """
         if module is not None:
             return self.policy(module, "sample")

@@ -1,6 +1,6 @@
 """The logits an option really samples from: the fast twin of `reference.apply_values`.
 
-Order-preserving knobs amount to one division and one threshold per row, which the best tokens tell (`row_cut`). Rows whose
+Order-preserving knobs amount to one division and one threshold per row, which the best tokens determine (`row_cut`). Rows whose
 cutoff lies beyond those go through the chain of knobs, as do knobs of other kinds.
 """
 
@@ -58,7 +58,7 @@ def apply_options(logits_NV: Tensor, space: KnobSpace, option_N: Tensor, context
     """(N, V) logits of the distribution that option `option_N[n]` really samples from.
 
     Raises:
-        LogitsError: a row is not a distribution, or an option is none of the space's.
+        LogitsError: a row is not a distribution, or an option is not one of the space's.
     """
     return apply_values(logits_NV, space, reference.values_of(space, option_N, logits_NV.device), context)
 
@@ -69,7 +69,7 @@ def ordered_tail(
     """Logits after the last knob that does not preserve order, and the space and values of the knobs that remain."""
     if not (first := _first_ordered(space)):
         return logits_NV, space, value_NJ
-    before = KnobSpace(space.knobs[:first], space.grid_KJ, space.order)  # of these two, only the knobs are looked at
+    before = KnobSpace(space.knobs[:first], space.grid_KJ, space.order)  # only the knobs of these two are read
     after = KnobSpace(space.knobs[first:], space.grid_KJ, space.order)
     return reference.apply_values(logits_NV, before, value_NJ[:, :first], context), after, value_NJ[:, first:]
 

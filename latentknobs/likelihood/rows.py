@@ -1,4 +1,4 @@
-"""What is read of whole rows: whether they are distributions, their first argmax, and their mass at given temperatures."""
+"""What is read from whole rows: whether they are distributions, their first argmax, and their mass at given temperatures."""
 
 from collections.abc import Sequence
 

@@ -4,10 +4,10 @@ Scaling knobs keep the order of tokens and truncation knobs keep a prefix of it,
 and a cutoff n:
     log P(y | option) = z_y / T - log(mass of the n best tokens at T)     if fewer than n tokens are above y, else -inf.
 
-A table is made in four phases:
+A table is built in four phases:
     1. read      of whole rows: the best logit, the masses at the space's temperatures; and the M best tokens in order;
-    2. walk      once through the tree of distinct knob prefixes (384 options of four knobs share 6 temperatures), each knob asked
-                 for its cutoffs on the M best tokens only;
+    2. walk      once through the tree of distinct knob prefixes (384 options of four knobs share 6 temperatures), with one
+                 query for the cutoffs of each knob, on the M best tokens only;
     3. settle    the formula above, for all cutoffs of one temperature at once;
     4. finish    cells whose cutoff the M best tokens do not determine, by 2 and 3 on the sorted row. So every cell is exact.
 

@@ -1,4 +1,4 @@
-"""What a run works on: the model, the prompts and the rewards that the config names, or the objects a caller gave."""
+"""What a run works on: the model, the prompts and the rewards that the config names, or the objects that a caller passes."""
 
 import reprlib
 from collections.abc import Iterable
@@ -83,9 +83,9 @@ def gather(
     train = [prompt for prompt in train if prompt.text not in held_out] if alone else train
     check_disjoint(train, evaluation)
     check_lengths([*train, *evaluation], config.max_new_tokens, context_length(model))
-    given = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
-    check_vocabulary(model, [*train, *evaluation, *(given.prompts + given.rollouts if given else [])])
-    return Sources(model, tokenizer, train, evaluation, first, second, given)
+    supplied = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
+    check_vocabulary(model, [*train, *evaluation, *(supplied.prompts + supplied.rollouts if supplied else [])])
+    return Sources(model, tokenizer, train, evaluation, first, second, supplied)
 
 
 def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any, held_out: set[str]) -> Preferences:

@@ -58,7 +58,7 @@ class Policy(ABC):
     def choose(self, seen: Observation, uniform_N: Tensor, state: State = None) -> Choice:
         """The choice for N tokens to come, each row by itself.
 
-        A policy without state is asked where segments begin. One with a state is asked at every token, so that what it
+        A policy without state is called where segments begin. One with a state is called at every token, so that what it
         remembers of a row does not depend on the other rows; between the beginnings of segments only `Choice.state` counts.
 
         Args:

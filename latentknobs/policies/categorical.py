@@ -59,7 +59,7 @@ class CategoricalPolicy(Policy):
 
 
 class HeadPolicy(CategoricalPolicy):
-    """A learned head. `features` says what it reads (see `latentknobs.heads.features`)."""
+    """A learned head. `features` names what it reads (see `latentknobs.heads.features`)."""
 
     _fast: Callable[[Tensor], Tensor] | None = None
 

@@ -1,4 +1,4 @@
-"""Policies that read nothing: constants, greedy decoding, and the mixtures that make the first rollouts."""
+"""Policies that read nothing: constants, greedy decoding, and the mixtures that sample the first rollouts."""
 
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ from latentknobs.policies.categorical import CategoricalPolicy, option_values
 
 
 class ConstantPolicy(CategoricalPolicy):
-    """Always the same option: what everybody does today. It is the same at every level; this one is of level `token`."""
+    """Always the same option, as in ordinary decoding. It is the same at every level; this one is of level `token`."""
 
     def __init__(self, space: KnobSpace, option: int = 0) -> None:
         if not 0 <= option < space.K:
@@ -30,7 +30,7 @@ class ConstantPolicy(CategoricalPolicy):
         return out_NK
 
     def choose(self, seen: Observation, uniform_N: Tensor, state: State = None) -> Choice:
-        """The option, without looking."""
+        """The option; reads nothing."""
         rows, device = len(seen.logits_NV), seen.logits_NV.device
         value_NJ = option_values(self.space, device)[self.option].expand(rows, -1)
         return Choice(value_NJ, torch.full((rows,), self.option, device=device))

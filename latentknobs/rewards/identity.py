@@ -12,7 +12,7 @@ from latentknobs import content
 
 
 def identity_of(function: Callable[..., Any], origin: Mapping[str, Any] | None) -> str | None:
-    """A hash of what decides the scores of a reward; None where nothing says so.
+    """A hash of what decides the scores of a reward; None if it is not known.
 
     Args:
         function: code is identified by an attribute `version` (text or number), which its author changes with all that the
@@ -53,7 +53,7 @@ def content_hash(name: Any) -> str | None:
 
 
 def _arguments(function: Any) -> Any:
-    """What a partial, an object or the object of a bound method was made with."""
+    """What a partial, an object or the object of a bound method was constructed with."""
     if isinstance(function, functools.partial):
         return [_arguments(function.func), function.args, function.keywords]
     if inspect.isroutine(function):

@@ -1,4 +1,4 @@
-"""From what a user asks for to the reward: a name, a callable, or a weighted sum of several with the parts kept apart."""
+"""From a specification to the reward: a name, a callable, or a weighted sum of several with the parts kept apart."""
 
 import functools
 import hashlib
@@ -51,7 +51,7 @@ class Rewards:
 
     @property
     def unversioned(self) -> tuple[str, ...]:
-        """The callables without `version`: nothing says whether their scores would be the same today."""
+        """The callables without `version`: whether their scores would be the same today is not known."""
         return tuple(part.name for part in self.parts if part.identity is None)
 
     @property
@@ -74,7 +74,7 @@ def resolve_reward(spec: str | RewardFunction) -> RewardFunction:
 
 
 def resolve_rewards(spec: RewardSpec, weights: Sequence[float] | None = None) -> Rewards:
-    """The reward, or the weighted sum of the rewards, that a user asked for (TRL's `reward_funcs` and `reward_weights`).
+    """The reward, or the weighted sum of the rewards, that a user requests (TRL's `reward_funcs` and `reward_weights`).
 
     Args:
         spec: a name with optional settings, a callable, or a list of these. `Rewards` are returned as they are.

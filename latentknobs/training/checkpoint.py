@@ -1,4 +1,4 @@
-"""A head's training half-way, in one safetensors file: written whole or not at all, and never trusted when it is damaged.
+"""A checkpoint of a head's training, in one safetensors file: written whole or not at all, and ignored when it is damaged.
 
 The header holds plain JSON: which fit it belongs to, the step, small facts, and a checksum of the tensors. A file that does
 not fit is left aside with a sentence, and the training starts over: at most minutes are lost, and no head is wrong.
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latentknobs.progress import say as tell
+from latentknobs.progress import say
 
 HEADER, FORMAT = "latentknobs_checkpoint", 1
 
@@ -36,10 +36,10 @@ class Checkpoint:
 
     Args:
         key: digest of everything that decides what the fit does; a file with another one is ignored.
-        say: hears why a file is ignored.
+        say: receives the reason why a file is ignored.
     """
 
-    def __init__(self, path: Path, key: str, say: Callable[[str], None] = tell) -> None:
+    def __init__(self, path: Path, key: str, say: Callable[[str], None] = say) -> None:
         self.path, self.key, self.say = path, key, say
         self._saved = self._read()
         self._step = self._saved.step if self._saved else 0

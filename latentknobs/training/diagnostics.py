@@ -1,7 +1,7 @@
 """The known ways in which learning a choice of options fails, each in a plain sentence with the numbers and what to try.
 
 Pure functions of small summaries (`Facts`, gathered in `facts.py`): a check whose summary is missing stays silent, and so does
-one with too little data to tell. Thresholds are meant to be quiet: what they let pass may still be worth a look in the report.
+one with too little data. Thresholds are conservative: what they let pass may still be worth a look in the report.
 """
 
 import math
@@ -16,14 +16,12 @@ TIED = 0.5  # share of prompts whose rollouts all earn the same
 STRETCH = 1.25  # how many times as long (or as short) the head's responses are as the tuned constant's
 SKIPPED = 0.9  # share of segments left out by `min_spread`
 FAILED = 0.01  # share of responses on which the reward failed
-
-
 NONE = Count(0, 0)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Small summaries of a run. What is left out is not judged.
+    """Small summaries of a run. A check without its summary is skipped.
 
     Attributes:
         options: the words for each of the K options.
@@ -46,7 +44,7 @@ class Facts:
 
 
 def diagnose(facts: Facts) -> list[str]:
-    """One sentence or two for each failure that the facts show, in the order in which to look at them; empty is good news."""
+    """One sentence or two for each failure that the facts show, in the order in which to look at them; empty if none."""
     return [found for check in CHECKS if (found := check(facts)) is not None]
 
 

@@ -1,4 +1,4 @@
-"""Gathers what `diagnose` and a learner's `findings` judge, from pieces that a run holds anyway. Nothing here runs the LM."""
+"""Computes the inputs of `diagnose` and of a learner's `findings` from the results of a round. Nothing here runs the LM."""
 
 from collections.abc import Sequence
 from typing import TypeVar

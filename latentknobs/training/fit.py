@@ -79,7 +79,7 @@ def fit(
 
 
 def check_fit(config: TrainConfig, examples: int, held_out: int) -> None:
-    """Refuses what no fit can honour.
+    """Refuses settings that contradict each other or the data.
 
     Raises:
         ConfigError, NoExamplesError: see `fit`.

@@ -1,4 +1,4 @@
-"""Everything that a fit changes from step to step, so that it can be saved half-way and goes on bit by bit the same."""
+"""The state of a fit, so that it can be saved at any step and resumed bit by bit the same."""
 
 import math
 from typing import Any
@@ -33,14 +33,14 @@ class FitState:
         self.best_watched, self.stale = -math.inf, 0
 
     def judge(self, loss: float, watched: float) -> None:
-        """Takes note of a validation."""
+        """Records a validation."""
         if loss < self.best_loss:
             self.best, self.best_loss = self._weights(), loss
         self.stale = 0 if watched > self.best_watched else self.stale + 1
         self.best_watched = max(watched, self.best_watched)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes everything down."""
+        """Saves the state to a checkpoint."""
         moments = self.optimiser.state_dict()["state"]
         tensors = {
             **{f"module.{name}": value for name, value in self._weights().items()},

@@ -1,4 +1,4 @@
-"""What a run has finished: one line for every file, with a hash of its content and the key it was made under.
+"""What a run has finished: one line for every file, with a hash of its content and its key.
 
 A file counts as finished when some line names it with the wanted key and the hash of what is on disk now, so stale, truncated
 and half-written files are never reused. Each process of a run appends to a manifest of its own; all of them are read.
@@ -24,7 +24,7 @@ class Entry:
     """One finished file.
 
     Attributes:
-        stage: what made it, e.g. `round-1/rollouts`.
+        stage: what wrote it, e.g. `round-1/rollouts`.
         file: its path, relative to the run directory.
         key: digest of everything its content depends on.
         sha256: hash of its content.
@@ -76,7 +76,7 @@ class Manifest:
             self._known.setdefault((entry.file, entry.key), []).append(entry)
 
     def find(self, file: str, key: str) -> Entry | None:
-        """The entry of a file that was made under this key and still has the same content; None where there is none."""
+        """The entry of a file that was written under this key and still has the same content, or None."""
         known = self._known.get((file, key))
         if not known or not (self.folder / file).is_file():
             return None

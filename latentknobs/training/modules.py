@@ -28,7 +28,7 @@ MAIN, BASELINE = "main", "entropy"  # the module on the run's features, and the 
 
 @dataclass
 class Modules:
-    """What a round leaves behind.
+    """The modules after a round.
 
     Attributes:
         main: the learned module.
@@ -87,7 +87,7 @@ class Fitting:
         return Modules(main, baseline, " ".join(self.run.content(paths[:1])))
 
     def _new(self, part: str, features: Features) -> nn.Module:
-        """The module as its training begins, whatever the caller drew before."""
+        """The module at the beginning of its training, from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             return self.learners[part].module(*features.moments()).to(self.device)

@@ -1,4 +1,4 @@
-"""What a run is going to do, and which files its stages consist of: what `latentknobs status` needs beside the manifest."""
+"""The stages of a run and their files: what `latentknobs status` needs beside the manifest."""
 
 import json
 import re
@@ -21,7 +21,7 @@ class Plan:
     """The stages of a run.
 
     Attributes:
-        stages: name -> items (responses, steps or files) that it will make; an upper bound until the stage has begun.
+        stages: name -> items (responses, steps or files) that it will write; an upper bound until the stage has begun.
         processes: how many share the work.
         settings: digest of the settings; with others, what an earlier run had begun says nothing.
         begun: name -> key of each of its files, for every stage that was reached.
@@ -61,7 +61,7 @@ class Plan:
 
 
 def make_plan(
-    folder: Path, config: TrainConfig, prompts: int, evaluation: Mapping[str, int], given: int | None, processes: int, used: int
+    folder: Path, config: TrainConfig, prompts: int, evaluation: Mapping[str, int], supplied: int | None, processes: int, used: int
 ) -> Plan:  # fmt: skip
     """The plan of a run that starts now, with what an earlier run of the same settings had begun.
 
@@ -69,14 +69,14 @@ def make_plan(
         prompts: how many train.
         evaluation: responses of each stage of the evaluation.
         used: most rollouts of a prompt that the learner reads.
-        given: responses from elsewhere; None where the first round rolls out.
+        supplied: responses from elsewhere; None where the first round rolls out.
     """
     stages: dict[str, int] = {}
     for number in range(1, config.rounds + 1):
         name = f"round-{number}"
-        stages[f"{name}/prompts"] = given if given is not None and number == 1 else prompts
-        if given is not None and number == 1:
-            stages |= {f"{name}/rollouts": given, f"{name}/examples": 1, f"{name}/features": given}
+        stages[f"{name}/prompts"] = supplied if supplied is not None and number == 1 else prompts
+        if supplied is not None and number == 1:
+            stages |= {f"{name}/rollouts": supplied, f"{name}/examples": 1, f"{name}/features": supplied}
         else:
             responses = prompts * config.rollouts
             stages |= {f"{name}/rollouts": responses, f"{name}/scores": responses}

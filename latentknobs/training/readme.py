@@ -1,4 +1,4 @@
-"""What a run directory holds, for its readers."""
+"""The `README.md` of a run directory: what its files hold."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from latentknobs.training.sampling import read_all, read_scores
 
 @dataclass(frozen=True)
 class RoundData:
-    """What a round left in its folder.
+    """The files of a round.
 
     Attributes:
         rollouts: responses, whose `prompt` indexes `prompts`.

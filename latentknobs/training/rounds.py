@@ -43,11 +43,11 @@ def run_round(
         key: digest of the model, the space, and the level.
         previous: the modules that explore, are refined, and are referred to.
     """
-    given = sources.preferences if number == 1 else None
-    one = _Round(run, config, sources, learners, number, key, previous, given.prompts if given else sources.train)
+    supplied = sources.preferences if number == 1 else None
+    one = _Round(run, config, sources, learners, number, key, previous, supplied.prompts if supplied else sources.train)
     one.write_prompts()
-    rollouts = one.write_given() if given else one.sample()
-    scores, second = ([], []) if given else one.score(rollouts)
+    rollouts = one.write_supplied() if supplied else one.sample()
+    scores, second = ([], []) if supplied else one.score(rollouts)
     path = one.write_examples(rollouts, scores, second)
     examples = read_examples(path)
     used = sorted({n for example in examples for n in example.responses})
@@ -55,7 +55,7 @@ def run_round(
     store = one.featurise(rollouts, used, key)
     place = {n: i for i, n in enumerate(used)}
     local = [Example(e.prompt, tuple(place[n] for n in e.responses), e.weight) for e in examples]
-    if given:
+    if supplied:
         local, sentence = drop_unreachable(local, set(store.unreachable))
         run.say(sentence)
     train, held_out = one.validation_split(local)
@@ -109,7 +109,7 @@ class _Round:
         policy = learner.explorer(self.previous.main if self.previous else None)
         if policy is None:
             raise ConfigError(
-                f"The learner {learner.name!r} learns from text that is there, and the run has none. Set preferences, or choose "
+                f"The learner {learner.name!r} learns from existing responses, and the run has none. Set preferences, or choose "
                 "another learner."
             )
         if learner.needs_options and not isinstance(policy, CategoricalPolicy):
@@ -131,23 +131,23 @@ class _Round:
             return scores, []
         return scores, score_files(self.run, self.sources.second, self.name, self.prompts, rollouts, "second_scores")
 
-    def write_given(self) -> list[Path]:
+    def write_supplied(self) -> list[Path]:
         """Responses from elsewhere, written down like our own."""
-        given = self.sources.preferences
-        assert given is not None
-        self.run.say(given.summary)
-        key = digest([[r.prompt, r.ids] for r in given.rollouts])
+        supplied = self.sources.preferences
+        assert supplied is not None
+        self.run.say(supplied.summary)
+        key = digest([[r.prompt, r.ids] for r in supplied.rollouts])
 
         def make(path: Path, advance: Advance) -> None:
-            write_lines(path, given.rollouts)
+            write_lines(path, supplied.rollouts)
 
-        task = Task(f"{self.name}/rollouts/00000.jsonl", key, make, len(given.rollouts))
+        task = Task(f"{self.name}/rollouts/00000.jsonl", key, make, len(supplied.rollouts))
         return self.run.stage(f"{self.name}/rollouts", [task])
 
     def write_examples(self, rollouts: Sequence[Path], scores: Sequence[Path], second: Sequence[Path]) -> Path:
-        """What the learner learns from: of scored rollouts, or as given."""
-        learner, given = self.learners[MAIN], self.sources.preferences
-        examples = None if scores or given is None else learner.from_preferences(given)
+        """What the learner learns from: of scored rollouts, or as supplied."""
+        learner, supplied = self.learners[MAIN], self.sources.preferences
+        examples = None if scores or supplied is None else learner.from_preferences(supplied)
 
         def make(path: Path, advance: Advance) -> None:
             second_N = read_scores(second) if second else None

@@ -1,7 +1,7 @@
-"""The run directory: files of stages that are made once, the metrics, and the lock that keeps two runs apart.
+"""The run directory: files of stages that are written once, the metrics, and the lock that keeps two runs apart.
 
-A file is made when the manifest does not hold it with the wanted key: a digest of the settings it depends on and of the
-content it was made from. Changing `beta` therefore redoes the optimisation and keeps the rollouts.
+A file is written when the manifest does not hold it with the wanted key: a digest of the settings it depends on and of the
+content it was computed from. Changing `beta` therefore redoes the optimisation and keeps the rollouts.
 """
 
 import errno
@@ -37,9 +37,9 @@ class Task:
     Attributes:
         file: its path, relative to the run directory.
         key: digest of everything its content depends on.
-        make: writes it, complete or not at all, and tells how many items are done.
+        make: writes it, complete or not at all, and reports how many items are done.
         items: responses (or steps) in it, for the estimate of the time that is left.
-        fresh: made again although it is finished, because its key does not say all that its content depends on.
+        fresh: written again although it is finished, because its key does not say all that its content depends on.
     """
 
     file: str
@@ -104,7 +104,7 @@ class RunDir:
         return True
 
     def stage(self, name: str, tasks: Sequence[Task], together: bool = False) -> list[Path]:
-        """The files of a stage, those that are not finished made now; each process makes its share of them.
+        """The files of a stage, after writing the unfinished ones; each process writes its share.
 
         Args:
             name: the stage, e.g. `round-1/rollouts`.
@@ -116,7 +116,7 @@ class RunDir:
         todo = self._unfinished(tasks)
         mine = todo if together else [n for place, n in enumerate(todo) if place % self.processes.size == self.processes.rank]
         if self.processes.is_main:
-            self._tell(name, tasks, todo)
+            self._say_why(name, tasks, todo)
             self._remove_strangers(name, tasks)
             if self.plan is not None:
                 self.plan.begin(name, {task.file: task.key for task in tasks}, sum(task.items for task in tasks))
@@ -134,7 +134,7 @@ class RunDir:
         return [self.path / task.file for task in tasks]
 
     def _unfinished(self, tasks: Sequence[Task]) -> list[int]:
-        """Which files must be made; the main process decides, so that all agree."""
+        """Which files must be written; the main process decides, so that all agree."""
         todo: list[int] = []
         if self.processes.is_main:
             todo = [n for n, task in enumerate(tasks) if task.fresh or self.manifest.find(task.file, task.key) is None]
@@ -157,7 +157,7 @@ class RunDir:
                 )  # fmt: skip
                 self.manifest.add(entry)
 
-    def _tell(self, name: str, tasks: Sequence[Task], todo: Sequence[int]) -> None:
+    def _say_why(self, name: str, tasks: Sequence[Task], todo: Sequence[int]) -> None:
         for n in todo:
             if not tasks[n].fresh and (wrong := self.manifest.damaged(tasks[n].file, tasks[n].key)):
                 self.say(f"{str(self.path / tasks[n].file)!r} {wrong}: it is made again")

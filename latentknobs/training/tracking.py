@@ -1,6 +1,6 @@
 """Metrics for tensorboard, wandb, trackio and others, through accelerate's trackers, where the config asks for them.
 
-`metrics.jsonl` holds the same rows always, so a tracker may fail without loss. Where none is wanted, nothing is imported or sent.
+`metrics.jsonl` holds the same rows always, so a tracker may fail without loss. Without trackers, nothing is imported or sent.
 """
 
 from collections.abc import Mapping, Sequence

@@ -40,7 +40,7 @@ from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
 from latentknobs.training.world import left_as_it_was
 
-UNSHOWN = ("model", "features", "shard_size", "feature_dtype")  # in an adapter's notes, which say the first two elsewhere
+UNSHOWN = ("model", "features", "shard_size", "feature_dtype")  # in an adapter's notes, which hold the first two elsewhere
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Run:
         adapter: the learned adapter.
         report: the evaluation, None when `eval_size` is 0.
         report_path: the same as HTML, for people.
-        is_main: whether this process is the one of several that tells the result.
+        is_main: whether this process is the one of several that reports the result.
     """
 
     path: Path
@@ -76,7 +76,7 @@ def train(
     resume: bool = False,
     **settings: Any,
 ) -> Run:
-    """Learns to choose decoding options and shows whether that was worth it.
+    """Learns to choose decoding options and measures the gain on held-out prompts.
 
     Every argument has a default: `train(knobs=["temperature"])` trains on the packaged testbed, offline.
 
@@ -107,10 +107,10 @@ def train(
         raise ConfigError(f"knobs={knobs!r} is not a list of knobs. Write e.g. knobs=['temperature', 'top_p:0.9,1'].")
     if specs is not None:
         settings["knobs"] = [_spec(knob) for knob in specs]
-    made = make_config(base, settings)
-    space = KnobSpace.of(*(specs if specs is not None else made.knobs), order=made.order)
+    chosen = make_config(base, settings)
+    space = KnobSpace.of(*(specs if specs is not None else chosen.knobs), order=chosen.order)
     with left_as_it_was(model):
-        return run_training(made, space, gather(made, tokenizer=tokenizer, **objects), resume)
+        return run_training(chosen, space, gather(chosen, tokenizer=tokenizer, **objects), resume)
 
 
 def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
@@ -128,7 +128,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
     processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)
     say(f"{space!r}")
-    given = len(sources.preferences.rollouts) if sources.preferences else None
+    supplied = len(sources.preferences.rollouts) if sources.preferences else None
     used = learners[MAIN].most_responses(config.rollouts)
     if unversioned := unversioned_line(sources, resume):
         say(unversioned)
@@ -144,7 +144,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
                 write_yaml(config, run.path / "config.yaml")
                 explain(run.path)
         evaluation = {stage.name: stage.responses for stage in stages_of(config, space, sources)}
-        run.plan = make_plan(run.path, config, len(sources.train), evaluation, given, processes.size, used)
+        run.plan = make_plan(run.path, config, len(sources.train), evaluation, supplied, processes.size, used)
         run.track = trackers.log
         key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]
         modules: Modules | None = None
@@ -197,7 +197,7 @@ def _finish(
 ) -> Path | None:
     """The adapter and what people read, from finished stages."""
     with explained(run.path, "the adapter"):
-        if report is None:  # what an earlier head earned says nothing about this one
+        if report is None:  # results of an earlier head do not apply to this one
             for stale in (SUMMARY, "report.html"):
                 (run.path / stale).unlink(missing_ok=True)
             adapter.save_pretrained(run.path / "adapter")
@@ -241,5 +241,5 @@ def _spec(knob: Any) -> Any:
     """A knob object as the config says it, so that `config.yaml` makes an equal one."""
     if not isinstance(knob, DecodingKnob):
         return knob
-    told = knob.model_dump(mode="json")
-    return {knob.name: told if len(told) > 1 else told["options"]}
+    settings = knob.model_dump(mode="json")
+    return {knob.name: settings if len(settings) > 1 else settings["options"]}

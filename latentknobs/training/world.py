@@ -1,4 +1,4 @@
-"""The caller's world: what a run may change while it works, and leaves as it was."""
+"""Global state that a run may change while it works, and restores."""
 
 import random
 from collections.abc import Iterator

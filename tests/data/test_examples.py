@@ -30,12 +30,10 @@ def test_exactly_the_examples_without_unreachable_responses_stay(sides, unreacha
     examples = [Example(0, own) for own in sides]
     good = [example for example in examples if not set(example.responses) & unreachable]
     if not good:
-        with pytest.raises(NoExamplesError, match=rf"Each of the {len(examples)} given examples .*floor=-20"):
+        with pytest.raises(NoExamplesError, match=rf"Each of the {len(examples)} examples .*floor=-20"):
             drop_unreachable(examples, unreachable)
         return
     kept, sentence = drop_unreachable(examples, unreachable)
     assert kept == good
-    assert (f"{len(examples) - len(good)} of {len(examples)} given examples are left out" in sentence) == (
-        len(good) < len(examples)
-    )
+    assert (f"{len(examples) - len(good)} of {len(examples)} examples are left out" in sentence) == (len(good) < len(examples))
     assert sentence.endswith(".")

@@ -147,7 +147,7 @@ class TestNamedDatasets:
 
     def test_a_file_of_another_kind_and_an_empty_folder_are_refused(self, tmp_path):
         (tmp_path / "rows.pkl").write_bytes(b"\x80\x04N.")
-        with pytest.raises(DataError, match=r"none of the endings \.json, \.jsonl, \.csv, \.parquet"):
+        with pytest.raises(DataError, match=r"does not end in one of \.json, \.jsonl, \.csv, \.parquet"):
             read_rows(f"dataset:{tmp_path / 'rows.pkl'}")
         with pytest.raises(DataError, match="No \\(supported\\) data files"):  # a pickle is never unpacked
             read_rows(f"dataset:{tmp_path}")

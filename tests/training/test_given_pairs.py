@@ -55,7 +55,7 @@ def test_pairs_that_no_option_can_produce_are_left_out_counted_and_explained(tmp
     with pytest.raises(UnreachableTokenError, match=r"holds a token that no option can produce\. Add an option"):
         lk.train(knobs=["top_k:1,2"], preferences=ROWS, **settings)
     lk.train(knobs=["top_k:20,400"], preferences=[*ROWS[10:], *strange], **settings)
-    told = re.search(r"(\d+) of (\d+) given examples are left out: they hold a token", capsys.readouterr().err)
+    told = re.search(r"(\d+) of (\d+) examples are left out: they hold a token", capsys.readouterr().err)
     lost = sum(not is_held_out(row["prompt"]) for row in strange)
     assert told and int(told[1]) == lost < int(told[2])
     lk.train(knobs=["top_k:20,400"], preferences=[*ROWS[10:], *strange], floor=-20, **settings)

@@ -57,7 +57,7 @@ class LPO(Learner):
         return [pair.example for pair in pairs]
 
     def from_preferences(self, preferences: Preferences) -> list[Example]:
-        """The given pairs."""
+        """Their pairs."""
         return [pair.example for pair in preferences.pairs]
 
     @classmethod

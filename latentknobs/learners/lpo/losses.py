@@ -93,7 +93,7 @@ def tokens_separate_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses:
     The paper omits the reference because its uniform one cancels between chosen and rejected of equal length; here it
     stays, so that later rounds and unequal lengths are right.
     """
-    option_BT = _given(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
+    option_BT = _required(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
     ratio_BT = pick(log_pi_BTK, option_BT) - pick(ref_log_pi_BTK, option_BT)
     return torch.where(segment_starts(responses.segment_BT, responses.mask_BT), ratio_BT, 0.0).sum(-1)
 
@@ -103,8 +103,8 @@ def tokens_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Response
 
     With a frozen LM the added part is a constant of each response: it weighs pairs, it does not steer the head.
     """
-    option_BT = _given(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
-    base_BT = _given(responses.base_logps_BT, "base_logps_BT", "tokens")
+    option_BT = _required(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
+    base_BT = _required(responses.base_logps_BT, "base_logps_BT", "tokens")
     sampled_BT = pick(responses.option_logps_BTK, option_BT)
     offset_BT = torch.where(responses.mask_BT, sampled_BT - base_BT, 0.0)
     return tokens_separate_score(log_pi_BTK, ref_log_pi_BTK, responses) + offset_BT.sum(-1).to(log_pi_BTK.dtype)
@@ -187,7 +187,7 @@ def _lengths(responses: Responses, length_norm: LengthNorm) -> Tensor | float:
     return segment_starts(responses.segment_BT, responses.mask_BT).sum(-1).clamp(min=1)
 
 
-def _given(tensor: Tensor | None, name: str, objectives: str) -> Tensor:
+def _required(tensor: Tensor | None, name: str, objectives: str) -> Tensor:
     if tensor is None:
         raise ConfigError(f"Responses without {name} cannot be scored: {objectives} need it. Pass it, or use `latent`.")
     return tensor

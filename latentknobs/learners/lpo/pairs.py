@@ -26,7 +26,7 @@ def pick_pairs(
     per_prompt: int = 1,
     seed: int = 0,
 ) -> list[Pair]:
-    """The pairs of N scored rollouts, `prompt_N[n]` being the prompt of rollout n. Prompts whose rollouts tie give none.
+    """The pairs of N scored rollouts, `prompt_N[n]` being the prompt of rollout n. Prompts whose rollouts tie have no pair.
 
     Ties inside a prompt are broken at random, by `seed`. A rollout whose reward failed (None) is in no pair; for top_bottom,
     nor is one whose second score failed.
@@ -60,7 +60,7 @@ def pick_pairs(
 
 
 def _present(score_N: Sequence[float | None]) -> dict[int, float]:
-    """The scores that are there, by rollout."""
+    """The scores that are not missing, by rollout."""
     return {n: value for n, value in enumerate(score_N) if value is not None and not np.isnan(value)}
 
 
@@ -79,7 +79,7 @@ def _correct_incorrect(prompt: int, rows: list[int], reward_N: Scores) -> list[P
 def _top_bottom(prompt: int, rows: list[int], reward_N: Scores, second_N: Scores, top: int) -> list[Pair]:
     ranked = sorted(rows, key=lambda n: (reward_N[n], second_N[n]))
     top = min(top, len(ranked) // 2)
-    if top < 1:  # a single one whose scores are there
+    if top < 1:  # fewer than two rollouts with both scores
         return []
     best = max(ranked[-top:], key=lambda n: second_N[n])
     worst = min(ranked[:top], key=lambda n: second_N[n])

@@ -1,4 +1,4 @@
-"""What keeps a head from deciding too much: its entropy, and how far it is from a reference. Un-reduced, in nats."""
+"""Regularisers of a head: its entropy, and its KL divergence from a reference. Un-reduced, in nats."""
 
 from torch import Tensor
 
