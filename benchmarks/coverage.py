@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,7 +51,7 @@ Rewards = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """A head, and the mixture that made its first rollouts.
+    """A head, and the mixture that samples its first rollouts.
 
     Attributes:
         untruncated: share of the tokens that are drawn from the untruncated options alone; the others from all 48.
@@ -98,9 +99,9 @@ def held_out_prompts(count: int) -> list[Prompt]:
 
 def answers(prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int) -> tuple[list[Rollout], Rewards]:
     """Responses and their (prompts, copies) rewards."""
-    made = roll_out(MODEL, TOKENIZER, prompts, policy, copies=copies, max_new_tokens=64, batch_size=512, seed=seed)
-    values = [score.value for score in score_rollouts("testbed", prompts, made)]
-    return made, np.array(values, dtype=float).reshape(len(prompts), copies)
+    rollouts = roll_out(MODEL, TOKENIZER, prompts, policy, copies=copies, max_new_tokens=64, batch_size=512, seed=seed)
+    values = [score.value for score in score_rollouts("testbed", prompts, rollouts)]
+    return rollouts, rearrange(np.array(values, dtype=float), "(p c) -> p c", c=copies)
 
 
 def tails(cache: FeatureCache, pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> tuple[float, float]:
@@ -114,12 +115,12 @@ def tails(cache: FeatureCache, pairs: Sequence[Pair], prompts: Sequence[Prompt])
 def learn(case: Case, policy: Policy, prompts: Sequence[Prompt], before: OptionHead | None, config: TrainConfig) -> OptionHead:
     """One round: rollouts of the policy, the best and the worst of each prompt, a head fitted to them."""
     seed = config.seed
-    made, reward_PC = answers(prompts, policy, 8, 1009 * seed + (1 if before is None else 2))
-    pairs = pick_pairs([rollout.prompt for rollout in made], reward_PC.ravel().tolist(), "best_worst", seed=seed)
+    rollouts, reward_PC = answers(prompts, policy, 8, 1009 * seed + (1 if before is None else 2))
+    pairs = pick_pairs([rollout.prompt for rollout in rollouts], reward_PC.ravel().tolist(), "best_worst", seed=seed)
     used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
     place = {n: i for i, n in enumerate(used)}
     pairs = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
-    cache = featurise(TransformersEngine(MODEL, None), prompts, [made[n] for n in used], case.space, TOKEN, ("hidden",)).cache
+    cache = featurise(TransformersEngine(MODEL, None), prompts, [rollouts[n] for n in used], case.space, TOKEN, ("hidden",)).cache
     if case.space is JOINT:
         print("  tokens beyond top_p .95 at 1.4, chosen and rejected: {:.2f} {:.2f}".format(*tails(cache, pairs, prompts)))
     judged = [is_held_out(f"validation {prompts[pair.prompt].text}", 0.1) for pair in pairs]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +61,7 @@ def cached(space: KnobSpace, D: int, pairs: int = PAIRS) -> Batch:
     """Some pairs of responses of T segments, level token: chosen ones first."""
     M = 2 * pairs * T
     segments = Segments(torch.randn(M, D), {LOGPS: -torch.rand(M, space.K) * 3}, torch.full((2 * pairs,), T))
-    return Batch(segments, torch.arange(2 * pairs).view(2, -1), torch.ones(pairs))
+    return Batch(segments, rearrange(torch.arange(2 * pairs), "(side b) -> side b", side=2), torch.ones(pairs))
 
 
 def fit(module: torch.nn.Module, batch: Batch) -> None:

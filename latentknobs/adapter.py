@@ -1,4 +1,4 @@
-"""An adapter: what training leaves behind. A space, a head, and what is needed to refuse the wrong model.
+"""An adapter, the result of training: a space, a head, and what is needed to refuse the wrong model.
 
 On disk it is a folder: `knob_config.json`, `knob_head.safetensors`, `README.md` (a model card), and, where training left one,
 `entropy_head.safetensors`: the baseline head that sees only the entropy. Loading imports nothing that a file names, believes no

@@ -20,7 +20,7 @@ NAMED = (type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch
 
 def digest(*values: Any) -> str:
     """16 hex digits for some values, in their order. An object that cannot be taken apart (a lock, a stream) has no content:
-    its hash is new in every call, so what depends on it is made again."""
+    its hash is new in every call, so what depends on it is computed again."""
     found = hashlib.sha256()
     for piece in _pieces(values, ()):
         found.update(len(piece).to_bytes(8, "little"))
@@ -69,7 +69,7 @@ def _parts(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     try:
-        make, arguments, *rest = value.__reduce_ex__(2)  # what copy and pickle would be handed; nothing is called
+        make, arguments, *rest = value.__reduce_ex__(2)  # what copy and pickle would receive; nothing is called
     except Exception:  # of whatever kind the object raises: it cannot be copied
         return uuid4().hex
     return [make, arguments, *(list(part) if isinstance(part, Iterator) else part for part in rest)]

@@ -20,11 +20,11 @@ class GridError(LatentKnobsError, ValueError):
 
 
 class SpaceError(LatentKnobsError, ValueError):
-    """A knob space that makes no sense: no knobs, a knob twice, an order or subset naming the unknown."""
+    """A knob space is invalid: without knobs, with a knob twice, or with an unknown name in its order or subset."""
 
 
 class PluginError(LatentKnobsError, ImportError):
-    """An entry point could not be imported or does not hold what its group promises."""
+    """An entry point could not be imported or does not hold what its group requires."""
 
 
 class ConfigError(LatentKnobsError, ValueError):
@@ -36,19 +36,19 @@ class DataError(LatentKnobsError, ValueError):
 
 
 class RewardError(LatentKnobsError, ValueError):
-    """A reward judged nothing, returned the wrong number of values, or cannot judge one row."""
+    """A reward scored nothing, returned the wrong number of values, or cannot score one row."""
 
 
 class BrokenRewardError(RewardError):
-    """A reward that cannot judge any row, so that asking it row by row makes no sense."""
+    """A reward that cannot score any row, so that calling it row by row is no use."""
 
 
 class NoExamplesError(LatentKnobsError, ValueError):
-    """The scored rollouts hold nothing that the learner could learn from."""
+    """The scored rollouts hold no example for the learner."""
 
 
 class NoPairsError(NoExamplesError):
-    """The scored rollouts hold nothing to prefer."""
+    """The scored rollouts hold no preference pair."""
 
 
 class UnreachableTokenError(LatentKnobsError, ValueError):
@@ -64,7 +64,7 @@ class LogitsError(LatentKnobsError, ValueError):
 
 
 class DecodingError(LatentKnobsError, RuntimeError):
-    """`generate` was called in a way the attached policy cannot honour."""
+    """`generate` was called in a way that the attached policy does not support."""
 
 
 class RunError(LatentKnobsError, RuntimeError):

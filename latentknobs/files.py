@@ -1,4 +1,4 @@
-"""Files that may have come from anywhere: paths as users write them, and JSON that is read in bounded memory and time.
+"""Untrusted files: paths as users write them, and JSON that is read in bounded memory and time.
 
 Whatever is wrong with a file is one short paragraph: the file, what is wrong in it, and the reader's next step.
 """

@@ -1,4 +1,4 @@
-"""Where a setting matters, said in its definition: `TrainConfig.digest` reads it, and every stage's key begins with that digest.
+"""The stages that a setting affects, declared with it: `TrainConfig.digest` reads it for the stages' keys.
 
 A section of the config enters the keys of some stages with all of its fields. A field that matters elsewhere says where:
 

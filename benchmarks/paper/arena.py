@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 import latentknobs as lk
@@ -63,7 +64,7 @@ class Arena:
         self.settings = {"batch_size": 512, "max_new_tokens": 64, "hidden": 128} | dict(settings)
         self._prompts = {part: world.prompts(part) for part in SEEDS}
         self.seconds: dict[str, float] = {"fits": 0.0, "rollouts": 0.0}  # of processor time
-        self.made = 0  # responses generated, those of training not counted
+        self.generated = 0  # responses generated, those of training not counted
         self._rewards: dict[str, Reward] = {}
         self._played: dict[Path, list[Rollout]] = {}
 
@@ -118,13 +119,13 @@ class Arena:
         path = self.folder / "plays" / f"{part}-{key}.jsonl.gz"
         if not path.exists():
             started = time.process_time()
-            made = roll_out(
+            rollouts = roll_out(
                 self.world.model, self.world.tokenizer, prompts, player.policy, copies=copies,
                 seed=self.seed + SEEDS[part], **sizes,
             )  # fmt: skip
-            write_rollouts(path, player.name, made)
+            write_rollouts(path, player.name, rollouts)
             self.seconds["rollouts"] += time.process_time() - started
-            self.made += len(made)
+            self.generated += len(rollouts)
         if path not in self._played:
             self._played[path] = read_rollouts(path)
         return self._played[path]
@@ -137,7 +138,7 @@ class Arena:
         scores = [score for chunk in chunks for score in score_rollouts(reward, prompts, chunk)]
         if failure := failure_line(scores):
             raise RewardError(failure)
-        return np.array([score.value for score in scores]).reshape(len(prompts), copies).T
+        return rearrange(np.array([score.value for score in scores]), "(p c) -> c p", c=copies)
 
     def _train(self, settings: dict[str, Any], world: World) -> lk.KnobAdapter:
         rewards = {name: make_reward(settings[name], world) for name in ("reward", "second_reward") if settings.get(name)}

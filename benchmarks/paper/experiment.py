@@ -125,7 +125,7 @@ def run_part(part: Part, numbers: Numbers, folder: Path, say: Say) -> dict[str, 
         out["front"] = front(part.front, field)
     out["claims"] = [judge(claim, field, subjects[0], part.measures[0]) for claim in part.claims]
     out["cost"] = {f"{name}, processor seconds": round(value, 1) for name, value in arena.seconds.items()}
-    out["cost"]["responses"] = arena.made
+    out["cost"]["responses"] = arena.generated
     return out
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 
 from benchmarks.paper.arena import Arena, Player
@@ -36,7 +37,7 @@ def measure(name: str, arena: Arena, player: Player, part: str, rollouts: Sequen
     if name.startswith("vote:"):
         return votes(arena, part, rollouts, copies, int(name.partition(":")[2]))
     if name.split(",")[0] in ("temperature", "non_greedy"):
-        return np.array(choices(name, arena, player, part, rollouts)).reshape(-1, copies).T
+        return rearrange(np.array(choices(name, arena, player, part, rollouts)), "(p c) -> c p", c=copies)
     return arena.scores(arena.reward(name), part, list(rollouts), copies)
 
 

@@ -1,4 +1,4 @@
-"""Settings as command-line options, by their flat names. Here they are only read; `make_config` judges them."""
+"""Settings as command-line options, by their flat names. They are parsed here and checked by `make_config`."""
 
 import re
 import types

@@ -1,4 +1,4 @@
-"""`latentknobs status`: where a run stands, while it goes on or afterwards."""
+"""`latentknobs status`: the progress of a run, during it or afterwards."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Model(Section):
 
 
 class Data(Section):
-    """Prompts, and what their responses are worth."""
+    """Prompts and rewards."""
 
     stages = ("rollouts",)
 
@@ -57,7 +57,7 @@ class Data(Section):
     reward: ByContent[str | tuple[str, ...]] = "testbed"
     """Name of a registered reward, optionally with settings: `repetition:n=3`; several are added up (see reward_weights)."""
     reward_weights: ByContent[tuple[float, ...] | None] = None
-    """One weight for each of several rewards; none is 1 for each."""
+    """One weight for each of several rewards; by default 1 for each."""
     second_reward: ByContent[str | None] = None
     """A second score, for the pair rule top_bottom."""
 
@@ -94,10 +94,10 @@ class Head(Section):
     feature_ram: Harmless[float] = Field(default=4.0, gt=0)
     """GB of features held in memory; a larger store is streamed from disk."""
     hidden: Annotated[int | None, Enters("fit")] = Field(default=None, ge=1)
-    """Width of the head's hidden layers (paper: 2048, for an 8B model); none is a quarter of its features, from 16 to 128."""
+    """Width of the head's hidden layers (paper: 2048, for an 8B model); by default a quarter of its features, from 16 to 128."""
     rank: Annotated[int | None, Enters("fit")] = Field(default=None, ge=0)
-    """Width of a linear layer in front of the head: quicker training, a smaller head; 0 leaves it out, none is 16 for 2,048
-    features and more."""
+    """Width of a linear layer in front of the head: quicker training, a smaller head; 0 leaves it out; by default 16 for
+    2,048 features and more."""
     factorised: Annotated[bool, Enters("fit")] = False
     """One categorical per knob instead of one over all combinations."""
 
@@ -143,7 +143,7 @@ class Fit(Section):
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; longer ones are scaled down."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after this many validation points (20 in a run) without a better held-out preference accuracy; none never stops."""
+    """Stop after this many validation points (20 in a run) without a better held-out preference accuracy; by default never."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts whose pairs choose the best step instead of training."""
     checkpoint_every: Harmless[int] = Field(default=100, ge=1)
@@ -151,7 +151,7 @@ class Fit(Section):
 
 
 class Evaluate(Section):
-    """How the head is judged."""
+    """How the head is evaluated."""
 
     stages = ("evaluation",)
 
@@ -171,7 +171,7 @@ class Run(Section):
     stages = ("examples", "fit")
 
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Of everything random; each stage of rollouts has a seed of its own, made from it."""
+    """Of everything random; each stage of rollouts has a seed of its own, derived from it."""
     trackers: Harmless[tuple[str, ...]] = ()
     """Where metrics also go, through accelerate: tensorboard, wandb, trackio, ..."""
     output_dir: Harmless[PathText] = "runs/latest"

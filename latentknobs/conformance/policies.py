@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from latentknobs.conformance.suite import Suite, require
@@ -35,11 +36,12 @@ class Subject:
         """What the policy may read before one token, and nothing else; rows are sharper from the first to the last."""
         draw, V = torch.Generator().manual_seed(step), self.vocabulary
         sharp_N1 = torch.linspace(0.2, 6, ROWS).unsqueeze(-1)
+        prompt_NL = repeat(torch.arange(PROMPT), "l -> n l", n=ROWS)
         parts = {
             "hidden_ND": torch.randn(ROWS, self.hidden_size, generator=draw),
             "logits_NV": torch.randn(ROWS, V, generator=draw) * sharp_N1,
             "second_NV": torch.randn(ROWS, V, generator=draw),
-            "previous_NL": torch.cat([torch.arange(PROMPT).expand(ROWS, -1), *(self.tokens(t) for t in range(step))], -1),
+            "previous_NL": torch.cat([prompt_NL, *(self.tokens(t) for t in range(step))], -1),
             "position_N": torch.full((ROWS,), step),
             "remaining_N": torch.full((ROWS,), BUDGET - step),
             "samples_N": torch.full((ROWS,), SAMPLES),

@@ -111,7 +111,7 @@ def _by_length(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], batch_siz
 
 
 def _one(cache: FeatureCache, logps_SK: Tensor, min_spread: float | None, is_lost: bool) -> Featurised:
-    """One response without the segments that teach nothing."""
+    """One response without the segments that `min_spread` leaves out."""
     if is_lost:
         cache, logps_SK = cache.where(torch.zeros(len(logps_SK), dtype=torch.bool)), logps_SK[:0]
     spread_S = logps_SK.amax(-1) - logps_SK.amin(-1)

@@ -2,7 +2,7 @@
 
 Responses become the tokens that the model would have had to write: a plain one is tokenised behind its prompt and ends with
 the end-of-sequence token, as TRL does it; an answer in a conversation is what the chat template adds to the prompt, up to the
-end of its turn. Rows that teach nothing, or that the run could not have produced, are counted and left out; nothing is cut.
+end of its turn. Rows that cannot be used (see the reasons of `Unusable`) are counted and left out; no response is cut.
 """
 
 from collections import Counter

@@ -23,7 +23,7 @@ Answer = str | Mapping[str, Any]
 
 
 class Unusable(Exception):
-    """A row that is of the format but teaches nothing; the text says why, and goes on after `because`."""
+    """A row of the format without a usable pair; its text is the reason, to follow `because`."""
 
 
 def read_row(row: Any, called: str) -> tuple[Any, Answer, Answer]:
@@ -82,7 +82,7 @@ def preference_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row of TRL's preference format for each pair: texts or messages, scores, token ids, and the prompt's other columns.
 
-    The token ids say what text alone does not: where a response was cut, and how it was split into tokens. Where a prompt ends
+    The token ids hold what text alone does not: where a response was cut, and how it was split into tokens. Where a prompt ends
     in the beginning of an answer, TRL's format cannot say so: the beginning is moved into both answers, and there are no ids.
 
     Args:

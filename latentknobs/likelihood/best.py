@@ -26,7 +26,7 @@ class Best:
 
     Attributes:
         value_NM: numpy; their logits, NaN in rows that hold any NaN.
-        found: for each row the logits of the tokens among which they were found, and their ids, equal ones ascending. Ids are
+        found: for each row the logits of the candidate tokens, and their ids, equal ones ascending. Ids are
             looked up where a caller needs them.
     """
 

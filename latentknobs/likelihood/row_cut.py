@@ -1,7 +1,7 @@
 """How far each row is cut by knob values of its own, read off its best tokens instead of a sorted row.
 
 A step of decoding is little arithmetic and many operations, whose start-up is its cost. So the host does it, whatever device
-the rows are on: it looks at the values before it works, keeps what is known of a row in Python's own numbers, and leaves arrays
+the rows are on: it reads the values first, keeps the state of a row in Python's own numbers, and leaves arrays
 to numpy, which starts several times faster than torch. Only whole rows stay on their device.
 """
 
@@ -19,11 +19,11 @@ from latentknobs.likelihood.best import TOP, Best, best_tokens, top_by_key
 from latentknobs.likelihood.rows import check_distributions, checked, own_masses, wide
 from latentknobs.tensors import host_sees
 
-NO_CUTOFF = 1 << 30  # cutoff of rows that nothing cuts
+NO_CUTOFF = 1 << 30  # cutoff of rows that no knob cuts
 
 
 class Cut:
-    """N rows on their way through a chain of order-preserving knobs with values of their own, and what became of them.
+    """N rows on their way through a chain of order-preserving knobs with values of their own, and their cutoffs.
 
     Args:
         logits_NV: of any floating dtype and device.
@@ -33,7 +33,7 @@ class Cut:
     Attributes:
         logits_NV: the rows, wide and without huge logits.
         best: the M best tokens of each row; top_NM: numpy; their logits over the temperature.
-        kept: how many are kept in each row: more than M for a cutoff somewhere beyond, NO_CUTOFF where nothing cuts.
+        kept: how many are kept in each row: more than M for a cutoff somewhere beyond, NO_CUTOFF where no knob cuts.
         undetermined: rows whose cutoff the best tokens do not determine; greedy: rows in which the first argmax alone is kept.
         temperature_N: numpy; what the logits were divided by (1 in greedy rows); None: nothing was divided.
         is_whole: whether the best tokens are all there are.
@@ -82,7 +82,7 @@ class Cut:
         """A token of each row by inverse CDF over the kept ones, over all tokens where it is not cut among its best.
 
         Returns:
-            N tokens; for rows whose token is none of the best (theirs mean nothing): the uniform that is left for the rest.
+            N tokens; for rows whose token is not among the best (ignore its id): the uniform that is left for the rest.
         """
         tokens, rest = [], {}
         width = self.M if self.undetermined else max((min(kept, self.M) for kept in self.kept), default=1)
@@ -110,7 +110,7 @@ class Cut:
 
     def _fetch(self, space: KnobSpace, value_NJ: Tensor, u_N: Tensor | None) -> Any:
         """(J, N) values. All that the host needs of rows on a GPU comes in one transfer, whole-row masses at each stage included:
-        the temperatures after none, one, two, ... of the scaling knobs."""
+        the temperatures after 0, 1, 2, ... of the scaling knobs."""
         value_NM, token_NM = top_by_key(self.logits_NV, TOP)
         temperature_N = torch.ones_like(value_NM[:, 0])
         row_N = torch.arange(len(value_NM), device=value_NM.device)
@@ -173,7 +173,7 @@ class Cut:
         self._is_extended = False
 
     def _shown(self, rows: list[int], width: int) -> Any:
-        """What is left of each row, as far as it is in the top, and the mass of the rest of rows that nothing cuts yet."""
+        """What is left of each row, as far as it is in the top, and the mass of the rest of rows that no knob has cut yet."""
         left_NW = self.top_NM[:, :width]
         if min(self.kept) < width:
             left_NW = left_NW.copy()

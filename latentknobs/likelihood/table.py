@@ -157,7 +157,7 @@ def _mass_chains(space: KnobSpace) -> tuple[tuple[Chain, ...], bool]:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of R rows and their targets.
+    """R rows and their targets, as far as tables need them.
 
     Attributes:
         logit_R: the target's logit; best_R: the row's largest logit; is_first_R: whether the target is the first argmax.

@@ -53,7 +53,7 @@ def gather(
     """The sources of a run; objects passed here take the place of what the config names.
 
     Raises:
-        ConfigError: a model without its tokenizer or with another one's, or an unknown name; what the learner cannot learn from.
+        ConfigError: a model without its tokenizer or with another one's, or an unknown name; data that the learner cannot use.
         DataError: prompts that are missing, malformed, too long, too few, or shared by both splits; malformed preferences.
         NoPairsError: no preference can be used.
     """

@@ -1,4 +1,4 @@
-"""What people look at: the result table, the HTML report, the token heat map. Reads run directories; never runs a model."""
+"""Results for people: the result table, the HTML report, the token heat map. Reads run directories; never runs a model."""
 
 from latentknobs.reporting.console import coloured, legend, print_report
 from latentknobs.reporting.findings import read_findings, write_findings

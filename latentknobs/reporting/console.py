@@ -12,11 +12,11 @@ from latentknobs.evaluation.statistics import Interval
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.findings import CALM, HEADING
 
-WIDTH = 110  # where the output is no terminal
+WIDTH = 110  # where the output is not a terminal
 
 
 def stdout() -> Console:
-    """A console for results: standard output, no wider than is pleasant to read."""
+    """A console for results: standard output, with a bounded width."""
     console = Console(highlight=False)
     return console if console.is_terminal and console.width <= WIDTH else Console(highlight=False, width=WIDTH)
 

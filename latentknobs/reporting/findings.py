@@ -1,4 +1,4 @@
-"""What a run's diagnostics found, as a file of plain sentences beside the other results."""
+"""The findings of a run's diagnostics: a file of plain sentences beside the other results."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def read_findings(run: str | Path) -> list[str] | None:
     path = Path(run) / FILE
     if not path.exists():
         return None
-    found: dict[str, list[str]] = read_json(path, dict[str, list[str]], RunError, "Delete it to do without what it found.")
+    found: dict[str, list[str]] = read_json(path, dict[str, list[str]], RunError, "Delete it to go on without it.")
     if "findings" not in found:
-        raise RunError(f"{str(path)!r} is damaged: it has no findings. Delete it to do without what it found.")
+        raise RunError(f"{str(path)!r} is damaged: it has no findings. Delete it to go on without it.")
     return found["findings"]

@@ -75,7 +75,7 @@ def write_report(run: str | Path, report: Report) -> Path:
 
 
 def _tokens(sample: Sample, samples: Samples, scale: Scale) -> list[dict[str, Any]]:
-    """For each token of the heat map its text, its background, what hovering over it shows, and whether it is special."""
+    """For each token of the heat map its text, its background, its tooltip, and whether it is special."""
     return [
         {"text": piece, "css": scale.css(samples.value(scale.knob, k)), "special": special,
          "title": f"{samples.labels[k]} · option {k} · token {number}"}
@@ -111,7 +111,7 @@ def _training(run: Path) -> tuple[Markup | None, list[str]]:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """What the report shows of the config: the folders of this machine are not for those it is sent to."""
+    """What the report shows of the config: without the folders of this machine."""
     try:
         settings = make_config(read_yaml(run / "config.yaml")).flat()
     except LatentKnobsError as error:

@@ -42,7 +42,7 @@ def arguments_of(function: Callable[..., Any], offered: Collection[str], name: s
     if kinds == {Parameter.VAR_POSITIONAL}:
         return Arguments(("prompts", "completions"))
     fixed = [p for p in parameters if p.kind is Parameter.POSITIONAL_ONLY]
-    if len(fixed) == 2 and not {p.name for p in fixed} & {*offered}:  # nothing but the order says what is what
+    if len(fixed) == 2 and not {p.name for p in fixed} & {*offered}:  # only the order assigns the arguments
         fixed = [p.replace(name=data) for p, data in zip(fixed, DATA, strict=False)]
     while fixed and fixed[-1].name not in offered and fixed[-1].default is not Parameter.empty:
         fixed.pop()

@@ -6,7 +6,7 @@ from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
 from latentknobs.rewards.returned import Failed
 from latentknobs.rewards.text import Messages, Texts, text_of
 
-NO_LIMIT = 10**9  # what tokenizers say they can read when they do not know is larger
+NO_LIMIT = 10**9  # tokenizers without a known limit report a larger number
 
 
 class Classifier:
@@ -76,7 +76,7 @@ class Classifier:
             messages = [*before, last, {"role": "assistant", "content": text_of(completion)}]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except Exception as error:  # templates raise whatever they like
+        except Exception as error:  # a template may raise any exception
             raise RewardError(f"The chat template of {self.path!r} refuses the conversation: {error}") from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 

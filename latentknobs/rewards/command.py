@@ -16,7 +16,7 @@ from latentknobs.rewards.identity import content_hash
 from latentknobs.rewards.returned import Failed
 from latentknobs.rewards.text import Texts
 
-END = 4000  # bytes of the standard error that are looked at
+END = 4000  # bytes of the standard error that are read
 
 
 class Command:
@@ -59,7 +59,9 @@ class Command:
 
     def __call__(self, prompts: Texts, completions: Texts, completion_ids: Any = None, **columns: Any) -> list[float | None]:
         if taken := {"prompt", "completion"} & columns.keys():
-            raise BrokenRewardError(f"The reward 'command' cannot pass on a column {min(taken)!r}, its own word. Rename it.")
+            raise BrokenRewardError(
+                f"The reward 'command' cannot pass on a column {min(taken)!r}: the name is reserved. Rename it."
+            )
         named = {"prompt": prompts, "completion": completions} | columns
         cells = ([f"{json.dumps(name)}: {_json(name, value)}" for value in values] for name, values in named.items())
         rows = [f"{{{', '.join(row)}}}" for row in zip(*cells, strict=True)]

@@ -1,4 +1,4 @@
-"""Minus the share of repeated n-grams: the reward of text that does not go round in circles."""
+"""Minus the share of repeated n-grams: rewards text that does not repeat itself."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a reward returned, read item by item: a number, nothing, or why there is none."""
+"""What a reward returned, read item by item: a number, None, or the cause of a failure."""
 
 import math
 from collections.abc import Iterable, Mapping, MappingView, Set, Sized
@@ -13,7 +13,7 @@ NOT_LISTS = (str, bytes, bytearray, memoryview, Set, Mapping, MappingView)  # te
 
 
 class Failed(float):
-    """A reward may return this in place of a number: why it could not judge this one completion.
+    """A reward may return this in place of a number: the reason why it could not score this one completion.
 
     It is a NaN, which TRL reads as "no reward".
     """
@@ -40,7 +40,7 @@ def listed(values: Any, n: int, name: str) -> list[Any]:
     """What the reward `name` returned for `n` completions, as a list: of a sequence, a 1-D array or tensor, or an iterator.
 
     Raises:
-        BrokenRewardError: it is none of these, has no order (a set, a dict or a view of one), or does not hold `n` values.
+        BrokenRewardError: it is not one of these, has no order (a set, a dict or a view of one), or does not hold `n` values.
     """
     dimensions = getattr(values, "ndim", 1)
     if isinstance(values, NOT_LISTS) or not isinstance(values, Iterable) or dimensions != 1:

@@ -1,4 +1,4 @@
-"""The scores of completions: in batches, from the cache where they are known, and without losing a run over one bad answer."""
+"""The scores of completions: in batches, from the cache where they are known, and a failed completion does not end a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Row = dict[str, Any]  # what a reward receives of one completion: `DATA` and the
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion is worth.
+    """The score of a completion.
 
     Attributes:
-        value: the weighted sum of the parts; None if there is none.
-        parts: what each reward said; None where it failed or does not apply.
+        value: the weighted sum of the parts; None if no part has a value or one failed.
+        parts: the value of each reward; None where it failed or does not apply.
         error: why there is no value.
     """
 
@@ -52,7 +52,7 @@ def score_all(
         columns: the other columns of the prompts, one value for each completion.
         completion_ids: the tokens of each completion.
         batch: completions in one call of the reward.
-        cache: knows and keeps the scores of rewards that have an identity, one by one.
+        cache: holds the scores of rewards that have an identity.
         whole: if False, do not raise when no completion is scored.
         advance: called with the number of completions just finished.
 
@@ -78,7 +78,7 @@ def score_all(
 
 
 def check_scored(scores: Sequence[Score], name: str) -> None:
-    """Refuses scores of which none has a value.
+    """Refuses scores without any value.
 
     Raises:
         RewardError: naming the reward, and the first cause.

@@ -1,4 +1,4 @@
-"""Creative but well spelled: rare words are worth more, wrong words and repetition cost."""
+"""Creative but well-spelled text: rare words raise the reward, misspelled words and repetition lower it."""
 
 import json
 import math

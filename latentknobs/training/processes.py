@@ -15,7 +15,7 @@ from torch import Tensor
 
 from latentknobs.errors import RunError
 
-PATIENCE = timedelta(days=7)  # the others may wait long for the one with the slowest file
+PATIENCE = timedelta(days=7)  # the others wait for the process with the slowest file
 LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets beside WORLD_SIZE
 
 
@@ -41,16 +41,16 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes what is written once."""
+        """Whether this process writes the files that are written once."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes reach this line."""
         if self.size > 1:
             dist.barrier()
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process holds, by rank. The values must be plain data."""
+        """The data of every process, by rank. The values must be plain data."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Status:
-    """A run as its files tell it.
+    """The state of a run, from its files.
 
     Attributes:
         running: whether a process works on it now.
@@ -91,7 +91,7 @@ def _kind(stage: str) -> str:
 
 
 def _rates(entries: Sequence[Entry]) -> dict[str, float]:
-    """Seconds per item of every kind of stage that has finished something."""
+    """Seconds per item of every kind of stage with a finished file."""
     kinds: dict[str, list[Entry]] = {}
     for entry in entries:
         kinds.setdefault(_kind(entry.stage), []).append(entry)
@@ -99,7 +99,7 @@ def _rates(entries: Sequence[Entry]) -> dict[str, float]:
 
 
 def _steps(path: Path, stage: str, keys: dict[str, str], finished: Sequence[Entry]) -> int:
-    """Steps of a head that is being trained now, which the metrics tell."""
+    """Steps of a head that is being trained now, from the metrics."""
     if _kind(stage) != "heads" or not keys:
         return 0
     open_heads = {Path(file).stem for file in keys} - {Path(entry.file).stem for entry in finished}

@@ -1,4 +1,4 @@
-"""What a run is about, as digests of its content: the model, its tokenizer, the space, and prompts. Keys of stages hold these."""
+"""Digests of the inputs of a run, for the keys of its stages: the model, its tokenizer, the space, and prompts."""
 
 import json
 from collections.abc import Iterable

@@ -11,13 +11,13 @@ from latentknobs.learners.base import Count, Fitted
 DOMINANT = 0.75  # share of pairs that come from one task
 LONGER = 0.7  # share of pairs in which the chosen response is the longer (or the shorter) one
 GAP = 0.1  # preference accuracy on training pairs minus that on held-out pairs
-FEW = 30  # pairs below which shares of pairs say nothing
-SOME = 5  # pairs below which a difference of two shares says nothing
+FEW = 30  # pairs below which shares of pairs are not judged
+SOME = 5  # pairs below which a difference of two shares is not judged
 ERRORS = 2.0  # standard errors that a difference of two shares must exceed
 
 
 def pair_findings(fitted: Fitted) -> list[str]:
-    """A sentence or two for each failure that the pairs show; empty is good news."""
+    """A sentence or two for each failure that the pairs show; empty if none."""
     return [found for check in (dominant_task, held_out_gap, length_bias) if (found := check(fitted)) is not None]
 
 
@@ -37,7 +37,7 @@ def dominant_task(fitted: Fitted) -> str | None:
 
 
 def length_bias(fitted: Fitted) -> str | None:
-    """The reward prefers long (or short) responses, and so will what is learned from it (arXiv 2310.03716)."""
+    """The reward prefers long (or short) responses, and so will the head (arXiv 2310.03716)."""
     lengths = [tuple(fitted.length_R[r] for r in example.responses) for example in fitted.examples]
     unequal = [(chosen, rejected) for chosen, rejected in lengths if chosen != rejected]
     longer = Count(sum(chosen > rejected for chosen, rejected in unequal), len(unequal))

@@ -12,7 +12,7 @@ PairRule = Literal["best_worst", "correct_incorrect", "top_bottom"]
 
 
 class Settings(BaseModel):
-    """What `lpo` alone reads of a config."""
+    """The settings that only `lpo` has."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
