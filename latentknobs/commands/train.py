@@ -69,7 +69,7 @@ def _resumed(config: str | None, run: str, settings: dict[str, Any]) -> tuple[st
             check_repeatable(name, value, folder)
             if name in ("reward", "second_reward"):
                 check_reward(value, folder)
-    # the folder may have come from anywhere: running its model's code needs a new yes
+    # the folder may come from somebody else: running its model's code needs consent again
     return str(file), {"trust_remote_code": False} | settings | {"output_dir": str(folder)}
 
 
@@ -85,7 +85,7 @@ def _launch(count: int) -> int:
     at = next(n for n, argument in enumerate(arguments) if argument.startswith("--num-processes"))
     del arguments[at : at + (1 if "=" in arguments[at] else 2)]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell themselves what went wrong
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their own errors
     how = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=str(uuid4()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         max_restarts=0,

@@ -1,4 +1,4 @@
-"""The suite of learners: a tiny bandit, whose good option is known, in place of a language model."""
+"""The suite of learners: a tiny bandit with a known best option in place of a language model."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -263,22 +263,13 @@ def _tensors(module: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
 CHECKS = {
     check.__name__: check
     for check in (
-        settings_have_defaults_and_survive_json,
-        columns_are_rows_of_numbers,
-        module_is_a_head_for_the_features,
-        module_survives_its_state_dict,
-        examples_are_about_responses_to_one_prompt,
-        examples_are_repeatable,
-        examples_ignore_failed_scores,
-        scores_that_teach_nothing_are_a_clear_error,
-        loss_is_one_finite_number_per_example,
-        loss_has_a_gradient,
-        loss_is_repeatable,
-        examples_do_not_mix,
-        reference_gets_no_gradient,
+        settings_have_defaults_and_survive_json, columns_are_rows_of_numbers, module_is_a_head_for_the_features,
+        module_survives_its_state_dict, examples_are_about_responses_to_one_prompt, examples_are_repeatable,
+        examples_ignore_failed_scores, scores_that_teach_nothing_are_a_clear_error, loss_is_one_finite_number_per_example,
+        loss_has_a_gradient, loss_is_repeatable, examples_do_not_mix, reference_gets_no_gradient,
         explorer_and_policy_are_policies,
     )
-}
+}  # fmt: skip
 
 
 def _find(learner: str | type[Learner], settings: BaseModel | None = None) -> World:

@@ -228,17 +228,9 @@ def _shown(answers: Sequence[Answer]) -> str:
 CHECKS = {
     check.__name__: check
     for check in (
-        can_be_called,
-        gives_one_answer_for_each,
-        answers_with_numbers,
-        keeps_the_order,
-        accepts_a_single_completion,
-        accepts_extra_columns,
-        survives_odd_texts,
-        does_not_change_inputs,
-        version_can_be_used,
-        is_repeatable,
+        can_be_called, gives_one_answer_for_each, answers_with_numbers, keeps_the_order, accepts_a_single_completion,
+        accepts_extra_columns, survives_odd_texts, does_not_change_inputs, version_can_be_used, is_repeatable,
         judges_each_alone,
     )
-}
+}  # fmt: skip
 SUITE = Suite("reward", CHECKS, find, name=lambda subject: subject.part.name, show=lambda subject: subject.part.name)

@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the check found no fault."""
         return not self.message
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Suite:
     Attributes:
         kind: `knob`, `reward`, ...
         checks: by name; each raises `Violation`, or any other exception, where its subject is broken.
-        find: from what a user gives (a name with settings, or the object itself) to the subject of the checks.
+        find: from a name with settings, or the object itself, to the subject of the checks.
         name: what a subject is called in messages.
         show: the first line of a report.
     """

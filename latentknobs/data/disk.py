@@ -35,7 +35,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     with replacing(path) as partial:
         try:
             save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-        except SafetensorError as error:  # it wraps what the system said
+        except SafetensorError as error:  # it wraps the error of the system
             raise _as_os_error(error, path) from error
 
 

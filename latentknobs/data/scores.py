@@ -1,4 +1,4 @@
-"""The scores of rollouts: what the reward receives of each of them."""
+"""The scores of rollouts: from a rollout to the arguments of the reward."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""What a knob or a policy may read of the situation in which a token is drawn.
+"""Observations: what a knob or a policy may read when a token is drawn.
 
 Most knobs read nothing but the logits and never see an `Observation`. One that reads more names the parts in `needs`, and gets
 those parts and no others, so that loss and decoder know exactly what they must supply. A policy always gets the hidden state
@@ -19,7 +19,7 @@ PARTS = (*KNOB_PARTS, "hidden_ND", "logits_NV", "remaining_N", "samples_N")
 
 
 class Observation:
-    """Parts of the situation in which each of N tokens is drawn. Parts that were not supplied cannot be read.
+    """What is known when each of N tokens is drawn. Parts that were not supplied cannot be read.
 
     Attributes:
         previous_NL: (N, L) ids of all earlier tokens, prompt included; -1 where a row has fewer (on either side).
@@ -62,14 +62,14 @@ class Observation:
         last_N = torch.where(previous_NL >= 0, place_L, 0).amax(-1)
         return pick(previous_NL, last_N)
 
-    def only(self, needs: Iterable[str], who: str) -> "Observation":
+    def only(self, needs: Iterable[str], knob: str) -> "Observation":
         """The parts that a knob needs.
 
         Raises:
-            DecodingError: one is missing; `who` is the knob's name for the message.
+            DecodingError: one is missing; `knob` is the name for the message.
         """
         if missing := [part for part in needs if part not in self.__dict__]:
-            raise missing_part(who, missing[0])
+            raise missing_part(knob, missing[0])
         return Observation(**{part: self.__dict__[part] for part in needs})
 
     def rows(self, index: slice | Tensor) -> "Observation":
@@ -147,9 +147,9 @@ def _second(second_NV: Tensor | None) -> dict[str, Tensor]:
     return {"second_NV": second_NV if second_NV.dtype == torch.float64 else second_NV.float()}
 
 
-def missing_part(who: str, part: str) -> DecodingError:
+def missing_part(knob: str, part: str) -> DecodingError:
     """The error for a knob whose context was not supplied."""
     return DecodingError(
-        f"The knob {who!r} reads {part}, which was not supplied. Pass context=latentknobs.Context({part}=...) along with "
+        f"The knob {knob!r} reads {part}, which was not supplied. Pass context=latentknobs.Context({part}=...) along with "
         "the logits, or leave the knob out."
     )

@@ -1,4 +1,4 @@
-"""All processes of a distributed run must have resolved the same knobs; this says which differ, before anything is sampled."""
+"""Checks before sampling that all processes of a distributed run have resolved the same knobs."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -207,7 +207,7 @@ class KnobSpace:
 
     @cached_property
     def _hash(self) -> int:
-        """Kept, because what is worked out once per space is looked up at every token."""
+        """Cached, because spaces are keys of caches that are read at every token."""
         return hash((self.knobs, self.grid_KJ, self.order))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
     Args:
         logits_NV: (N, V) unnormalised log-probabilities of any floating dtype; gradients pass through those kept.
         value_NJ: (N, J) one value per row and knob, in the space's order.
-        context: what `space.needs` names, for spaces that need anything.
+        context: the parts that `space.needs` names; None if it is empty.
 
     Returns:
         (N, V) logits, float32 or wider; -inf outside the kept set.

@@ -1,6 +1,6 @@
 """The slow, obvious likelihoods: one knob chain per option, a few rows at a time.
 
-Deliberately ignores every identity between options. It defines what the options mean; anything faster must agree.
+Deliberately ignores every identity between options. It defines the options; every faster path must agree with it.
 """
 
 import torch
@@ -21,7 +21,7 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
     Args:
         logits_NV: (N, V) unnormalised log-probabilities of any floating dtype.
         value_NJ: (N, J) one value per row and knob, in the space's order.
-        context: what `space.needs` names, for spaces that need anything.
+        context: the parts that `space.needs` names; None if it is empty.
 
     Returns:
         (N, V) logits, float32 or wider; -inf outside the kept set.
@@ -58,7 +58,7 @@ def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context
     Args:
         logits_NV: (N, V) the frozen LM's logits; no gradient is kept.
         targets_N: (N,) token ids.
-        context: what `space.needs` names, for spaces that need anything.
+        context: the parts that `space.needs` names; None if it is empty.
 
     Returns:
         (N, K) nats, float32 or wider; -inf where the option removes the target.

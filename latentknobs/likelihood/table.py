@@ -51,7 +51,7 @@ def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context
     Args:
         logits_NV: (N, V) the frozen LM's logits, any floating dtype; no gradient is kept.
         targets_N: (N,) token ids.
-        context: what `space.needs` names, for spaces that need anything.
+        context: the parts that `space.needs` names; None if it is empty.
 
     Returns:
         (N, K) nats, float32 or wider; -inf where the option removes the target.

@@ -37,7 +37,7 @@ def svg(name: str, alt: str, draw: Callable[[], Figure]) -> Markup:
 
     Args:
         name: keeps the ids inside apart from those of other figures on the page.
-        alt: the text for a reader who cannot see it.
+        alt: alternative text for screen readers.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         out = io.StringIO()

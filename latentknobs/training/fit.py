@@ -1,5 +1,5 @@
-"""The one optimiser loop: it knows a module, examples, and a learner's loss, and neither the LM, the vocabulary, the level, nor
-where features are kept.
+"""The optimiser loop: of a module, examples, and a learner's loss. It does not depend on the LM, the vocabulary, the level, or
+the place of the features.
 
 Any number of processes fit one module: each takes its share of every batch, and gradients are added up, so that the batch, and
 up to rounding the module, are those of a single process.

@@ -122,7 +122,7 @@ class RunDir:
                 self.plan.begin(name, {task.file: task.key for task in tasks}, sum(task.items for task in tasks))
                 with explained(self.path, "the plan"):
                     self.plan.write(self.path)
-        self.processes.barrier()  # before anyone writes what would look like a stranger
+        self.processes.barrier()  # before a process writes a file that another one would remove
         started = time.monotonic()
         with progress(name, sum(tasks[n].items for n in mine)) as advance:
             for n in mine:
