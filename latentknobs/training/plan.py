@@ -61,7 +61,8 @@ class Plan:
 
 
 def make_plan(
-    folder: Path, config: TrainConfig, prompts: int, evaluation: Mapping[str, int], supplied: int | None, processes: int, used: int
+    folder: Path, config: TrainConfig, prompts: int, evaluation: Mapping[str, int], supplied: int | None, processes: int,
+    used: int,
 ) -> Plan:  # fmt: skip
     """The plan of a run that starts now, with what an earlier run of the same settings had begun.
 
