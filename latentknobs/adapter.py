@@ -22,6 +22,8 @@ import latentknobs
 from latentknobs.data.disk import replacing, save_tensors
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.frozen import hidden_size, input_device
+from latentknobs.engines.transformers.settings import SamplingArguments
+from latentknobs.engines.transformers.wrappers import layers_of
 from latentknobs.errors import AdapterError, LatentKnobsError
 from latentknobs.files import fit, path_of, public_name, read_json, without_folders
 from latentknobs.heads.features import check_features, width
@@ -119,20 +121,26 @@ class KnobAdapter:
             return None
         return HeadPolicy(self.entropy_head, self.space, self.segmenter, ("entropy",), pick)
 
-    def attach(self, model: Any, *, pick: Pick = "greedy", seed: int = 0, strict: bool = True) -> Attached:
+    def attach(
+        self, model: Any, *, pick: Pick = "greedy", seed: int = 0, strict: bool = True,
+        sampling_arguments: SamplingArguments | None = None,
+    ) -> Attached:  # fmt: skip
         """Makes `model.generate(...)` decode with this adapter, until `detach()` or the end of the `with` block.
 
         Args:
+            model: the causal LM that the adapter was trained on, or a wrapper of it (see `Attached`).
             strict: also refuse a model of the same shape but another name.
+            sampling_arguments: "refuse" or "override" those that a caller passes to `generate`, see `Attached`.
 
         Raises:
             AdapterError: the adapter was trained on another model.
         """
-        check_base(self.base, describe_model(model), strict)
+        inner = layers_of(model)[-1]
+        check_base(self.base, describe_model(inner), strict)
         for head in (self.head, self.entropy_head):
             if head is not None:
-                head.to(input_device(model))
-        return Attached(model, self.policy(pick), seed=seed)
+                head.to(input_device(inner))
+        return Attached(model, self.policy(pick), seed=seed, sampling_arguments=sampling_arguments)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the adapter's folder and returns its path. Folders of this machine are left out of what is written."""
@@ -207,15 +215,17 @@ def attach(
     seed: int = 0,
     strict: bool = True,
     tokenizer: Any = None,
+    sampling_arguments: SamplingArguments | None = None,
 ) -> Attached:
     """Makes `model.generate(...)` decode with a policy, until `detach()` or the end of the `with` block.
 
     Args:
-        model: a transformers causal LM.
+        model: a transformers causal LM, or a pipeline, PEFT, DDP, FSDP or compiled wrapper of one.
         policy: a policy, an adapter, an adapter's folder, or a name such as `edt:base=1.4,theta=3`.
         pick, strict: of an adapter, see `KnobAdapter.attach`.
         seed: decides what is drawn.
         tokenizer: of the model, for named policies that need one.
+        sampling_arguments: "refuse" or "override" those that a caller passes to `generate`, see `Attached`.
 
     Raises:
         AdapterError: the adapter was trained on another model.
@@ -223,8 +233,8 @@ def attach(
     """
     policy = read_adapter(policy)
     if isinstance(policy, KnobAdapter):
-        return policy.attach(model, pick=pick, seed=seed, strict=strict)
-    return Attached(model, policy_of(policy, tokenizer), seed=seed)
+        return policy.attach(model, pick=pick, seed=seed, strict=strict, sampling_arguments=sampling_arguments)
+    return Attached(model, policy_of(policy, tokenizer), seed=seed, sampling_arguments=sampling_arguments)
 
 
 def read_adapter(spec: Any) -> Any:

@@ -15,8 +15,11 @@ from tiny_models import tiny_lm, word_tokenizer
 from torch import Tensor, nn
 
 import latentknobs as lk
+from latentknobs.adapter import describe_model
 from latentknobs.engines.transformers import Attached
 from latentknobs.errors import AdapterError, DecodingError
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import Every
 from latentknobs.policies import ConstantPolicy
 
 COLD = ConstantPolicy(lk.KnobSpace.of({"temperature": [0.0]}), 0)
@@ -194,3 +197,16 @@ def test_sampling_arguments_of_clients_can_be_overridden(lm: nn.Module) -> None:
     with Attached(lm, COLD, sampling_arguments="override"), pytest.warns(UserWarning, match="do_sample, temperature.*ignored"):
         found = lm.generate(IDS, max_new_tokens=10, temperature=0.77, do_sample=False)
     assert tuple(found[0].tolist()) == expected
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_adapters_attach_to_wrappers_and_pass_on_what_becomes_of_arguments(kind: str) -> None:
+    model = tiny_lm("llama")
+    space, base = lk.KnobSpace.of({"temperature": [0.0, 1.5]}), describe_model(model)
+    adapter = lk.KnobAdapter(space, OptionHead(space, base["hidden_size"], 4).eval(), Every(1), ("hidden",), base)
+    wrapper = WRAPPERS[kind](model)
+    with lk.attach(wrapper, adapter, sampling_arguments="override") as knobs:
+        wrapper.generate(input_ids=IDS, max_new_tokens=4, temperature=0.7)
+        assert knobs.option_BT.shape == (1, 4)
+    with lk.attach(wrapper, adapter), pytest.raises(DecodingError, match="would act on top"):
+        wrapper.generate(input_ids=IDS, max_new_tokens=4, temperature=0.7)
