@@ -294,6 +294,8 @@ def _load_head(path: Path, space: KnobSpace, inputs: int, shape: SavedHead) -> O
     try:
         with torch.device("meta"):
             wanted = {name: list(value.shape) for name, value in new().state_dict().items()}
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")  # a pipe would never end
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: one.get_shape() if one.get_dtype() in FLOATS else one.get_dtype() for name, one in slices.items()}
@@ -305,10 +307,10 @@ def _load_head(path: Path, space: KnobSpace, inputs: int, shape: SavedHead) -> O
         raise AdapterError(f"{path.name} is missing. {COPY}") from None
     except (OSError, SafetensorError, RuntimeError) as error:
         raise AdapterError(f"{what}: {str(error).splitlines()[0]:.200}. {COPY}") from None
-    for name, value in tensors.items():  # the scale of a feature that never varied is infinite
+    head = new()
+    head.load_state_dict(tensors)
+    for name, value in head.state_dict().items():  # the scale of a feature that never varied is infinite
         if not (value > 0).all() if name == "scale_F" else not value.isfinite().all():
             raise AdapterError(f"{path.name} has weights that are not numbers, in {name}: its training diverged, or the file is "
                                "damaged. Copy the folder again, or train again, with a lower learning_rate.")  # fmt: skip
-    head = new()
-    head.load_state_dict(tensors)
     return head.eval()

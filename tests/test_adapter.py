@@ -1,6 +1,7 @@
 """Adapters on disk: what comes back, and every reason to refuse."""
 
 import json
+import os
 import resource
 import shutil
 import time
@@ -266,6 +267,20 @@ def test_weights_that_are_not_numbers_are_refused(saved, file, name, value):
     tensors[name].view(-1)[0] = value
     save_file(tensors, saved / file)
     with pytest.raises(AdapterError, match=rf"{file} has weights that are not numbers, in {name}.*train again"):
+        lk.KnobAdapter.from_pretrained(saved)
+
+
+def test_weights_that_are_infinite_in_the_precision_of_the_head_are_refused(saved):
+    tensors = load_file(saved / HEAD)
+    save_file(tensors | {"mlp.0.weight": tensors["mlp.0.weight"].double() * 0 + 1e300}, saved / HEAD)
+    with pytest.raises(AdapterError, match=r"weights that are not numbers, in mlp\.0\.weight"):
+        lk.KnobAdapter.from_pretrained(saved)
+
+
+def test_a_pipe_in_place_of_a_head_is_refused_and_not_waited_for(saved):
+    (saved / HEAD).unlink()
+    os.mkfifo(saved / HEAD)
+    with pytest.raises(AdapterError, match="it is not a file"):
         lk.KnobAdapter.from_pretrained(saved)
 
 

@@ -11,10 +11,10 @@ from latentknobs.data.preferences import Preferences, prompt_rows, read_preferen
 from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, is_held_out, make_prompts, split_prompts
 from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import SIDES
-from latentknobs.engines.transformers.frozen import context_length
+from latentknobs.engines.transformers.frozen import context_length, output_embeddings
 from latentknobs.errors import ConfigError, DataError, did_you_mean
 from latentknobs.learners.find import find_learner
-from latentknobs.models.loading import TESTBED, freeze, load_model
+from latentknobs.models.loading import TESTBED, load_model
 from latentknobs.rewards import Rewards, RewardSpec, resolve_rewards
 
 Prompts = str | Iterable[Any]
@@ -68,7 +68,7 @@ def gather(
     if not callable(tokenizer):
         shown = reprlib.repr(tokenizer)
         raise ConfigError(f"tokenizer={shown} is not a tokenizer. Pass what AutoTokenizer.from_pretrained(...) returned.")
-    freeze(model)
+    output_embeddings(model)  # refuses what is not a causal LM
     first = resolve_rewards(reward if reward is not None else config.reward, config.reward_weights)
     other = second_reward if second_reward is not None else config.second_reward
     second = resolve_rewards(other) if other is not None else None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,15 @@ class RoundData:
 def prompt_lines(prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
     """Prompts as rows of JSON; columns that JSON does not know become text."""
     for prompt in prompts:
-        yield json.loads(json.dumps(asdict(prompt), default=str))
+        columns = {name: _as_json(value) for name, value in prompt.columns.items()}
+        yield vars(prompt) | {"columns": columns, "messages": _as_json(prompt.messages)}
+
+
+def _as_json(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError, RecursionError):  # keys that are not texts, and what contains itself
+        return str(value)
 
 
 def read_examples(path: Path) -> list[Example]:

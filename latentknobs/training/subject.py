@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentknobs.content import digest
+from latentknobs.content import PLAIN, digest
 from latentknobs.data.prompts import Prompt
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
@@ -38,10 +38,18 @@ def subject(model: Any, tokenizer: Any, space: KnobSpace, segmenter: Segmenter) 
 
 
 def model_content(model: Any) -> list[Any]:
-    """Every bit of the weights, every field of the config and of the generation config, and the code's name."""
+    """Every bit of the weights, every field of the config and of the generation config, and the code's name; of every part its
+    class and the plain values that it computes with, which may have been changed after they were read from the config."""
     settings = [part.to_dict() for part in (model.config, model.generation_config) if part is not None]
     attention = getattr(model.config, "_attn_implementation", None)
-    return [type(model), str(model.dtype), attention, [_without_names(part) for part in settings], weights(model)]
+    parts = [(name, type(part), _plain(part)) for name, part in model.named_modules()]
+    return [parts, str(model.dtype), attention, [_without_names(part) for part in settings], weights(model)]
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """Public numbers and texts of a module, without `training`, which is off whenever the model is read."""
+    left_out = {"training", "gradient_checkpointing", *NAMES}
+    return {k: v for k, v in vars(part).items() if isinstance(v, PLAIN) and k not in left_out and not k.startswith("_")}
 
 
 def tokenizer_content(tokenizer: Any) -> list[Any]:
@@ -51,7 +59,10 @@ def tokenizer_content(tokenizer: Any) -> list[Any]:
     if backend is not None:
         rules = {name: value for name, value in json.loads(backend.to_str()).items() if name not in CALL}
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
-    others = [getattr(tokenizer, name, None) for name in ("chat_template", "clean_up_tokenization_spaces", "pad_token_id")]
+    others = [
+        getattr(tokenizer, name, None)
+        for name in ("chat_template", "clean_up_tokenization_spaces", "pad_token_id", "split_special_tokens")
+    ]
     return [type(tokenizer), rules, special, *others]
 
 

@@ -193,3 +193,32 @@ def test_prompts_by_what_the_model_and_the_reward_read():
         assert (model_input([prompt]) == model_input([PROMPT])) == (prompt.text == PROMPT.text)
     assert model_input([PROMPT, PROMPT]) != model_input([PROMPT])
     assert model_input([Prompt(PROMPT.text, (1, 3), PROMPT.columns, PROMPT.messages)]) != model_input([PROMPT])
+
+
+def scaled(model):
+    model.model.layers[1].self_attn.scaling *= 2
+
+
+def blunted(model):
+    model.model.norm.variance_epsilon = 0.1
+
+
+def rectified(model):
+    model.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+
+
+@pytest.mark.parametrize("change", [scaled, blunted, rectified])
+def test_parts_changed_after_they_were_made_from_the_config(unchanged, change):
+    model = llama()
+    change(model)
+    assert make(model) != unchanged
+
+
+def test_whether_parts_train_is_not_in_it_because_the_model_is_read_in_evaluation_mode(unchanged):
+    assert make(llama().train()) == make(llama().eval()) == unchanged
+
+
+def test_special_tokens_that_are_split(unchanged):
+    tokenizer = testbed.load_tokenizer()
+    tokenizer.split_special_tokens = True
+    assert make(tokenizer=tokenizer) != unchanged

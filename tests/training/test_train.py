@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -332,6 +333,36 @@ def test_the_callers_random_state_and_model_are_as_they_were(tmp_path):
     assert before == (
         states(), [part.training for part in model.modules()], [weight.requires_grad for weight in model.parameters()]
     )  # fmt: skip
+
+
+def test_an_evaluation_neither_drops_out_nor_leaves_the_callers_model_frozen(tmp_path):
+    settings = {"reward": length, "seeds": 1, "eval_size": 3, "tune_size": 3, "max_new_tokens": 6, "device": "cpu"}
+    adapter = lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path, **SMALL | {"steps": 2, "eval_size": 0}).adapter
+    plain = lk.evaluate(adapter, **settings)
+    model = testbed.load_model().train().requires_grad_(True)
+    model.model.layers[0].eval()
+    for part in model.modules():
+        if hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.9
+    before = [part.training for part in model.modules()]
+    report = lk.evaluate(adapter, model=model, tokenizer=testbed.load_tokenizer(), **settings)
+    np.testing.assert_equal(report.rewards, plain.rewards)
+    assert before == [part.training for part in model.modules()] and all(weight.requires_grad for weight in model.parameters())
+
+
+def test_columns_that_can_be_neither_copied_nor_written_reach_the_reward(tmp_path):
+    inside = {}
+    inside["itself"] = inside
+    held = [threading.Lock(), inside, {(1, 2): 3}]
+    rows = [{"prompt": f"{n} times", "held": held} for n in range(12)]
+
+    def score(completions, held, **columns):
+        assert all(lock.acquire(False) and lock.release() is None and loop["itself"] is loop for lock, loop, _ in held)
+        return [float(len(text)) for text in completions]
+
+    lk.train(knobs=KNOBS, prompts=rows, reward=score, output_dir=tmp_path, **SMALL | {"steps": 2, "eval_size": 0})
+    line = json.loads((tmp_path / "round-1" / "prompts.jsonl").read_text().splitlines()[0])
+    assert "lock" in line["columns"]["held"] and line["text"].endswith("times")
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

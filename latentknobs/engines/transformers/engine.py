@@ -8,7 +8,14 @@ from torch import Tensor
 
 from latentknobs.engines.base import Engine, Ids, Response
 from latentknobs.engines.transformers.attach import Attached
-from latentknobs.engines.transformers.frozen import context_length, hidden_size, input_device, padding_id, read_responses
+from latentknobs.engines.transformers.frozen import (
+    context_length,
+    evaluating,
+    hidden_size,
+    input_device,
+    padding_id,
+    read_responses,
+)
 from latentknobs.engines.transformers.leaving import sample_leaving
 from latentknobs.engines.transformers.record import split_sequences
 from latentknobs.policies import Policy
@@ -35,7 +42,7 @@ class TransformersEngine(Engine):
         longest = max(len(prompt) for prompt in prompts)
         ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        with torch.random.fork_rng(devices=[]), Attached(self.model, policy, seed=seed) as attached:
+        with torch.random.fork_rng(devices=[]), evaluating(self.model), Attached(self.model, policy, seed=seed) as attached:
             torch.manual_seed(seed)
             attached.samples = samples
             ids_BP, mask_BP = torch.tensor(ids, device=device), torch.tensor(mask, device=device)

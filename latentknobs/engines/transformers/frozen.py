@@ -76,6 +76,18 @@ def tapped(model: Any) -> Iterator[dict[str, Tensor]]:
         handle.remove()
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Within the block the model does not drop out; afterwards its parts train as before."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 @torch.no_grad()
 def read_responses(
     model: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
@@ -89,7 +101,7 @@ def read_responses(
     rows = [torch.tensor([*p, *r], device=device) for p, r in zip(prompts, responses, strict=True)]
     ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask_BL = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    with tapped(model) as cell:
+    with evaluating(model), tapped(model) as cell:
         logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
     for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         span = slice(len(prompt) - 1, len(prompt) - 1 + len(response))
