@@ -17,7 +17,7 @@ from latentknobs.config import make_config
 from latentknobs.data.prompts import Prompt, check_disjoint, is_held_out, make_prompts
 from latentknobs.data.tables import read_rows
 from latentknobs.errors import DataError
-from latentknobs.models.sources import freeze, load_model
+from latentknobs.models.loading import freeze, load_model
 
 DEV, PARTS = 0.2, ("train", "dev", "held_out")
 MARGIN = 1.3  # prompts drawn per prompt needed, before the hash deals them out
