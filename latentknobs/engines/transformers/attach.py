@@ -26,6 +26,8 @@ from latentknobs.engines.transformers.modes import (
     Sampler,
     refuse_batching,
     refuse_beams_without_cache,
+    refuse_dropped_cache,
+    refuse_nested,
     refuse_second,
     samples_plainly,
 )
@@ -197,6 +199,7 @@ class Attached:
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
+            refuse_nested(self._now.verifier is not None)
             return self._generate(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -209,6 +212,8 @@ class Attached:
         beams = int(setting("num_beams", kwargs, configs, 1))
         kwargs, ignored = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
         refuse_second(kwargs, self.policy)
+        if setting("use_cache", kwargs, configs, True):
+            refuse_dropped_cache(self.model)
         if beams > 1:
             refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, configs, True)))
         inputs = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
@@ -229,9 +234,9 @@ class Attached:
         call.may_stop = bool(kwargs.get("stopping_criteria")) or drafts or setting("max_time", kwargs, configs, None) is not None
         self._call, now.verifier = call, Verifier(call, ledger.prompt_length, ledger.is_plain and not drafts)
         now.may_sample = self.sampler == "own" and not drafts
-        self._stepper.begin()
-        self.model.generation_config = neutral
         try:
+            self._stepper.begin()
+            self.model.generation_config = neutral
             returned = self._methods["generate"].original(*args, generation_config=config, **kwargs)
         finally:
             if self.model.generation_config is neutral:

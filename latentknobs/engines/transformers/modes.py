@@ -46,6 +46,32 @@ def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
         )
 
 
+def refuse_nested(is_running: bool) -> None:
+    """One `generate` of an attached model at a time.
+
+    Raises:
+        DecodingError: one is running in this thread.
+    """
+    if is_running:
+        raise DecodingError(
+            "generate was called on the attached model while it was generating: by a criterion, a processor or a streamer, or "
+            "because it is its own assistant_model. Call it afterwards, or draft with another copy of the model."
+        )
+
+
+def refuse_dropped_cache(model: Any) -> None:
+    """In training mode, gradient checkpointing drops the key-value cache inside the layers, and no prompt is left to decode from.
+
+    Raises:
+        DecodingError: the model is in that mode.
+    """
+    if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise DecodingError(
+            "The model is in training mode with gradient checkpointing, which drops the key-value cache that generate relies on. "
+            "Call model.eval() first, or generate(use_cache=False)."
+        )
+
+
 def refuse_batching(policy: Policy) -> None:
     """Continuous batching packs requests into one row and does not say which is which.
 

@@ -210,3 +210,28 @@ def test_adapters_attach_to_wrappers_and_pass_on_what_becomes_of_arguments(kind:
         assert knobs.option_BT.shape == (1, 4)
     with lk.attach(wrapper, adapter), pytest.raises(DecodingError, match="would act on top"):
         wrapper.generate(input_ids=IDS, max_new_tokens=4, temperature=0.7)
+
+
+def test_a_call_inside_a_call_is_refused_and_leaves_a_working_attachment() -> None:
+    model = tiny_lm("llama")
+    expected = greedy(model)
+
+    def asks_again(ids_BL: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        model.generate(input_ids=IDS, max_new_tokens=2)
+        return torch.zeros(len(ids_BL), dtype=torch.bool)
+
+    with Attached(model, COLD):
+        with pytest.raises(DecodingError, match="while it was generating"):
+            model.generate(input_ids=IDS, max_new_tokens=4, stopping_criteria=[asks_again])
+        assert texts(model) == {expected}
+
+
+def test_a_cache_that_training_drops_is_refused() -> None:
+    model = tiny_lm("llama")
+    expected = greedy(model)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with Attached(model, COLD):
+        with pytest.raises(DecodingError, match="gradient checkpointing, which drops the key-value cache"):
+            model.generate(input_ids=IDS, max_new_tokens=4)
+        assert texts(model, input_ids=IDS, use_cache=False) == {expected}
