@@ -11,7 +11,7 @@ position) whatever the batch. Everywhere else the hook returns the logits of the
 
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -128,8 +128,7 @@ class Attached:
     def value_BTJ(self) -> Tensor:
         """(B, T, J) values of the newest `generate` call, response tokens only; beyond a row's end they mean nothing."""
         ledger = self._finished()
-        assert ledger.value_BLJ is not None
-        return ledger.value_BLJ[:, ledger.prompt_length : ledger.columns]
+        return cast(Tensor, ledger.value_BLJ)[:, ledger.prompt_length : ledger.columns]
 
     @property
     def option_BT(self) -> Tensor:
@@ -270,8 +269,7 @@ class Attached:
 
     def _batching(self, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         refuse_batching(self.policy)
-        own = self.model.generation_config
-        config = for_model(own) if generation_config is None else for_call(generation_config)
+        config = for_call(generation_config) or for_model(self.model.generation_config)
         return self._methods["init_continuous_batching"].original(config, *args, **kwargs)
 
     def _tap(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
