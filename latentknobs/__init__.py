@@ -3,6 +3,7 @@
 Names are loaded on first use, so that `import latentknobs` is quick.
 """
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,11 @@ __all__ = sorted([*_WHERE, "__version__"])
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'latentknobs' has no attribute {name!r}")
-    return getattr(import_module(f"latentknobs.{_WHERE[name]}"), name)
+    state = random.getstate()  # some libraries draw from it when they are imported
+    try:
+        return getattr(import_module(f"latentknobs.{_WHERE[name]}"), name)
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:

@@ -174,7 +174,7 @@ class Run(Section):
     """Of everything random; each stage of rollouts has a seed of its own, derived from it."""
     trackers: Harmless[tuple[str, ...]] = ()
     """Where metrics also go, through accelerate: tensorboard, wandb, trackio, ..."""
-    output_dir: Harmless[PathText] = "runs/latest"
+    output_dir: Harmless[Annotated[PathText, Field(min_length=1)]] = "runs/latest"
     """Where everything is written; a run that was interrupted goes on from its last finished stage."""
 
 

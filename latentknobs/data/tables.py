@@ -4,7 +4,7 @@ Not supported, on purpose: streaming by name, datasets that bring code of their 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ def read_rows(source: str | Path | Iterable[Any], needs: Sequence[str] = ("promp
         )
     if not isinstance(source, Iterable):
         raise DataError(f"The {what} are {source!r}. Give a JSONL file, {FORM}, a dataset, or a list of rows.")
+    if isinstance(source, Set):
+        raise DataError(f"The {what} are a set, which has no order, so that no run could be repeated. Give them as a list.")
     return _rows_of(source, needs, "The dataset") if hasattr(source, "column_names") else list(source)
 
 

@@ -17,6 +17,7 @@ from latentknobs.errors import ConfigError
 from latentknobs.evaluation.comparison import Stage, fixed, lineup, make_report, rewards_of, stages, task_of
 from latentknobs.evaluation.report import Report
 from latentknobs.models.sources import Sources, gather
+from latentknobs.models.world import left_as_it_was
 from latentknobs.policies import HeadPolicy, Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import Advance, progress
@@ -66,13 +67,20 @@ def evaluate(
     objects = {name: value for name, value in named.items() if value is not None and not isinstance(value, str | Path)}
     paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     config = make_config({**paths, **settings, "eval_seeds": seeds})
-    sources = gather(config, tokenizer=tokenizer, **objects)
+    with left_as_it_was(model):
+        return _evaluate(adapter, config, gather(config, tokenizer=tokenizer, **objects), against, extra or {})
+
+
+def _evaluate(
+    adapter: KnobAdapter, config: TrainConfig, sources: Sources, against: Opponent | Sequence[Opponent],
+    extra: Mapping[str, Opponent],
+) -> Report:  # fmt: skip
     if not sources.evaluation:
         raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
     check_base(adapter.base, describe_model(sources.model), strict=False)
     others = [against] if isinstance(against, Opponent) else against
     named_others = [(str(one) if isinstance(one, str | Path) else type(one).__name__, one) for one in others]
-    found = [fixed(name, _policy(one, sources, config)) for name, one in [*named_others, *(extra or {}).items()]]
+    found = [fixed(name, _policy(one, sources, config)) for name, one in [*named_others, *extra.items()]]
     compared = [one for one in [*lineup(adapter.space), *found] if one.build(adapter, config.pick) is not None]
     names = [one.name for one in compared]
     if twice := [name for name in names if names.count(name) > 1]:

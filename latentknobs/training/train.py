@@ -23,6 +23,7 @@ from latentknobs.knobs.space import KnobSpace
 from latentknobs.learners.base import Inputs, Learner
 from latentknobs.learners.find import find_learner
 from latentknobs.models.sources import Sources, gather
+from latentknobs.models.world import left_as_it_was
 from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.findings import write_findings
@@ -38,7 +39,6 @@ from latentknobs.training.rounds import run_round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
-from latentknobs.training.world import left_as_it_was
 
 UNSHOWN = ("model", "features", "shard_size", "feature_dtype")  # in an adapter's notes, which hold the first two elsewhere
 

@@ -384,3 +384,17 @@ def test_a_learner_that_needs_options_refuses_an_explorer_without_them(tmp_path,
         lk.train(knobs=KNOBS, reward=length, objective="nll", output_dir=tmp_path, **SMALL)
     with pytest.raises(UnknownNameError, match=r"There is no learner 'lop'\. Did you mean \"lpo\""):
         lk.train(knobs=KNOBS, learner="lop", output_dir=tmp_path, **SMALL)
+
+
+def test_an_evaluation_leaves_the_callers_random_state(tmp_path):
+    adapter = lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path, **SMALL | {"steps": 2, "eval_size": 0}).adapter
+    before = states()
+    lk.evaluate(adapter, reward=drawing, seeds=1, eval_size=3, tune_size=3, max_new_tokens=6, device="cpu")
+    assert states() == before
+
+
+def test_an_empty_folder_name_and_prompts_without_order_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="output_dir"):
+        lk.train(knobs=KNOBS, reward=length, output_dir="", **SMALL)
+    with pytest.raises(DataError, match="a set, which has no order"):
+        lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path, **SMALL | {"prompts": {"a b", "c d"}})
