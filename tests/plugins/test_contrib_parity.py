@@ -65,7 +65,11 @@ def test_repetition_penalty_equals_that_of_transformers_prompt_included(seed: in
 def test_repetition_penalty_leaves_left_padding_out_as_transformers_does() -> None:
     logits_NV, ids_NL = rows(0), torch.randint(0, 130, (5, 6), generator=torch.Generator().manual_seed(0))
     padding_N = torch.tensor([0, 1, 2, 3, 4])
-    theirs_NV = RepetitionPenaltyLogitsProcessor(1.3, prompt_ignore_length=padding_N)(ids_NL, logits_NV.clone())
+    of_rows = [  # row by row: one length for each row came after transformers 5.17
+        RepetitionPenaltyLogitsProcessor(1.3, prompt_ignore_length=n or None)(ids_NL[n : n + 1], logits_NV[n : n + 1].clone())
+        for n in padding_N.tolist()
+    ]
+    theirs_NV = torch.cat(of_rows)
     mask_NL = torch.arange(6) >= padding_N.unsqueeze(-1)
     context = Context.of_step(ids_NL, 6, mask_NL)
     ours_NV = resolve("repetition_penalty").apply_in(logits_NV, logits_NV.new_full((5,), 1.3), context)
