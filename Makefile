@@ -12,7 +12,7 @@ SPEED ?= runs/speed
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
-	@echo "make test    the tests (about 8 minutes on 2 cores, set-up included)"
+	@echo "make test    the tests (under 10 minutes on 2 cores, set-up included)"
 	@echo "make test-newest  decoding, learning and training with the newest libraries that pyproject.toml allows (constraints.txt: the oldest)"
 	@echo "make check   the tests that take longer"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
