@@ -30,12 +30,15 @@ class Response(NamedTuple):
         values: (T, J) knob values that each token was sampled with.
         options: (T) options that these values belong to; None where the policy does not choose among options.
         text: without special tokens.
+        logps: (T) log-probability (nats) of each token under its values, as the engine computed it while it drew; None from an
+            engine that leaves this to a reading (`record_of`).
     """
 
     ids: tuple[int, ...]
     values: tuple[tuple[float, ...], ...]
     options: tuple[int, ...] | None
     text: str
+    logps: tuple[float, ...] | None = None
 
 
 class Engine(ABC):

@@ -15,7 +15,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _STREAM = 0xD1B54A32D192ED03  # far from 1, so that the next stream is not the next row
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """A whole number of any size as int64, which wraps around."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
@@ -26,24 +27,28 @@ def _shift(x: Any, bits: int) -> Any:
 
 
 def _mix(x: Any) -> Any:
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    x = (x ^ _shift(x, 30)) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
 
 
-def uniforms(seed: int, stream: int, row_N: Tensor, position_N: Tensor) -> Tensor:
+def uniforms(seed: int | Tensor, stream: int, row_N: Tensor, position_N: Tensor) -> Tensor:
     """(N,) float64 in [0, 1).
 
     Args:
-        seed: the run's seed.
+        seed: the run's seed, or (N,) int64, one for each row.
         stream: what the number is for (OPTIONS, TOKENS, REDRAWS), so that two uses never share one.
         row_N: (N,) id of the request.
         position_N: (N,) position in its response.
     """
-    start = _signed(seed * _GOLDEN + stream * _STREAM + 1)
     row: Any = row_N.long()
     position: Any = position_N.long()
+    if isinstance(seed, Tensor):
+        start: Any = seed * signed(_GOLDEN) + signed(stream * _STREAM + 1)  # int64 wraps
+    else:
+        start = signed(seed * _GOLDEN + stream * _STREAM + 1)
     if host_sees(row_N):
         row, position = row.numpy(), position.numpy()  # the same operations, which start several times faster
-    bits = _shift(_mix(_mix(_mix(row + start) + _signed(_GOLDEN) * (position + 1))), 11)
+        start = start.numpy() if isinstance(start, Tensor) else start
+    bits = _shift(_mix(_mix(_mix(row + start) + signed(_GOLDEN) * (position + 1))), 11)
     return bits.double() * 2.0**-53 if isinstance(bits, Tensor) else torch.from_numpy(bits * 2.0**-53)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from latentknobs.engines.uniforms import uniforms
+from latentknobs.engines.uniforms import signed, uniforms
 
 
 def table(seed: int, stream: int, rows: int, positions: int) -> Tensor:
@@ -30,11 +30,11 @@ def splitmix(seed: int, count: int) -> list[int]:
 
 
 def test_the_mixing_function_is_splitmix64() -> None:
-    from latentknobs.engines.uniforms import _mix, _signed
+    from latentknobs.engines.uniforms import _mix
 
     assert splitmix(1234567, 2) == [6457827717110365317, 3203168211198807973], "the published test vector"
     states = [(1234567 + (i + 1) * 0x9E3779B97F4A7C15) % 2**64 for i in range(50)]
-    mixed = _mix(torch.tensor([_signed(state) for state in states]))
+    mixed = _mix(torch.tensor([signed(state) for state in states]))
     assert [value % 2**64 for value in mixed.tolist()] == splitmix(1234567, 50)
 
 
@@ -51,6 +51,14 @@ def test_numbers_lie_in_the_half_open_unit_interval_and_ignore_the_batch(
     alone = [uniforms(seed, stream, row_N[n : n + 1], position_N[n : n + 1]).item() for n in range(len(keys))]
     assert together_N.tolist() == alone
     assert torch.equal(uniforms(seed, stream, row_N.int() % 99, position_N), uniforms(seed, stream, row_N.int() % 99, position_N))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**80), any_int, any_int), min_size=1, max_size=8))
+def test_every_row_may_have_a_seed_of_its_own(keys: list[tuple[int, int, int]]) -> None:
+    seeds, rows, positions = zip(*keys, strict=True)
+    seed_N, row_N, position_N = torch.tensor([signed(seed) for seed in seeds]), torch.tensor(rows), torch.tensor(positions)
+    alone = [uniforms(seed, 2, row_N[n : n + 1], position_N[n : n + 1]).item() for n, seed in enumerate(seeds)]
+    assert uniforms(seed_N, 2, row_N, position_N).tolist() == alone
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
