@@ -26,8 +26,9 @@ class TableEngine(Engine):
         self.logits_VV = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0)) * 2
 
     def sample(
-        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1
-    ) -> list[Response]:
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
+        second_prompts: Sequence[Ids] | None = None,
+    ) -> list[Response]:  # fmt: skip
         return [self._row(prompt, policy, b, max_new_tokens, seed, samples) for b, prompt in enumerate(prompts)]
 
     def _row(self, prompt: Ids, policy: Policy, b: int, max_new_tokens: int, seed: int, samples: int) -> Response:

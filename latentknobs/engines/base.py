@@ -54,8 +54,9 @@ class Engine(ABC):
 
     @abstractmethod
     def sample(
-        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1
-    ) -> list[Response]:
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
+        second_prompts: Sequence[Ids] | None = None,
+    ) -> list[Response]:  # fmt: skip
         """One response to each prompt, in their order.
 
         What a row says depends on the prompt, its place in the list, the seed and the policy, not on the other rows.
@@ -63,6 +64,8 @@ class Engine(ABC):
         Args:
             max_new_tokens: most tokens of a response; policies that read `remaining_N` see what is left of it.
             samples: how many responses each prompt gets, in this call and others, for policies that read `samples_N`.
+            second_prompts: what second logits are read after, one for each prompt, for policies that read them: the prompts
+                without their evidence. None: the last token of each prompt.
         """
 
     @abstractmethod
@@ -90,23 +93,26 @@ class Engine(ABC):
 
     def observe(
         self, prompts: Sequence[Ids], responses: Sequence[Ids], needs: Collection[str] = (), *,
-        max_new_tokens: int | None = None, samples: int = 1,
+        max_new_tokens: int | None = None, samples: int = 1, second_prompts: Sequence[Ids] | None = None,
     ) -> Iterator[Observation]:  # fmt: skip
         """For each finished response, what a policy saw at each of its T tokens (teacher forcing).
 
         Args:
-            needs: parts beside hidden states and logits (`Observation`). Second logits cost one more reading, of the response
-                after the prompt's last token.
+            needs: parts beside hidden states and logits (`Observation`). Second logits cost one more reading.
+            second_prompts: see `sample`.
         """
-        return observe(self.read, prompts, responses, needs, max_new_tokens=max_new_tokens, samples=samples)
+        return observe(
+            self.read, prompts, responses, needs, max_new_tokens=max_new_tokens, samples=samples, second_prompts=second_prompts
+        )
 
 
 def observe(
     read: Callable[[Sequence[Ids], Sequence[Ids]], Iterator[tuple[Tensor, Tensor]]], prompts: Sequence[Ids],
     responses: Sequence[Ids], needs: Collection[str], *, max_new_tokens: int | None = None, samples: int = 1,
+    second_prompts: Sequence[Ids] | None = None,
 ) -> Iterator[Observation]:  # fmt: skip
     """`Engine.observe`, from its `read`."""
-    second = read([prompt[-1:] for prompt in prompts], responses) if SECOND in needs else None
+    second = read(second_prompts or [prompt[-1:] for prompt in prompts], responses) if SECOND in needs else None
     for prompt, response, (hidden_TD, logits_TV) in zip(prompts, responses, read(prompts, responses), strict=True):
         second_TV, parts = None if second is None else next(second)[1], {}
         if needs:

@@ -17,20 +17,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from latentknobs.engines.transformers import modes
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.finished import Call
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
-from latentknobs.engines.transformers.modes import (
-    Sampler,
-    refuse_batching,
-    refuse_beams_without_cache,
-    refuse_dropped_cache,
-    refuse_nested,
-    refuse_second,
-    samples_plainly,
-)
 from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
 from latentknobs.engines.transformers.step import Stepper, check_values, draw_tokens, lowered
@@ -76,7 +68,7 @@ class Attached:
     samples: int | None = None
 
     def __init__(
-        self, model: Any, policy: Policy, seed: int = 0, sampler: Sampler = "own", *,
+        self, model: Any, policy: Policy, seed: int = 0, sampler: modes.Sampler = "own", *,
         sampling_arguments: SamplingArguments | None = None,
     ) -> None:  # fmt: skip
         layers = layers_of(model)
@@ -172,13 +164,17 @@ class Attached:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before going on with some of its rows.")
         self._now.kept = self._now.ledger.of_rows(row_R)
 
-    def record(self, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Record:
+    def record(
+        self, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None,
+        negative_prompt_ids: Tensor | None = None, negative_prompt_attention_mask: Tensor | None = None,
+    ) -> Record:  # fmt: skip
         """What was chosen for each token of finished sequences, recomputed from the ids alone (see `Record`).
 
         Args:
             sequences: (B, L) what `generate` returned.
             prompt_length: columns of the prompt in it (`inputs["input_ids"].shape[1]`).
             attention_mask: (B, prompt_length) of the prompt, when rows are padded on the left.
+            negative_prompt_ids, negative_prompt_attention_mask: (B, P) what `generate` took; not needed for its newest call.
         """
         call = self._call if self._call is not None and self._call.returned(sequences, prompt_length) else None
         if call is not None:
@@ -187,18 +183,21 @@ class Attached:
         newest = call or self._call or Call(prompt_length, 1, None, self.samples or 1)
         rows_B = torch.arange(len(sequences)) // newest.copies
         rows_B = rows_B if self.rows is None else self.rows.cpu()[rows_B]
+        second = call.second if call is not None else None
+        if negative_prompt_ids is not None:
+            second = modes.check_second(negative_prompt_ids, negative_prompt_attention_mask, len(sequences))
         self._now.is_paused = True
         try:
             return read_record(
                 self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B, newest.max_new_tokens,
-                newest.samples, None if call is None else call.lengths, () if call is None else call.ignored,
+                newest.samples, None if call is None else call.lengths, () if call is None else call.ignored, second,
             )  # fmt: skip
         finally:
             self._now.is_paused = False
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
-            refuse_nested(self._now.verifier is not None)
+            modes.refuse_nested(self._now.verifier is not None)
             return self._generate(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -210,12 +209,12 @@ class Attached:
         args, configs = args[:1], (config, neutral := for_model(own))
         beams = int(setting("num_beams", kwargs, configs, 1))
         kwargs, ignored = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
-        refuse_second(kwargs, self.policy)
+        modes.refuse_embeds(kwargs, self.policy)
         if setting("use_cache", kwargs, configs, True):
-            refuse_dropped_cache(self.model)
+            modes.refuse_dropped_cache(self.model)
         if beams > 1:
-            refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, configs, True)))
-        inputs = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
+            modes.refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, configs, True)))
+        inputs = (*(kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")), *args)
         prompt = next((p for p in inputs if p is not None), None)
         if ledger is None:
             length = 1 if prompt is None else prompt.shape[1]
@@ -224,12 +223,14 @@ class Attached:
             ledger.samples = self.samples or int(setting("num_return_sequences", kwargs, configs, 1))
             ledger.is_plain, ledger.is_one_call = beams == 1, True
             ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
+            ledger.second_prompt = modes.second_prompt(kwargs, self.policy, 1 if prompt is None else len(prompt))
         drafts = any(kwargs.get(name) is not None for name in ("assistant_model", "custom_generate"))
         drafts = drafts or setting("prompt_lookup_num_tokens", kwargs, configs, None) is not None
         self._newest = now.ledger = ledger
         before = 0 if prompt is None or prompt.is_floating_point() else ledger.prompt_length
         copies = int(setting("num_return_sequences", kwargs, configs, 1)) if beams > 1 else 1
         call = Call(before, copies, ledger.max_new_tokens, ledger.samples, ignored, kwargs.get("attention_mask"))
+        call.second = ledger.second_prompt
         call.may_stop = bool(kwargs.get("stopping_criteria")) or drafts or setting("max_time", kwargs, configs, None) is not None
         self._call, now.verifier = call, Verifier(call, ledger.prompt_length, ledger.is_plain and not drafts)
         now.may_sample = self.sampler == "own" and not drafts
@@ -262,13 +263,13 @@ class Attached:
             call.padding = [] if config.pad_token_id is None else [config.pad_token_id]
             call.may_stop |= config.stop_strings is not None
             call.processors = tuple(type(processor).__name__ for processor in processors)
-            if now.may_sample and samples_plainly(config, processors):
+            if now.may_sample and modes.samples_plainly(config, processors):
                 now.ledger.sampling = True
                 config.do_sample = False  # `generate`'s own copy: argmax finds the token that the hook has marked
         return processors
 
     def _batching(self, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        refuse_batching(self.policy)
+        modes.refuse_batching(self.policy)
         config = for_call(generation_config) or for_model(self.model.generation_config)
         return self._methods["init_continuous_batching"].original(config, *args, **kwargs)
 
@@ -283,8 +284,7 @@ class Attached:
         tapped_BSD, now.hidden = now.hidden, None
         if tapped_BSD is None or now.is_paused or ids_BS is None or kwargs.get("labels") is not None:
             return output  # hidden states are taken once: a wrapper's hook runs after that of the model inside it
-        if kwargs.get("inputs_embeds") is not None:
-            refuse_second(kwargs, self.policy)
+        modes.refuse_embeds(kwargs, self.policy)
         # with a device map the last layers may live elsewhere than where logits come back
         hidden_BSD, logits_BSV = tapped_BSD.to(output.logits.device), output.logits
         if "cu_seq_lens_q" in kwargs and "cache" in kwargs:  # continuous batching: every token of the row for itself

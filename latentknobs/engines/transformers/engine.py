@@ -18,7 +18,8 @@ from latentknobs.engines.transformers.frozen import (
 )
 from latentknobs.engines.transformers.leaving import sample_leaving
 from latentknobs.engines.transformers.record import split_sequences
-from latentknobs.policies import Policy
+from latentknobs.engines.transformers.second import SECOND, LeftPadded
+from latentknobs.policies import Policy, reads
 
 
 class TransformersEngine(Engine):
@@ -35,18 +36,17 @@ class TransformersEngine(Engine):
         self.model, self.tokenizer = model, tokenizer
 
     def sample(
-        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1
-    ) -> list[Response]:
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
+        second_prompts: Sequence[Ids] | None = None,
+    ) -> list[Response]:  # fmt: skip
         """See `Engine.sample`. Rows that have finished leave the batch, where they can (`leaving`)."""
         pad, device = padding_id(self.model, self.tokenizer), self.device
-        longest = max(len(prompt) for prompt in prompts)
-        ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        inputs = LeftPadded.of(prompts, pad, device)
+        second = None if second_prompts is None or SECOND not in reads(policy) else LeftPadded.of(second_prompts, pad, device)
         with torch.random.fork_rng(devices=[]), evaluating(self.model), Attached(self.model, policy, seed=seed) as attached:
             torch.manual_seed(seed)
             attached.samples = samples
-            ids_BP, mask_BP = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-            token_BT, value_BTJ, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=max_new_tokens, pad=pad)
+            token_BT, value_BTJ, option_BT = sample_leaving(attached, inputs, second, max_new_tokens=max_new_tokens, pad=pad)
         _, responses = split_sequences(self.model, token_BT, 0)
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [

@@ -10,6 +10,7 @@ from einops import repeat
 from torch import Tensor
 
 from latentknobs.engines.transformers.record import end_of
+from latentknobs.engines.transformers.second import LeftPadded
 from latentknobs.errors import DecodingError
 
 
@@ -23,6 +24,7 @@ class Call:
         max_new_tokens, samples: its budgets.
         ignored: sampling arguments that it passed and that did not act.
         mask_BP: attention mask of its prompts, inferred by `generate` where the caller passed none.
+        second: its prompts without evidence, if any.
         ends, padding: ids that end a row, and that stand behind its end.
         may_stop: whether rows may also end without such an id: stop strings, criteria, time.
         processors: what changed the distribution after the policy.
@@ -35,6 +37,7 @@ class Call:
     samples: int
     ignored: tuple[str, ...] = ()
     mask_BP: Tensor | None = None
+    second: LeftPadded | None = None
     ends: Collection[int] = ()
     padding: Collection[int] = ()
     may_stop: bool = False

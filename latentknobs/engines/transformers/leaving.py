@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from latentknobs.engines.transformers.attach import Attached
 from latentknobs.engines.transformers.caches import cache_in, cache_name
 from latentknobs.engines.transformers.record import stop_ids
+from latentknobs.engines.transformers.second import LeftPadded
 from latentknobs.engines.transformers.settings import rollout_settings
 
 SHARE = 0.25  # of a batch that must have finished: a call costs a few steps to start, and copies the cache
@@ -59,13 +60,13 @@ class Enough(StoppingCriteria):
 
 
 def sample_leaving(
-    attached: Attached, ids_BP: Tensor, mask_BP: Tensor, *, max_new_tokens: int, pad: int
+    attached: Attached, prompts: LeftPadded, second: LeftPadded | None, *, max_new_tokens: int, pad: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A `generate` of an attached model in which finished rows leave the batch.
 
     Args:
-        ids_BP: (B, P) prompts, padded on the left.
-        mask_BP: (B, P) 1 at real tokens.
+        prompts: those of B rows.
+        second: what second logits are read after, if not the last tokens.
         pad: id of the padding behind finished rows.
 
     Returns:
@@ -73,25 +74,29 @@ def sample_leaving(
         mean nothing.
     """
     with rollout_settings(attached.model):
-        return _sample(attached, ids_BP, mask_BP, max_new_tokens, pad)
+        return _sample(attached, prompts, second, max_new_tokens, pad)
 
 
 def _sample(
-    attached: Attached, ids_BP: Tensor, mask_BP: Tensor, max_new_tokens: int, pad: int
+    attached: Attached, prompts: LeftPadded, second: LeftPadded | None, max_new_tokens: int, pad: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    model, (B, P) = attached.model, ids_BP.shape
+    model, (ids_RL, mask_RL) = attached.model, prompts
+    assert mask_RL is not None
+    B, P = ids_RL.shape
     token_BT = torch.full((B, max_new_tokens), pad, dtype=torch.long)
     value_BTJ = torch.zeros(B, max_new_tokens, len(attached.policy.space.knobs), dtype=torch.float64)
     option_BT: Tensor | None = None
-    stop_E = torch.tensor(stop_ids(model), dtype=torch.long, device=ids_BP.device)
+    stop_E = torch.tensor(stop_ids(model), dtype=torch.long, device=ids_RL.device)
     enough = Enough(attached, stop_E, P)
     told: dict[str, Any] = {"stopping_criteria": [enough]} if len(stop_E) else {}
-    row_R, ids_RL, mask_RL = torch.arange(B), ids_BP, mask_BP
+    first = {} if second is None else {"negative_prompt_ids": second.ids_BP, "negative_prompt_attention_mask": second.mask_BP}
+    row_R = torch.arange(B)
     while True:
         made = model.generate(
             input_ids=ids_RL, attention_mask=mask_RL, max_new_tokens=P + max_new_tokens - ids_RL.shape[1], pad_token_id=pad,
-            return_dict_in_generate=True, **told,
+            return_dict_in_generate=True, **told, **first,
         )  # fmt: skip
+        first = {}  # it goes with the rows
         ids_RL, T = made.sequences, made.sequences.shape[1] - P
         token_BT[row_R, :T] = ids_RL[:, P:].cpu()
         value_BTJ[row_R, :T] = attached.value_BTJ[:, :T].cpu()

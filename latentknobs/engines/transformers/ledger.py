@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in, cache_length
-from latentknobs.engines.transformers.second import SECOND, SecondReader
+from latentknobs.engines.transformers.second import SECOND, LeftPadded, SecondReader
 from latentknobs.engines.uniforms import OPTIONS, TOKENS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
@@ -36,6 +36,7 @@ class Ledger:
         sampling: whether tokens are drawn here rather than by `generate`.
         is_plain: False for modes in which a row is not a request: beams.
         prompt_BP: ids of the prompt, where they are known: a cache may hide them from the forward calls.
+        second_prompt: what second logits are read after; None: the last token of each prompt.
         is_one_call: whether all forward calls are those of one `generate`.
     """
 
@@ -57,6 +58,7 @@ class Ledger:
         self.option_BL: Tensor | None = None
         self.ids_BL: Tensor | None = None
         self.prompt_BP: Tensor | None = None
+        self.second_prompt: LeftPadded | None = None
         self.second: SecondReader | None = None
         self.cache: Any = None
         self._row_keys_B: Tensor | None = None
@@ -77,6 +79,7 @@ class Ledger:
         for name in (*TABLES, "prompt_BP"):
             table_BL = getattr(self, name)
             setattr(ledger, name, None if table_BL is None else table_BL[row_R])
+        ledger.second_prompt = None if self.second_prompt is None else self.second_prompt.rows(row_R)
         ledger._states = {column: self.policy.select(row_R, state) for column, state in self._states.items()}
         for name in ("columns", "is_one_call", "_seen", "max_new_tokens", "samples"):
             setattr(ledger, name, getattr(self, name))
@@ -175,11 +178,10 @@ class Ledger:
         assert self.ids_BL is not None
         if mask_BP is not None:
             mask_BP = repeat(mask_BP, "b p -> (b n) p", n=rows // len(mask_BP))
-        begin, second = self.prompt_length - 1, {}  # where the second text begins
+        begin, second = self.prompt_length - 1, {}  # the column that the first token of the response follows
         if SECOND in self.needs and columns.stop > begin:
-            self.second = self.second or SecondReader(model)
             wanted = range(max(columns.start, begin), columns.stop)
-            second_BSV = self.second.logits(self.ids_BL[:, begin : columns.stop], max(first - begin, 0), len(wanted))
+            second_BSV = self._second(model, first, columns.stop, len(wanted))
             second = dict(zip(wanted, second_BSV.unbind(1), strict=True))
 
         def one(column: int) -> Observation:
@@ -188,6 +190,16 @@ class Ledger:
             return seen.budgeted(self.max_new_tokens, self.samples, self.needs)
 
         return [one(column) if column >= begin else None for column in columns]
+
+    def _second(self, model: Callable[..., Any], first: int, stop: int, last: int) -> Tensor:
+        """(B, last, V) second logits after the last columns before `stop`; columns before `first` are those of earlier calls."""
+        assert self.ids_BL is not None
+        self.second = self.second or SecondReader(model)
+        prompt = self.second_prompt or LeftPadded(self.ids_BL[:, self.prompt_length - 1 : self.prompt_length])
+        prompt = prompt.repeated(len(self.ids_BL))
+        ids_BS = torch.cat([prompt.ids_BP.to(self.ids_BL), self.ids_BL[:, self.prompt_length : stop]], 1)
+        known = prompt.ids_BP.shape[1] + first - self.prompt_length if first >= self.prompt_length else 0
+        return self.second.logits(ids_BS, known, last, prompt.mask_BP)
 
     def follow(self, cache: Any) -> None:
         """Reorders rows whenever the cache does (beam search)."""

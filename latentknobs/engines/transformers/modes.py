@@ -2,25 +2,59 @@
 
 from typing import Any, Literal
 
-from latentknobs.engines.transformers.second import SECOND
+from torch import Tensor
+
+from latentknobs.engines.transformers.second import SECOND, LeftPadded
 from latentknobs.errors import DecodingError
 from latentknobs.policies import Policy, reads, remembers
 
 Sampler = Literal["own", "transformers"]
 
 
-def refuse_second(kwargs: dict[str, Any], policy: Policy) -> None:
-    """Second logits are those of the response after the prompt's last token, whatever the call says.
+def second_prompt(kwargs: dict[str, Any], policy: Policy, rows: int) -> LeftPadded | None:
+    """Takes the prompts without evidence of a call of `generate` out of its arguments; None where the caller passes none.
 
     Raises:
-        DecodingError: that token is not known, or the caller asks for another text instead.
+        DecodingError: nothing reads them, or they do not belong to the prompts.
     """
-    if kwargs.get("negative_prompt_ids") is not None:
+    ids_BP, mask_BP = (kwargs.pop(f"negative_prompt_{name}", None) for name in ("ids", "attention_mask"))
+    if ids_BP is None:
+        return None
+    if SECOND not in reads(policy):
         raise DecodingError(
-            "generate(negative_prompt_ids=...) does nothing with a policy attached: guidance compares with the response without "
-            "its prompt. Leave negative_prompt_ids out, or detach the policy."
+            f"generate(negative_prompt_ids=...) does nothing here: no knob of {policy.space!r} compares with the prompt without "
+            "evidence. Leave it out, or add guidance_scale or kl_half_life to the space."
         )
-    if SECOND in reads(policy) and kwargs.get("inputs_embeds") is not None:
+    return check_second(ids_BP, mask_BP, rows)
+
+
+def check_second(ids_BP: Any, mask_BP: Any, rows: int) -> LeftPadded:
+    """The prompts without evidence of some rows.
+
+    Raises:
+        DecodingError: they are not token ids, not as many as the prompts, or one is empty.
+    """
+    if not isinstance(ids_BP, Tensor) or ids_BP.dim() != 2 or ids_BP.is_floating_point() or len(ids_BP) != rows:
+        what = f"a tensor of shape {tuple(ids_BP.shape)}" if isinstance(ids_BP, Tensor) else repr(type(ids_BP).__name__)
+        raise DecodingError(
+            f"negative_prompt_ids is {what}, and there are {rows} prompts. Pass the token ids of each prompt without its "
+            f"evidence, ({rows}, length), padded on the left."
+        )
+    if mask_BP is not None and (mask_BP.shape != ids_BP.shape or not mask_BP[:, -1].all()):
+        raise DecodingError(
+            f"negative_prompt_attention_mask, {tuple(mask_BP.shape)}, must have the shape of negative_prompt_ids, "
+            f"{tuple(ids_BP.shape)}, and end in 1 in every row: pad on the left."
+        )
+    return LeftPadded(ids_BP, mask_BP)
+
+
+def refuse_embeds(kwargs: dict[str, Any], policy: Policy) -> None:
+    """Second logits follow the ids of the prompt.
+
+    Raises:
+        DecodingError: they are not known.
+    """
+    if kwargs.get("inputs_embeds") is not None and SECOND in reads(policy):
         who = ", ".join(knob.name for knob in policy.space.knobs if SECOND in getattr(knob, "needs", ()))
         raise DecodingError(
             f"inputs_embeds hides the token ids of the prompt, and {who} compares with the response after its last token. "

@@ -9,6 +9,7 @@ from torch import Tensor
 from latentknobs.engines.base import observe
 from latentknobs.engines.record import Record, record_of
 from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.engines.transformers.second import LeftPadded
 from latentknobs.policies import Policy, reads
 
 
@@ -24,12 +25,14 @@ def read_record(
     samples: int = 1,
     lengths: Sequence[int] | None = None,
     ignored: tuple[str, ...] = (),
+    second: LeftPadded | None = None,
 ) -> Record:
     """The record of finished sequences. See `Attached.record` for the arguments; `rows_B` are keys of the uniforms."""
     prompts, responses = split_sequences(model, sequences_BL, prompt_length, attention_mask_BP, lengths)
     seen = observe(
-        partial(read_responses, model), prompts, responses, reads(policy), max_new_tokens=max_new_tokens, samples=samples
-    )
+        partial(read_responses, model), prompts, responses, reads(policy), max_new_tokens=max_new_tokens, samples=samples,
+        second_prompts=None if second is None else second.repeated(len(responses)).lists(),
+    )  # fmt: skip
     keys = None if rows_B is None else rows_B.tolist()
     return record_of(policy, seed, prompts, responses, seen, keys=keys, ignored=ignored)
 
@@ -56,8 +59,9 @@ def split_sequences(
     """
     stop = set(stop_ids(model))
     prompts, responses = [], []
+    copies = 1 if attention_mask_BP is None else max(len(sequences_BL) // len(attention_mask_BP), 1)  # of each prompt
     for b, row in enumerate(sequences_BL.tolist()):
-        keep = [True] * prompt_length if attention_mask_BP is None else attention_mask_BP[b].bool().tolist()
+        keep = [True] * prompt_length if attention_mask_BP is None else attention_mask_BP[b // copies].bool().tolist()
         prompts.append([token for token, real in zip(row[:prompt_length], keep, strict=True) if real])
         response = row[prompt_length:]
         end = end_of(response, stop) if lengths is None else lengths[b]

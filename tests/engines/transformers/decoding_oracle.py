@@ -66,8 +66,15 @@ def begins(level: str, t: int, previous: int) -> bool:
 
 
 @torch.no_grad()
-def steps(model: Any, policy: HeadPolicy, row: int, prompt: Seq[int], response: Seq[int], seed: int = SEED) -> list[Step]:
-    """The steps by which `response` was written in row `row`, recomputed without padding, cache or hooks."""
+def steps(
+    model: Any, policy: HeadPolicy, row: int, prompt: Seq[int], response: Seq[int], seed: int = SEED,
+    second: Seq[int] | None = None,
+) -> list[Step]:  # fmt: skip
+    """The steps by which `response` was written in row `row`, recomputed without padding, cache or hooks.
+
+    Args:
+        second: the prompt without evidence.
+    """
     assert not hasattr(model, "_latentknobs"), "the oracle needs the bare model"
     done: list[Step] = []
     for t in range(len(response)):
@@ -79,15 +86,15 @@ def steps(model: Any, policy: HeadPolicy, row: int, prompt: Seq[int], response: 
             option, segment = pick(policy, log_pi_K, seed, row, t), done[-1].segment + 1 if done else 0
         else:
             option, segment = done[-1].option, done[-1].segment
-        context = seen(model, prompt, response[:t]) if policy.space.needs else None
+        context = seen(model, prompt, response[:t], second) if policy.space.needs else None
         warped_1V = apply_options(logits_1V, policy.space, torch.tensor([option]), context)
         done.append(Step(option, segment, log_pi_K, logits_1V.log_softmax(-1)[0], warped_1V.log_softmax(-1)[0], context))
     return done
 
 
-def seen(model: Any, prompt: Seq[int], before: Seq[int]) -> Context:
-    """What knobs may read of the token after `before`: second logits are those after the prompt's last token alone."""
-    second_1V = model(input_ids=torch.tensor([[prompt[-1], *before]])).logits[:, -1]
+def seen(model: Any, prompt: Seq[int], before: Seq[int], second: Seq[int] | None = None) -> Context:
+    """What knobs may read of the token after `before`: second logits follow `second`, or the prompt's last token alone."""
+    second_1V = model(input_ids=torch.tensor([[*(second or prompt[-1:]), *before]])).logits[:, -1]
     return Context(previous_NL=torch.tensor([[*prompt, *before]]), position_N=torch.tensor([len(before)]), second_NV=second_1V)
 
 

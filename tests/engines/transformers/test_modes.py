@@ -144,10 +144,11 @@ def test_greedy_rows_survive_processors_that_forbid_their_token(lm: nn.Module) -
     assert set(out_BL[0, 1:].tolist()) <= {0, 1}
 
 
-def beam_scores(model: Any, policy: Policy, key: int, prompt: list[int], response: list[int]) -> float:
-    return sum(
-        step.logp_V[token].item() for step, token in zip(steps(model, policy, key, prompt, response), response, strict=True)
-    )
+def beam_scores(
+    model: Any, policy: Policy, key: int, prompt: list[int], response: list[int], second: list[int] | None = None
+) -> float:
+    expected = steps(model, policy, key, prompt, response, second=second)
+    return sum(step.logp_V[token].item() for step, token in zip(expected, response, strict=True))
 
 
 @pytest.mark.parametrize("do_sample", [False, True], ids=["beam", "beam-sample"])
