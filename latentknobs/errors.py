@@ -67,6 +67,10 @@ class DecodingError(LatentKnobsError, RuntimeError):
     """`generate` was called in a way that the attached policy does not support."""
 
 
+class EngineError(LatentKnobsError, RuntimeError):
+    """The server of an engine does not answer, refuses a request, or ignores a part of it."""
+
+
 class RunError(LatentKnobsError, RuntimeError):
     """A run directory is in use, damaged, or belongs to another run."""
 

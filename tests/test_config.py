@@ -68,7 +68,7 @@ def test_another_value_changes_the_keys_of_exactly_the_stages_that_it_enters(nam
 
 def test_the_learner_and_its_settings_enter_every_stage_that_a_learner_decides_on():
     assert fields()["learner"].enters == Enters("examples", "features", "fit")
-    assert set(fields()["engine"].enters.stages) == {"rollouts", "features"}
+    assert fields()["engine"].enters.by_content  # `Engine.identity`
 
 
 def test_a_written_config_reads_back_the_same(tmp_path):

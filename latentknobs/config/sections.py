@@ -107,8 +107,8 @@ class Rollout(Section):
 
     stages = ("rollouts",)
 
-    engine: Annotated[str, Enters("rollouts", "features")] = "transformers"
-    """What runs the model; an installed engine, optionally with settings: `name:key=value`."""
+    engine: ByContent[str] = "transformers"
+    """What samples; an installed engine, optionally with settings: `name:key=value`, `name:http://host:port`."""
     rollouts: ByContent[int] = Field(default=8, ge=2)
     """Responses sampled per prompt (paper: 8 to 16)."""
     first_round: ByContent[Literal["uniform", "balanced"]] = "uniform"

@@ -1,9 +1,10 @@
 """Rollouts: sampled responses with the knob values they were sampled with."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from latentknobs.data.disk import replacing
@@ -14,6 +15,7 @@ from latentknobs.files import MB, fit, parse_json, read_text
 from latentknobs.policies import Policy
 
 LARGEST = 1024 * MB  # of a file of rollouts
+NOTHING: Mapping[int, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Rollout:
         options: (T) index of the option that each token was sampled with; None where the policy does not choose among options.
         text: the response as text, without special tokens.
         values: (T, J) knob values that each token was sampled with, in the order of the policy's space; empty where unknown.
+        logps: (T) log-probabilities (nats) of the tokens as the engine reported them (`Engine.logps`); None where it did not.
     """
 
     prompt: int
@@ -33,6 +36,7 @@ class Rollout:
     options: tuple[int, ...] | None
     text: str
     values: tuple[tuple[float, ...], ...] = ()
+    logps: tuple[float, ...] | None = None
 
 
 def plan_batches(prompts: Sequence[Prompt], copies: int, batch_size: int) -> list[list[int]]:
@@ -43,20 +47,24 @@ def plan_batches(prompts: Sequence[Prompt], copies: int, batch_size: int) -> lis
 
 def roll_out_batch(
     engine: Engine, prompts: Sequence[Prompt], rows: Sequence[int], policy: Policy, *, max_new_tokens: int, seed: int,
-    samples: int = 1,
+    samples: int = 1, known: Mapping[int, Rollout] = NOTHING, keep: Callable[[int, Rollout], None] | None = None,
 ) -> list[Rollout]:  # fmt: skip
     """One response to each of the prompts `rows` (indices), generated together; `seed` fixes all values and tokens.
 
     Args:
         samples: how many responses each prompt gets, in this batch and others, for policies that read it.
+        known: responses of this batch that an earlier call finished, by their place in `rows`.
+        keep: called with each other response and its place as soon as it is finished.
     """
-    found = engine.sample(
-        [prompts[p].ids for p in rows], policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples
-    )  # fmt: skip
-    return [
-        Rollout(p, response.ids, response.options, response.text, response.values)
-        for p, response in zip(rows, found, strict=True)
-    ]
+    found = dict(known)
+    if len(found) < len(rows):
+        ids = [prompts[p].ids for p in rows]
+        stream = engine.stream(ids, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples, skip=found.keys())
+        for place, (tokens, values, options, text, logps) in stream:
+            found[place] = Rollout(rows[place], tokens, options, text, values, logps)
+            if keep is not None:
+                keep(place, found[place])
+    return [found[place] for place in range(len(rows))]
 
 
 def roll_out(
@@ -69,17 +77,19 @@ def roll_out(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
-    engine: str = "transformers",
+    engine: str | Engine = "transformers",
     advance: Callable[[int], None] = lambda rows: None,
 ) -> list[Rollout]:
     """`copies` responses to each prompt, in the order of the prompts.
 
     Args:
         seed: fixes all values and tokens, together with `batch_size`.
-        engine: name of the engine that runs the policy on the model.
+        engine: runs the policy on the model, or the name of such an engine.
         advance: called with the number of responses just finished.
     """
-    runner, found = engine_of(engine, model, tokenizer), list[Rollout]()
+    runner = engine if isinstance(engine, Engine) else engine_of(engine, model, tokenizer)
+    runner.check(policy)
+    found: list[Rollout] = []
     for number, rows in enumerate(plan_batches(prompts, copies, batch_size)):
         found += roll_out_batch(
             runner, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size),

@@ -2,12 +2,12 @@
 
 Everything above the engines (rollouts, features, evaluation) knows them by this contract alone. An engine that cannot do a part
 says so by name. Third parties add engines through the entry-point group `latentknobs.engines`: a class that is called with
-`model` and `tokenizer`.
+`model` and `tokenizer`. Engines that sample in another program derive from `engines.served.ServedEngine`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch import Tensor
 from latentknobs import entry_points
 from latentknobs.errors import ConfigError
 from latentknobs.heads.features import HIDDEN
+from latentknobs.heads.segmenters import WholeResponse
 from latentknobs.knobs.context import Observation
-from latentknobs.policies import Policy
+from latentknobs.policies import ConstantPolicy, Policy
 
 SECOND = "second_NV"
 Ids = Sequence[int]
@@ -30,8 +31,8 @@ class Response(NamedTuple):
         values: (T, J) knob values that each token was sampled with.
         options: (T) options that these values belong to; None where the policy does not choose among options.
         text: without special tokens.
-        logps: (T) log-probability (nats) of each token under its values, as the engine computed it while it drew; None from an
-            engine that leaves this to a reading (`record_of`).
+        logps: (T) log-probability (nats) of each token under its values (or the LM's own, see `Engine.logps`), as the engine
+            computed it while it drew; None from an engine that leaves this to a reading (`record_of`).
     """
 
     ids: tuple[int, ...]
@@ -47,10 +48,22 @@ class Engine(ABC):
     Attributes:
         name: what users write in `engine=`.
         reads_hidden: whether it gives policies and heads the LM's hidden states.
+        token_level: whether a policy can choose in the middle of a response; otherwise its first choice holds to the end.
+        repeatable: whether one seed gives one text.
+        one_by_one: whether responses finish one after the other, so that each is worth writing to disk at once.
+        drifts: whether it computes the logits of `sample` and of `read` in different programs, so that they differ a little.
+        logps: what `Response.logps` are of: the distribution that the token was drawn from, or the LM's own.
+        spec: what users wrote in `engine=`.
     """
 
     name: ClassVar[str]
     reads_hidden: ClassVar[bool] = True
+    token_level: ClassVar[bool] = True
+    repeatable: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = False
+    drifts: ClassVar[bool] = False
+    logps: Literal["drawn", "model"] = "drawn"
+    spec: str = ""
 
     @abstractmethod
     def sample(
@@ -67,6 +80,49 @@ class Engine(ABC):
             second_prompts: what second logits are read after, one for each prompt, for policies that read them: the prompts
                 without their evidence. None: the last token of each prompt.
         """
+
+    def stream(
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
+        skip: Collection[int] = (),
+    ) -> Iterator[tuple[int, Response]]:  # fmt: skip
+        """What `sample` gives, with the index of the prompt, in the order in which responses finish.
+
+        Args:
+            skip: indices of prompts whose responses are known; the others are as if all were sampled.
+        """
+        found = self.sample(prompts, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples)
+        return ((row, response) for row, response in enumerate(found) if row not in skip)
+
+    def check(self, policy: Policy) -> None:
+        """Refuses a policy that the engine cannot run, before anything is sampled.
+
+        Raises:
+            ConfigError: naming what it cannot do.
+        """
+        if not self.token_level and not is_one_choice(policy):
+            raise ConfigError(
+                f"The engine {self.name!r} chooses once for a whole response, and {type(policy).__name__} chooses at level "
+                f"{policy.segmenter.level!r}. Use level='sequence', or an engine that works token by token, e.g. transformers."
+            )
+
+    def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
+        """One response to each prompt by the engine's own sampling parameters, for `EngineConformance` to compare with.
+
+        Args:
+            values: of temperature, top_k and top_p.
+
+        Raises:
+            NotImplementedError: the engine has no such parameters.
+        """
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> str:
+        """What of `spec` decides its texts, beside model, policy and seed: part of the keys of what is kept."""
+        return self.spec or self.name
+
+    def close(self) -> None:  # noqa: B027
+        """Ends whatever the engine has started. It is not used afterwards."""
 
     @abstractmethod
     def read(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -121,15 +177,23 @@ def observe(
         yield Observation(hidden_ND=hidden_TD, logits_NV=logits_TV, **parts)
 
 
-def engine_of(name: str, model: Any, tokenizer: Any) -> Engine:
-    """The engine that a name stands for, on a model.
+def is_one_choice(policy: Policy) -> bool:
+    """Whether the first choice of a policy holds for the whole response."""
+    return isinstance(policy, ConstantPolicy) or isinstance(policy.segmenter, WholeResponse)
+
+
+def engine_of(spec: str, model: Any, tokenizer: Any) -> Engine:
+    """The engine that `name`, `name:key=value,...` or `name:http://host:port,...` (short for `url=`) stands for, on a model.
 
     Raises:
         UnknownNameError, PluginError, ConfigError: see `entry_points.resolve`.
     """
-    made, _ = entry_points.resolve("engine", name, model=model, tokenizer=tokenizer)
+    name, tail = entry_points.split(spec)
+    full = f"{name}:url={tail}" if tail.startswith(("http://", "https://")) else spec
+    made, _ = entry_points.resolve("engine", full, model=model, tokenizer=tokenizer)
     if not isinstance(made, Engine):
         raise ConfigError(f"The engine {name!r} is a {type(made).__name__}, which does not implement latentknobs' Engine.")
+    made.spec = full
     return made
 
 

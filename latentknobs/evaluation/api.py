@@ -1,6 +1,7 @@
 """`evaluate()`: judge a saved adapter on prompts of your own."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from latentknobs.config import TrainConfig, make_config
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
-from latentknobs.engines.base import engine_of
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.comparison import Stage, fixed, lineup, make_report, rewards_of, stages, task_of
 from latentknobs.evaluation.report import Report
@@ -68,7 +68,9 @@ def evaluate(
     paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     config = make_config({**paths, **settings, "eval_seeds": seeds})
     with left_as_it_was(model):
-        return _evaluate(adapter, config, gather(config, tokenizer=tokenizer, **objects), against, extra or {})
+        sources = gather(config, tokenizer=tokenizer, **objects)
+        with closing(sources.engine):
+            return _evaluate(adapter, config, sources, against, extra or {})
 
 
 def _evaluate(
@@ -86,6 +88,8 @@ def _evaluate(
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"Two policies are called {twice[0]!r}. Give one of them another name: extra={{'name': policy}}.")
     both = stages(compared, sources.train[: config.tune_size], sources.evaluation, config.eval_seeds)
+    for policy in both[1].policies(adapter, config.pick).values():
+        sources.engine.check(policy)
     with progress("evaluation", sum(stage.responses for stage in both)) as advance:
         tuning, _ = _scored(adapter, config, sources, both[0], advance)
         rewards, rollouts = _scored(adapter, config, sources, both[1], advance)
@@ -105,13 +109,12 @@ def _scored(
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[Rollout]]]:
     """For each policy of a stage its (copies, prompts) rewards and its responses, in memory."""
     rewards, rollouts = {}, {}
-    device = engine_of(config.engine, sources.model, sources.tokenizer).device
     for name, policy in stage.policies(adapter, config.pick).items():
         if isinstance(policy, HeadPolicy):
-            policy.head.to(device)
+            policy.head.to(sources.engine.device)
         rollouts[name] = roll_out(
             sources.model, sources.tokenizer, stage.prompts, policy, copies=stage.copies, max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size, seed=config.seed + stage.seed, engine=config.engine, advance=advance,
+            batch_size=config.batch_size, seed=config.seed + stage.seed, engine=sources.engine, advance=advance,
         )  # fmt: skip
         rewards[name] = _rewards(sources.reward, stage.prompts, rollouts[name])
     return rewards, rollouts

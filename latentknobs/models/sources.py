@@ -11,6 +11,7 @@ from latentknobs.data.preferences import Preferences, prompt_rows, read_preferen
 from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, is_held_out, make_prompts, split_prompts
 from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import SIDES
+from latentknobs.engines.base import Engine, engine_of
 from latentknobs.engines.transformers.frozen import context_length, output_embeddings
 from latentknobs.errors import ConfigError, DataError, did_you_mean
 from latentknobs.learners.find import find_learner
@@ -25,6 +26,7 @@ class Sources:
     """Everything a run reads.
 
     Attributes:
+        engine: runs policies on the model.
         train, evaluation: disjoint prompts.
         second: the second score, if any.
         preferences: pairs from elsewhere that take the place of the first round's rollouts, if any.
@@ -32,6 +34,7 @@ class Sources:
 
     model: Any
     tokenizer: Any
+    engine: Engine
     train: list[Prompt]
     evaluation: list[Prompt]
     reward: Rewards
@@ -85,7 +88,7 @@ def gather(
     check_lengths([*train, *evaluation], config.max_new_tokens, context_length(model))
     supplied = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
     check_vocabulary(model, [*train, *evaluation, *(supplied.prompts + supplied.rollouts if supplied else [])])
-    return Sources(model, tokenizer, train, evaluation, first, second, supplied)
+    return Sources(model, tokenizer, engine_of(config.engine, model, tokenizer), train, evaluation, first, second, supplied)
 
 
 def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any, held_out: set[str]) -> Preferences:

@@ -16,7 +16,6 @@ from latentknobs.data.prompts import Prompt, is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
-from latentknobs.engines.base import engine_of
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.comparison import task_of
 from latentknobs.learners.base import Count, Learner
@@ -24,6 +23,7 @@ from latentknobs.models.sources import Sources
 from latentknobs.policies import CategoricalPolicy
 from latentknobs.progress import Advance
 from latentknobs.training.diagnostics import Facts
+from latentknobs.training.drift import measure
 from latentknobs.training.facts import facts_of_round
 from latentknobs.training.modules import BASELINE, MAIN, Fitting, Modules
 from latentknobs.training.round_data import prompt_lines, read_examples
@@ -52,15 +52,16 @@ def run_round(
     examples = read_examples(path)
     used = sorted({n for example in examples for n in example.responses})
     key = f"{key} {model_input(one.prompts)} {run.content([*rollouts, path])}"
+    if sources.engine.drifts and not supplied:
+        measure(run, sources.engine, learners[MAIN].inputs.space, one.name, one.prompts, rollouts, key)
     store = one.featurise(rollouts, used, key)
     place = {n: i for i, n in enumerate(used)}
     local = [Example(e.prompt, tuple(place[n] for n in e.responses), e.weight) for e in examples]
-    if supplied:
+    if supplied or store.unreachable:
         local, sentence = drop_unreachable(local, set(store.unreachable))
         run.say(sentence)
     train, held_out = one.validation_split(local)
-    device = engine_of(config.engine, sources.model, sources.tokenizer).device
-    fitting = Fitting(run, config, learners, one.stored, number, device, previous)
+    fitting = Fitting(run, config, learners, one.stored, number, sources.engine.device, previous)
     modules = fitting.modules(store, train, held_out, f"{key} {config.digest('features')}")
     answers = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
     facts, findings = facts_of_round(
@@ -160,9 +161,10 @@ class _Round:
     def featurise(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
         """What the learner is trained on: the responses `used`, in their order."""
         config, sources, size = self.config, self.sources, self.config.shard_size
-        learner, engine = self.learners[MAIN], engine_of(config.engine, sources.model, sources.tokenizer)
+        learner, engine = self.learners[MAIN], sources.engine
         columns = learner.columns(learner.settings)
-        key = config.digest("features", f"{key} {sorted(columns)} {learner.version}")
+        key = config.digest("features", f"{key} {sorted(columns)} {learner.version} {engine.identity}")
+        drops = engine.drifts or (self.number == 1 and sources.preferences is not None)
         ends = list(accumulate(map(count_lines, rollouts)))
         chunks = [used[start : start + size] for start in range(0, len(used), size)]
 
@@ -171,7 +173,7 @@ class _Round:
                 segments = featurise(
                     engine, self.prompts, pick_rows(rollouts, ends, chunks[number]), learner.inputs.space,
                     learner.inputs.segmenter, self.stored, columns, floor=config.floor, min_spread=config.min_spread,
-                    unreachable="drop" if self.number == 1 and sources.preferences else "refuse",
+                    unreachable="drop" if drops else "refuse",
                     dtype=getattr(torch, config.feature_dtype), batch_size=config.read_batch, advance=advance,
                 )  # fmt: skip
                 write_shard(path, segments)

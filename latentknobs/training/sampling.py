@@ -1,21 +1,24 @@
 """Responses and their scores as files of a run: used for the preferences of every round and for the evaluation.
 
 A file of rollouts is a few whole batches, so its content depends neither on when a run was interrupted nor on how many
-processes share the work. A file of scores belongs to one file of rollouts and is keyed by its content.
+processes share the work. Until it is complete, an engine whose responses finish one by one has them in a journal. A file of
+scores belongs to one file of rollouts and is keyed by its content.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import FiniteFloat, TypeAdapter
 
 from latentknobs.config import TrainConfig
+from latentknobs.data.journal import Journal
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
+from latentknobs.data.rollouts import NOTHING, Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
 from latentknobs.data.scores import score_rollouts
-from latentknobs.engines.base import engine_of
 from latentknobs.errors import RewardError
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
@@ -23,6 +26,8 @@ from latentknobs.progress import Advance
 from latentknobs.rewards import Rewards, Score, ScoreCache, check_scored, failure_line
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.subject import model_input, reward_input
+
+UNFINISHED = "unfinished"  # folder of the journals
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,20 @@ def sample(
     batches = list(enumerate(plan_batches(prompts, copies, config.batch_size)))
     size = max(1, config.shard_size // config.batch_size)
     parts = [batches[start : start + size] for start in range(0, len(batches), size)]
-    key = config.digest("rollouts", f"{key} {copies} {seed} {model_input(prompts)}")
+    key = config.digest("rollouts", f"{key} {copies} {seed} {model_input(prompts)} {sources.engine.identity}")
+    for one in policies:
+        sources.engine.check(one.policy)
 
     def task(one: PolicyRun, identity: str, number: int) -> Task:
-        def make(path: Path, advance: Advance) -> None:
-            write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], copies, seed, advance))
-
         file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{number:05d}.jsonl"
-        return Task(file, f"{key} {identity} {number}", make, sum(len(rows) for _, rows in parts[number]))
+        full = f"{key} {identity} {number}"
+
+        def make(path: Path, advance: Advance) -> None:
+            journal = Journal(run.path / UNFINISHED / file.replace("/", "-"), full) if sources.engine.one_by_one else None
+            with journal or nullcontext():
+                write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], copies, seed, advance, journal))
+
+        return Task(file, full, make, sum(len(rows) for _, rows in parts[number]))
 
     chosen = [(one, one.policy.identity()) for one in policies]
     tasks = [task(*both, number) for both in chosen for number in range(len(parts))]
@@ -67,13 +78,13 @@ def sample(
 
 def _generate(
     config: TrainConfig, sources: Sources, prompts: Sequence[Prompt], policy: Policy, batches: Sequence[tuple[int, list[int]]],
-    copies: int, seed: int, advance: Advance,
+    copies: int, seed: int, advance: Advance, journal: Journal | None,
 ) -> Iterator[Rollout]:  # fmt: skip
-    engine = engine_of(config.engine, sources.model, sources.tokenizer)
     for number, rows in batches:
         yield from roll_out_batch(
-            engine, prompts, rows, policy, max_new_tokens=config.max_new_tokens,
+            sources.engine, prompts, rows, policy, max_new_tokens=config.max_new_tokens,
             seed=batch_seed(seed, number, config.batch_size), samples=copies,
+            known=journal.known(number) if journal else NOTHING, keep=partial(journal.add, number) if journal else None,
         )  # fmt: skip
         advance(len(rows))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.size import disk_warning, feature_bytes
-from latentknobs.engines.base import check_reads, engine_of
+from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.heads.features import check_features, width
@@ -115,15 +116,14 @@ def train(
 
 def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
     """All stages of a run, on sources that are already loaded, in torch's ordinary mode whatever the caller's. See `train`."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), closing(sources.engine):
         return _run(config, space, sources, resume)
 
 
 def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) -> Run:
     segmenter = parse_level(config.level, sources.tokenizer)
     learners = make_learners(config, space, segmenter)
-    engine = engine_of(config.engine, sources.model, sources.tokenizer)
-    check_reads(engine, config.features)
+    check_reads(sources.engine, config.features)
     check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)
@@ -137,7 +137,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
         Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
-            if warning := disk_warning(run.path, _feature_bytes(config, sources, space.K, engine.hidden_size or 0, used)):
+            if warning := disk_warning(run.path, _feature_bytes(config, sources, space.K, sources.engine.hidden_size or 0, used)):
                 say(warning)
             with explained(run.path, "config.yaml"):
                 tell_changes(run.path, config)

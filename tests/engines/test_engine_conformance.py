@@ -130,6 +130,6 @@ def test_an_engine_without_hidden_states_refuses_heads_that_read_them(tmp_path: 
     check_reads(Blind(), ("entropy",))
     with pytest.raises(ConfigError, match=r"'table' gives no hidden states.*features=\['hidden'\]"):
         check_reads(Blind(), ("hidden",))
-    monkeypatch.setattr("latentknobs.training.train.engine_of", lambda *_: Blind())
+    monkeypatch.setattr("latentknobs.models.sources.engine_of", lambda *_: Blind())
     with pytest.raises(ConfigError, match="'table' gives no hidden states"):
         lk.train(knobs=["temperature:0,1"], train_prompts=2, rollouts=2, eval_size=0, output_dir=str(tmp_path))

@@ -1,0 +1,69 @@
+"""Responses that are written down one by one as they finish, until the file that they belong to is complete."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from latentknobs.data.rollouts import LARGEST, Rollout
+from latentknobs.errors import RunError
+from latentknobs.files import fit, parse_json, read_text
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A line of a journal: a response, and its place in its batch."""
+
+    batch: int
+    place: int
+    rollout: Rollout
+
+
+class Journal:
+    """What is finished of one file of rollouts. In a `with` block it is open, and removed if the block ends without an error.
+
+    Args:
+        path: where it is; a journal of another key is replaced.
+        key: of the file of rollouts.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self._known: dict[int, dict[int, Rollout]] = defaultdict(dict)
+
+    def __enter__(self) -> "Journal":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = read_text(self.path, RunError, "Delete it.", LARGEST).splitlines() if self.path.exists() else []
+        is_ours = lines[:1] == [self.key]
+        for line in _readable(lines[1:] if is_ours else []):
+            self._known[line.batch][line.place] = line.rollout
+        self._file = self.path.open("a" if is_ours else "w", encoding="utf-8")
+        self._write("" if is_ours else self.key)  # ends a line that was cut off
+        return self
+
+    def known(self, batch: int) -> dict[int, Rollout]:
+        """The finished responses of a batch, by their places in it."""
+        return self._known[batch]
+
+    def add(self, batch: int, place: int, rollout: Rollout) -> None:
+        """Writes down one more."""
+        self._write(json.dumps(asdict(Finished(batch, place, rollout))))
+
+    def _write(self, line: str) -> None:
+        self._file.write(f"{line}\n")
+        self._file.flush()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None:
+            self.path.unlink()
+
+
+def _readable(lines: list[str]) -> Iterator[Finished]:
+    for line in lines:
+        with suppress(ValueError):  # a line that was cut off
+            found: Finished = fit(parse_json(line), Finished)
+            yield found
