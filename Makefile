@@ -8,13 +8,14 @@ NEWEST ?= .venv-newest
 DEMO ?= runs/demo
 SPEED ?= runs/speed
 
-.PHONY: help setup demo picture test test-newest check bench paper lint format clean
+.PHONY: help setup demo picture test test-newest check docs notebooks bench paper lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
 	@echo "make test    the tests (under 10 minutes on 2 cores, set-up included)"
 	@echo "make test-newest  decoding, learning and training with the newest libraries that pyproject.toml allows (constraints.txt: the oldest)"
 	@echo "make check   the tests that take longer"
+	@echo "make docs    the documentation site in docs/_build, and every tutorial from top to bottom (2 minutes)"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
 	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (16 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
@@ -55,6 +56,19 @@ test-newest: $(NEWEST)/.ready
 
 check: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Sphinx and what it needs come into the environment of the tests, once.
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(BIN)/python -m pytest -m tutorial tests/docs
+
+# Each tutorial as a notebook that was run once; its outputs are kept.
+notebooks: $(VENV)/.docs
+	$(BIN)/python -m tools.notebooks docs/tutorials
 
 bench: $(READY)
 	for name in likelihood sampling generate training; do \

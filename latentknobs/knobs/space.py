@@ -133,7 +133,7 @@ class KnobSpace:
 
     @property
     def options(self) -> list[dict[str, float]]:
-        """The K joint settings as `{knob name: value}`."""
+        """Each of the K joint settings, by knob name."""
         return [self._option(k) for k in range(self.K)]
 
     def _option(self, k: int) -> dict[str, float]:
