@@ -11,12 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 import latentknobs
 from latentknobs.data.disk import replacing, save_tensors
@@ -26,31 +22,23 @@ from latentknobs.engines.transformers.settings import SamplingArguments
 from latentknobs.engines.transformers.wrappers import layers_of
 from latentknobs.errors import AdapterError, LatentKnobsError
 from latentknobs.files import fit, path_of, public_name, read_json, without_folders
+from latentknobs.heads.base import Head
 from latentknobs.heads.features import check_features, width
-from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.files import COPY, load_head, saved_shape, weights_of
 from latentknobs.heads.segmenters import Delimiter, Segmenter, parse_level
 from latentknobs.knobs.identity import Word
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.policies import HeadPolicy, Pick, Policy
+from latentknobs.policies import Pick, Policy
+from latentknobs.policies.heads import head_policy
 from latentknobs.policies.names import policy_of
 
 FORMAT = 1
 CONFIG, HEAD, ENTROPY, CARD = "knob_config.json", "knob_head.safetensors", "entropy_head.safetensors", "README.md"
-COPY = "Copy the whole folder again, or save the adapter again."
 Size = Annotated[int, Field(ge=1, lt=2**31)]
-FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names
 
 
 class _Saved(BaseModel):
     model_config = ConfigDict(strict=True)
-
-
-class SavedHead(_Saved):
-    """The shape of a head; adapters from before there was a rank do not name it."""
-
-    hidden: Size
-    rank: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    factorised: bool
 
 
 class SavedModel(_Saved):
@@ -71,8 +59,8 @@ class SavedAdapter(_Saved):
     level: Word
     delimiter_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
     features: Annotated[list[Word], Field(max_length=64)]
-    head: SavedHead
-    entropy_head: SavedHead | None = None
+    head: dict[str, Any]  # see `latentknobs.heads.files`
+    entropy_head: dict[str, Any] | None = None
     training: dict[str, Any] = {}
 
 
@@ -95,7 +83,7 @@ class KnobAdapter:
 
     Attributes:
         space: the options.
-        head: features -> log-probabilities of options.
+        head: what is trained: features -> values of the knobs, or log-probabilities of options.
         segmenter: how long one choice lasts.
         features: what the head reads.
         base: `describe_model` of the LM it was trained on.
@@ -104,22 +92,22 @@ class KnobAdapter:
     """
 
     space: KnobSpace
-    head: OptionHead
+    head: Head
     segmenter: Segmenter
     features: tuple[str, ...]
     base: dict[str, Any]
-    entropy_head: OptionHead | None = None
+    entropy_head: Head | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
-    def policy(self, pick: Pick = "greedy") -> HeadPolicy:
-        """The head as a policy; `pick` says whether options are taken greedily (Eq. 4) or sampled (Eq. 5)."""
-        return HeadPolicy(self.head, self.space, self.segmenter, self.features, pick)
+    def policy(self, pick: Pick = "greedy") -> Policy:
+        """The head as a policy; `pick` says whether options, if it has any, are taken greedily (Eq. 4) or sampled (Eq. 5)."""
+        return head_policy(self.head, self.space, self.segmenter, self.features, pick)
 
-    def entropy_policy(self, pick: Pick = "greedy") -> HeadPolicy | None:
+    def entropy_policy(self, pick: Pick = "greedy") -> Policy | None:
         """The entropy-only baseline as a policy, if the adapter has one."""
         if self.entropy_head is None:
             return None
-        return HeadPolicy(self.entropy_head, self.space, self.segmenter, ("entropy",), pick)
+        return head_policy(self.entropy_head, self.space, self.segmenter, ("entropy",), pick)
 
     def attach(
         self, model: Any, *, pick: Pick = "greedy", seed: int = 0, strict: bool = True,
@@ -146,9 +134,9 @@ class KnobAdapter:
         """Writes the adapter's folder and returns its path. Folders of this machine are left out of what is written."""
         folder = path_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(_tensors(self.head), folder / HEAD)
+        save_tensors(weights_of(self.head), folder / HEAD)
         if self.entropy_head is not None:
-            save_tensors(_tensors(self.entropy_head), folder / ENTROPY)
+            save_tensors(weights_of(self.entropy_head), folder / ENTROPY)
         else:
             (folder / ENTROPY).unlink(missing_ok=True)
         config = self._config()
@@ -171,8 +159,8 @@ class KnobAdapter:
             "level": self.segmenter.level,
             "delimiter_ids": ids,
             "features": list(self.features),
-            "head": _shape(self.head),
-            "entropy_head": None if self.entropy_head is None else _shape(self.entropy_head),
+            "head": saved_shape(self.head),
+            "entropy_head": None if self.entropy_head is None else saved_shape(self.entropy_head),
             "training": notes,
         }
 
@@ -196,9 +184,9 @@ class KnobAdapter:
             space = KnobSpace.from_dict(saved.space)
             segmenter = parse_level(saved.level, token_ids=saved.delimiter_ids)
             features = check_features(saved.features)
-            head = _load_head(folder / HEAD, space, width(features, saved.base.hidden_size), saved.head)
+            head = load_head(folder / HEAD, space, width(features, saved.base.hidden_size), saved.head)
             has_entropy = (folder / ENTROPY).exists()
-            entropy = _load_head(folder / ENTROPY, space, 1, saved.entropy_head or saved.head) if has_entropy else None
+            entropy = load_head(folder / ENTROPY, space, 1, saved.entropy_head or saved.head) if has_entropy else None
         except LatentKnobsError as error:
             raise AdapterError(f"The adapter {str(folder)!r} cannot be used here: {error}") from error
         adapter = cls(space, head, segmenter, features, saved.base.model_dump(), entropy, saved.training)
@@ -274,43 +262,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "that version, or train again."
         )
     return config
-
-
-def _shape(head: OptionHead) -> dict[str, Any]:
-    return {"hidden": head.hidden, "rank": head.rank, "factorised": head.factorised}
-
-
-def _tensors(head: OptionHead) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-
-
-def _load_head(path: Path, space: KnobSpace, inputs: int, shape: SavedHead) -> OptionHead:
-    """A head from a file. The file's header must show the shapes that the config claims before either is allocated."""
-
-    def new() -> OptionHead:
-        return OptionHead(space, inputs, shape.hidden, shape.factorised, shape.rank)
-
-    what = f"{path.name} does not hold a head for {inputs} features, {space.K} options and hidden width {shape.hidden}"
-    try:
-        with torch.device("meta"):
-            wanted = {name: list(value.shape) for name, value in new().state_dict().items()}
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a file")  # a pipe would never end
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {name: one.get_shape() if one.get_dtype() in FLOATS else one.get_dtype() for name, one in slices.items()}
-        for name in sorted({*wanted, *found}):
-            if wanted.get(name) != found.get(name):
-                raise AdapterError(f"{what}: {name:.60} is {found.get(name)}, not {wanted.get(name)}. {COPY}")
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise AdapterError(f"{path.name} is missing. {COPY}") from None
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise AdapterError(f"{what}: {str(error).splitlines()[0]:.200}. {COPY}") from None
-    head = new()
-    head.load_state_dict(tensors)
-    for name, value in head.state_dict().items():  # the scale of a feature that never varied is infinite
-        if not (value > 0).all() if name == "scale_F" else not value.isfinite().all():
-            raise AdapterError(f"{path.name} has weights that are not numbers, in {name}: its training diverged, or the file is "
-                               "damaged. Copy the folder again, or train again, with a lower learning_rate.")  # fmt: skip
-    return head.eval()

@@ -14,7 +14,7 @@ from latentknobs.data.examples import Batch, Example
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.errors import LatentKnobsError
-from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.base import Head
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.knob import DecodingKnob, Stage
@@ -125,13 +125,15 @@ def columns_are_rows_of_numbers(world: World) -> None:
 
 
 def module_is_a_head_for_the_features(world: World) -> None:
-    """`module` gives a trainable `OptionHead` for as many features as there are: what an adapter can hold."""
-    module = world.module(is_new=True)
-    require(isinstance(module, OptionHead), f"module gives a {type(module).__name__}; an adapter holds an OptionHead")
+    """`module` gives a trainable `Head` for as many features as there are, built again from its shape: an adapter can hold it."""
+    module, inputs = world.module(is_new=True), world.learner.inputs
+    require(isinstance(module, Head), f"module gives a {type(module).__name__}; an adapter holds a latentknobs.heads.base.Head")
+    assert isinstance(module, Head)
     require(any(weight.requires_grad for weight in module.parameters()), "module has nothing to train")
-    log_pi_NK = module(world.features().feature_NF)
-    K = world.learner.inputs.space.K
-    require(log_pi_NK.shape[-1] == K, f"module gives {log_pi_NK.shape[-1]} log-probabilities for {K} options")
+    shape = module.Shape.model_validate(module.shape())
+    again = type(module).of_shape(inputs.space, module.in_features, shape).state_dict()
+    sizes, same = ({name: value.shape for name, value in state.items()} for state in (module.state_dict(), again))
+    require(sizes == same, f"a head built from the shape {shape!r} has other weights")
 
 
 def module_survives_its_state_dict(world: World) -> None:

@@ -16,9 +16,10 @@ from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.comparison import Stage, fixed, lineup, make_report, rewards_of, stages, task_of
 from latentknobs.evaluation.report import Report
+from latentknobs.heads.base import Head
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
-from latentknobs.policies import HeadPolicy, Policy
+from latentknobs.policies import Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import Advance, progress
 from latentknobs.rewards import RewardSpec
@@ -110,8 +111,8 @@ def _scored(
     """For each policy of a stage its (copies, prompts) rewards and its responses, in memory."""
     rewards, rollouts = {}, {}
     for name, policy in stage.policies(adapter, config.pick).items():
-        if isinstance(policy, HeadPolicy):
-            policy.head.to(sources.engine.device)
+        if isinstance(head := getattr(policy, "head", None), Head):
+            head.to(sources.engine.device)
         rollouts[name] = roll_out(
             sources.model, sources.tokenizer, stage.prompts, policy, copies=stage.copies, max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size, seed=config.seed + stage.seed, engine=sources.engine, advance=advance,

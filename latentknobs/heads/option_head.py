@@ -5,11 +5,14 @@ an untrained head is exactly the uniform distribution, which is also the referen
 """
 
 from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
+from latentknobs.heads.base import Head, Shape
 from latentknobs.knobs.space import KnobSpace
 
 NARROW, WIDE = 16, 128  # least and largest default width of a head
@@ -29,7 +32,15 @@ def head_shape(features: int, hidden: int | None = None, rank: int | None = None
     return hidden, rank if rank < features else 0
 
 
-class OptionHead(nn.Module):
+class OptionShape(Shape):
+    """The shape of an option head; adapters from before there was a rank do not name it."""
+
+    hidden: Annotated[int, Field(ge=1, lt=2**31)]
+    rank: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    factorised: bool
+
+
+class OptionHead(Head):
     """log pi(option | features).
 
     Args:
@@ -40,22 +51,19 @@ class OptionHead(nn.Module):
             less than F: there is no such layer; None: `head_shape` chooses.
         factorised: one categorical per knob instead of one over all K options; for a subset of the product the joint
             is renormalised over the options that exist.
-
-    Buffers `shift_F` and `scale_F` standardise the features; `fit_scaler` sets them from data.
     """
 
-    shift_F: Tensor
-    scale_F: Tensor
+    kind: ClassVar[str] = "option"
+    Shape = OptionShape
     grid_KJ: Tensor
 
     def __init__(
         self, space: KnobSpace, in_features: int, hidden: int | None = None, factorised: bool = False, rank: int | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(in_features)
         self.sizes = tuple(len(knob.options) for knob in space.knobs)
         self.factorised = factorised
         self.hidden, self.rank = hidden, rank = head_shape(in_features, hidden, rank)
-        self.in_features = in_features
         outputs = sum(self.sizes) if factorised else space.K
         seen = rank or in_features
         reduce = [nn.Linear(in_features, rank, bias=False)] if rank else []
@@ -66,14 +74,16 @@ class OptionHead(nn.Module):
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.register_buffer("shift_F", torch.zeros(in_features))
-        self.register_buffer("scale_F", torch.ones(in_features))
         self.register_buffer("grid_KJ", torch.tensor(space.grid_KJ), persistent=False)
 
-    def fit_scaler(self, mean_F: Tensor, std_F: Tensor) -> None:
-        """Standardises features of this mean and standard deviation; a constant one is ignored: its scale is infinite."""
-        self.shift_F.copy_(mean_F)
-        self.scale_F.copy_(torch.where(std_F > 1e-6, std_F, torch.inf))
+    def shape(self) -> dict[str, Any]:
+        """See `OptionShape`."""
+        return {"hidden": self.hidden, "rank": self.rank, "factorised": self.factorised}
+
+    @classmethod
+    def of_shape(cls, space: KnobSpace, in_features: int, shape: OptionShape) -> "OptionHead":
+        """An untrained head of a shape."""
+        return cls(space, in_features, shape.hidden, shape.factorised, shape.rank)
 
     def forward(self, feature_NF: Tensor, fold: bool = False) -> Tensor:
         """(..., F) features -> (..., K) log-probabilities of the options.

@@ -26,7 +26,8 @@ from latentknobs.errors import ConfigError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.policies import BalancedPolicy, HeadPolicy, Pick, Policy, UniformPolicy
+from latentknobs.policies import BalancedPolicy, Pick, Policy, UniformPolicy
+from latentknobs.policies.heads import head_policy
 
 if TYPE_CHECKING:
     from latentknobs.data.preferences import Preferences
@@ -157,7 +158,9 @@ class Learner(ABC):
         """
 
     def module(self, mean_F: Tensor, std_F: Tensor) -> nn.Module:
-        """What is trained, at its beginning, for F features of this mean and standard deviation."""
+        """What is trained, at its beginning, for F features of this mean and standard deviation: a `latentknobs.heads.base.Head`,
+        because an adapter holds one; override `policy` for one that is not registered with `head_policy`.
+        """
         inputs = self.inputs
         head = OptionHead(inputs.space, len(mean_F), inputs.hidden, inputs.factorised, inputs.rank)
         head.fit_scaler(mean_F, std_F)
@@ -175,8 +178,7 @@ class Learner(ABC):
 
     def policy(self, module: nn.Module, pick: Pick) -> Policy:
         """What the module does in decoding."""
-        assert isinstance(module, OptionHead)
-        return HeadPolicy(module, self.inputs.space, self.inputs.segmenter, self.inputs.features, pick)
+        return head_policy(module, self.inputs.space, self.inputs.segmenter, self.inputs.features, pick)
 
     def from_preferences(self, preferences: Preferences) -> list[Example]:
         """What is learned from preferences that were collected elsewhere, in place of rollouts and their scores; see `check`."""

@@ -15,8 +15,8 @@ from latentknobs.data.size import disk_warning, feature_bytes
 from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.report import HEAD, Report
+from latentknobs.heads.base import Head
 from latentknobs.heads.features import check_features, width
-from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter, parse_level
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.ranks import check_ranks
@@ -124,6 +124,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
     segmenter = parse_level(config.level, sources.tokenizer)
     learners = make_learners(config, space, segmenter)
     check_reads(sources.engine, config.features)
+    check_module(learners[MAIN], width(config.features, sources.engine.hidden_size or 0))
     check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)
@@ -171,6 +172,21 @@ def make_learners(config: TrainConfig, space: KnobSpace, segmenter: Segmenter) -
     }  # fmt: skip
 
 
+def check_module(learner: Learner, features: int) -> None:
+    """Refuses a learner whose module no adapter can hold, before anything is sampled.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    with torch.random.fork_rng(devices=[]):
+        module = learner.module(torch.zeros(features, dtype=torch.float64), torch.ones(features, dtype=torch.float64))
+    if not isinstance(module, Head):
+        raise ConfigError(
+            f"The learner {learner.name!r} trains a {type(module).__name__}, which an adapter cannot hold. Let its `module` "
+            "return a latentknobs.heads.base.Head, e.g. an OptionHead."
+        )
+
+
 def _feature_bytes(config: TrainConfig, sources: Sources, K: int, D: int, used: int) -> int:
     """Most bytes of all rounds' features, `used` being how many rollouts of a prompt the learner reads at most."""
     others = len(sources.preferences.rollouts) if sources.preferences else None
@@ -212,11 +228,7 @@ def _finish(
 
 
 def _adapter(config: TrainConfig, learner: Learner, sources: Sources, modules: Modules) -> KnobAdapter:
-    if not (isinstance(modules.main, OptionHead) and isinstance(modules.baseline, OptionHead)):
-        raise ConfigError(
-            f"The learner {learner.name!r} trains a {type(modules.main).__name__}, which an adapter cannot hold. Let its "
-            "`module` return a latentknobs OptionHead."
-        )
+    assert isinstance(modules.main, Head) and isinstance(modules.baseline, Head)  # `check_module`
     known, values = fields(config.learner), config.flat()
     shown = [name for name, one in known.items() if one.enters != Enters() and one.section != "space" and name not in UNSHOWN]
     training = {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}

@@ -386,6 +386,13 @@ def test_a_learner_that_needs_options_refuses_an_explorer_without_them(tmp_path,
         lk.train(knobs=KNOBS, learner="lop", output_dir=tmp_path, **SMALL)
 
 
+def test_a_learner_whose_module_no_adapter_can_hold_is_refused_before_the_rollouts(tmp_path, monkeypatch):
+    monkeypatch.setattr(LPO, "module", lambda self, mean_F, std_F: torch.nn.Linear(len(mean_F), 3))
+    with pytest.raises(ConfigError, match=r"The learner 'lpo' trains a Linear, which an adapter cannot hold"):
+        lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_evaluation_leaves_the_callers_random_state(tmp_path):
     adapter = lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path, **SMALL | {"steps": 2, "eval_size": 0}).adapter
     before = states()
