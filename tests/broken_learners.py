@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from latentknobs.data.columns import Column
 from latentknobs.data.examples import Example
 from latentknobs.learners import OPTION_LOGPS, Learner, Loss, advantages
-from latentknobs.learners.lpo.penalties import entropy
+from latentknobs.learners.penalties import entropy
 from latentknobs.policies import UniformPolicy
 
 

@@ -8,11 +8,24 @@ from latentknobs.cli import cli
 from latentknobs.errors import UnknownNameError
 from latentknobs.learners.lpo import OBJECTIVES
 from latentknobs.learners.lpo.learner import LPO
+from latentknobs.learners.reinforce.learner import Reinforce
 from latentknobs.testing import LEARNERS, ConformanceError, LearnerConformance, check_learner
 
 
 class TestLPO(LearnerConformance):
     learner = LPO
+
+
+class TestReinforce(LearnerConformance):
+    learner = Reinforce
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"estimator": "score", "baseline": "group"}, {"baseline": "none", "normalise": False}, {"max_prob": 0.5, "updates": 2}],
+)
+def test_reinforce_passes_with_every_estimator_and_baseline(more):
+    check_learner("reinforce", settings=Reinforce.Settings(**more))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -97,7 +97,9 @@ class TrainConfig:
         nested = _merge(layers)
         name = self._learner = nested[LEARNER].pop("name")
         kinds = {section: kind or _settings_of(name) for section, kind in SECTIONS.items()}
-        self._sections = {section: _validated(kind, nested[section], section) for section, kind in kinds.items()}
+        own = _merge([getattr(entry_points.load("learner", name), "defaults", {})])
+        own[LEARNER] = {}
+        self._sections = {section: _validated(kind, own[section] | nested[section], section) for section, kind in kinds.items()}
         known = fields(name).values()
         self.changed = frozenset(one.alias for one in known if one.name in nested[one.section] or one.alias == LEARNER)
         entry_points.find("engine", entry_points.split(self.engine)[0])

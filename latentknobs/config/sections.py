@@ -129,9 +129,9 @@ class Fit(Section):
     stages = ("fit",)
 
     steps: int = Field(default=300, ge=1)
-    """Optimiser steps per round."""
+    """Optimiser steps per round; a learner on policy samples in each."""
     pairs_per_step: int = Field(default=64, ge=1)
-    """Preference pairs in a step."""
+    """Preference pairs in a step; of a learner on policy, the responses that it samples."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of AdamW, at its peak."""
     schedule: Schedule = "linear"

@@ -71,4 +71,6 @@ SAMPLED_OPTION: Mapping[str, Column] = {"option_N": Column(_options, "first")}
 """The option that the segment was sampled with; -1 where it is unknown."""
 BASE_LOGPS: Mapping[str, Column] = {"base_N": Column(_base, "sum")}
 """log P(segment) under the LM without knobs, in nats."""
+MAX_PROB: Mapping[str, Column] = {"max_prob_N": Column(lambda reading: reading.logits_TV.float().softmax(-1).amax(-1), "first")}
+"""The LM's own probability of the most probable token, at the segment's first one."""
 ALL: Mapping[str, Column] = {**OPTION_LOGPS, **SAMPLED_OPTION, **BASE_LOGPS}

@@ -48,6 +48,18 @@ class Loss(NamedTuple):
     penalty_M: Tensor | None = None
 
 
+class Budget(NamedTuple):
+    """What the responses of a step may cost.
+
+    Attributes:
+        tokens: the longest response.
+        samples: how many responses to a prompt earn one reward together; policies read both (`remaining`, `samples`).
+    """
+
+    tokens: int
+    samples: int = 1
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a learner knows of a run.
@@ -58,6 +70,8 @@ class Inputs:
         hidden, rank, factorised: the shape of an `OptionHead`.
         first_round: the policy of the rollouts before there is a module.
         seed: of ties that are broken at random.
+        rollouts: responses to each prompt.
+        samples: of the budget that the rollouts at hand were sampled under.
     """
 
     space: KnobSpace
@@ -68,6 +82,8 @@ class Inputs:
     factorised: bool = False
     first_round: Literal["uniform", "balanced"] = "uniform"
     seed: int = 0
+    rollouts: int = 8
+    samples: int = 1
 
 
 class Count(NamedTuple):
@@ -114,12 +130,17 @@ class Learner(ABC):
         version: change it with the code, so that finished stages are run again.
         Settings: its settings, a pydantic model with a default for each; `settings` is an instance.
         watched: the metric, higher being better, that early stopping watches; None: the loss.
+        on_policy: whether every step of the optimiser samples `pairs_per_step` responses of its own with the module of that step,
+            and learns from these alone (`training/steps.py`); otherwise it learns from the files of a round.
+        defaults: of settings of other sections, where the learner's own are better, by their flat names.
     """
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     Settings: ClassVar[type[BaseModel]]
     watched: ClassVar[str | None] = None
+    on_policy: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, settings: BaseModel, inputs: Inputs) -> None:
         if not isinstance(settings, self.Settings):
@@ -208,6 +229,22 @@ class Learner(ABC):
     def most_responses(self, rollouts: int) -> int:
         """At most so many of a prompt's rollouts are in its examples: for estimates of time and disk."""
         return rollouts
+
+    @property
+    def updates(self) -> int:
+        """On policy: how many times the optimiser moves the module on the responses of a step.
+
+        From the second time on, `loss` gets the module that sampled them as its `reference`.
+        """
+        return 1
+
+    def budget(self, tokens: int, step: int) -> Budget:
+        """On policy: the budget of a step (from 0), `tokens` being the run's longest response.
+
+        Raises:
+            ConfigError: settings that do not fit the run.
+        """
+        return Budget(tokens)
 
     @property
     def needs_options(self) -> bool:

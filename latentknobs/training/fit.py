@@ -55,7 +55,7 @@ def fit(
     processes = processes or Processes()
     check_fit(config, len(examples), len(held_out))
     state = FitState(module, config)
-    _resume(state, checkpoint, processes)
+    resume(state, checkpoint, processes)
     every = max(1, config.steps // CHECKS)
     while state.step < config.steps and not _is_over(state, config):
         row = {"step": state.step + 1} | _step(learner, state, features, examples, config, reference, processes)
@@ -103,12 +103,24 @@ def _step(
     reference: nn.Module | None, processes: Processes,
 ) -> dict[str, Any]:  # fmt: skip
     """One step of the optimiser on the same batch in all processes, each taking its share; metrics of the whole batch."""
-    weights = list(state.module.parameters())
     picked = torch.randint(len(examples), (config.pairs_per_step,), generator=state.generator).tolist()
     mine = [examples[n] for n in picked[processes.rank :: processes.size]]
-    gradients, total = _gradients(learner, state.module, features, mine, len(picked), reference, processes)
+    return update(learner, state, features, mine, len(picked), config, reference, processes)
+
+
+def update(
+    learner: Learner, state: FitState, features: Features, mine: Sequence[Example], count: int, config: TrainConfig,
+    reference: nn.Module | None, processes: Processes,
+) -> dict[str, Any]:  # fmt: skip
+    """Moves the module once, along the gradient of the mean loss of `count` examples, of which each process has its own.
+
+    Raises:
+        ConfigError: the loss or its gradient is not finite.
+    """
+    weights = list(state.module.parameters())
+    gradients, total = _gradients(learner, state.module, features, mine, count, reference, processes)
     processes.sum_([*gradients, total])
-    loss, norm = total.item() / len(picked), get_total_norm(gradients)
+    loss, norm = total.item() / count, get_total_norm(gradients)
     if not (math.isfinite(loss) and norm.isfinite()):
         raise ConfigError(
             f"In step {state.step + 1} the loss became {loss:g} and the norm of its gradient {norm:g}. Lower learning_rate "
@@ -171,7 +183,12 @@ def _is_over(state: FitState, config: TrainConfig) -> bool:
     return config.patience is not None and state.stale >= config.patience
 
 
-def _resume(state: FitState, checkpoint: Checkpoint | None, processes: Processes) -> None:
+def resume(state: FitState, checkpoint: Checkpoint | None, processes: Processes) -> None:
+    """Goes on where the checkpoint is.
+
+    Raises:
+        RunError: processes do not see the same one.
+    """
     steps = processes.gather(checkpoint.step() if checkpoint else 0)
     if len(set(steps)) > 1:
         raise RunError(

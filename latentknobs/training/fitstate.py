@@ -15,6 +15,9 @@ from latentknobs.training.checkpoint import Checkpoint, Saved
 class FitState:
     """A module, its optimiser, and what decides the next steps.
 
+    Args:
+        updates: how often the module is moved in a step.
+
     Attributes:
         step: how many are done.
         generator: draws the examples of each step.
@@ -22,11 +25,11 @@ class FitState:
         best_watched: the best value of the metric that early stopping watches, and `stale` checks since it was reached.
     """
 
-    def __init__(self, module: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, module: nn.Module, config: TrainConfig, updates: int = 1) -> None:
         self.module = module
         self.optimiser = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-        self.schedule = get_scheduler(name, self.optimiser, config.warmup, config.steps)
+        self.schedule = get_scheduler(name, self.optimiser, config.warmup * updates, config.steps * updates)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
         self.best, self.best_loss = self._weights(), math.inf

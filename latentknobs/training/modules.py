@@ -1,14 +1,14 @@
-"""The optimisation stage of a round: the learned module and its entropy-only baseline, from the same examples."""
+"""The optimisation stage of a round: the learned module and its entropy-only baseline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.disk import save_tensors
@@ -41,31 +41,39 @@ class Modules:
     key: str
 
 
+class Lesson(Protocol):
+    """How one part of a round is trained."""
+
+    def width(self, part: str) -> int:
+        """How many features its module reads."""
+
+    def moments(self, part: str) -> tuple[Tensor, Tensor]:
+        """Their mean and standard deviation."""
+
+    def learn(self, part: str, module: nn.Module, checkpoint: Checkpoint, log: Callable[[dict[str, Any]], None]) -> nn.Module:
+        """Trains the module in place, from the checkpoint on, logging a row for each step, and returns it."""
+
+
 class Fitting:
     """Trains the modules of one round, or reads those that are finished.
 
     Args:
         learners: by part: `main` and `entropy`.
-        stored: names of the features in the store.
     """
 
     def __init__(
-        self, run: RunDir, config: TrainConfig, learners: Mapping[str, Learner], stored: Sequence[str], round_number: int,
-        device: torch.device, previous: Modules | None,
+        self, run: RunDir, config: TrainConfig, learners: Mapping[str, Learner], round_number: int, device: torch.device,
+        previous: Modules | None,
     ) -> None:  # fmt: skip
         self.run, self.config, self.learners, self.round = run, config, learners, round_number
-        self.stored, self.device, self.previous = stored, device, previous
+        self.device, self.previous = device, previous
 
-    def seen(self, features: Features, part: str) -> Features:
-        """The store with the features that a part reads."""
-        return features.select(part_of(self.stored, self.learners[part].inputs.features, len(features.moments()[0])))
-
-    def modules(self, features: Features, train: Sequence[Example], held_out: Sequence[Example], key: str) -> Modules:
+    def modules(self, lesson: Lesson, key: str, fresh: bool = False) -> Modules:
         """The modules after this round.
 
         Args:
-            train, held_out: of responses of `features`.
-            key: digest of the features and the examples.
+            key: digest of what the lesson is about.
+            fresh: train again although there is a result.
         """
         version, before = self.learners[MAIN].version, self.previous.key if self.previous else ""
         key = self.config.digest("fit", f"{key} {version} {before} {SIZING}")
@@ -74,35 +82,33 @@ class Fitting:
 
         def task(part: str) -> Task:
             def make(path: Path, advance: Advance) -> None:
-                weights = self._fit(part, features, train, held_out, key, advance).state_dict()
+                weights = self._fit(part, lesson, f"{key} {part}", advance, fresh).state_dict()
                 save_tensors({name: value.cpu() for name, value in weights.items()}, path)
 
-            return Task(f"round-{self.round}/heads/{part}.safetensors", f"{key} {part}", make, self.config.steps)
+            return Task(f"round-{self.round}/heads/{part}.safetensors", f"{key} {part}", make, self.config.steps, fresh)
 
         paths = self.run.stage(f"round-{self.round}/heads", [task(part) for part in parts], together=True)
         for part in parts if self.run.processes.is_main else ():
             remove_checkpoint(self._checkpoint(part))
-        main, *others = (self._load(part, path, features) for part, path in zip(parts, paths, strict=True))
+        main, *others = (self._load(part, path, lesson.width(part)) for part, path in zip(parts, paths, strict=True))
         baseline = self.previous.baseline if self.previous else others[0]
         return Modules(main, baseline, " ".join(self.run.content(paths[:1])))
 
-    def _new(self, part: str, features: Features) -> nn.Module:
+    def _new(self, part: str, mean_F: Tensor, std_F: Tensor) -> nn.Module:
         """The module at the beginning of its training, from the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            return self.learners[part].module(*features.moments()).to(self.device)
+            return self.learners[part].module(mean_F, std_F).to(self.device)
 
-    def _fit(
-        self, part: str, features: Features, train: Sequence[Example], held_out: Sequence[Example], key: str, advance: Advance
-    ) -> nn.Module:
-        seen = self.seen(features, part)
-        before = self.previous.main if self.previous else None
-        module = self._new(part, seen)
-        if before is not None:
-            module.load_state_dict(before.state_dict())
-        checkpoint = Checkpoint(self._checkpoint(part), f"{key} {part}")
-        done = checkpoint.step()
-        mine = {"round": self.round, "head": part}
+    def _fit(self, part: str, lesson: Lesson, key: str, advance: Advance, fresh: bool) -> nn.Module:
+        if fresh and self.run.processes.is_main:
+            remove_checkpoint(self._checkpoint(part))
+        self.run.processes.barrier()
+        checkpoint = Checkpoint(self._checkpoint(part), key)
+        module = self._new(part, *lesson.moments(part))
+        if self.previous is not None:
+            module.load_state_dict(self.previous.main.state_dict())
+        done, mine = checkpoint.step(), {"round": self.round, "head": part}
         self.run.forget_metrics(lambda row: mine.items() <= row.items() and row["step"] > done)
         advance(done)
 
@@ -111,16 +117,13 @@ class Fitting:
             advance(1)
 
         with explained(self.run.path, "a checkpoint"):
-            return fit(
-                self.learners[part], module, seen, train, held_out, self.config, reference=before, log=log, checkpoint=checkpoint,
-                processes=self.run.processes,
-            )  # fmt: skip
+            return lesson.learn(part, module, checkpoint, log)
 
     def _checkpoint(self, part: str) -> Path:
         return self.run.path / f"round-{self.round}" / f"checkpoint-{part}.safetensors"
 
-    def _load(self, part: str, path: Path, features: Features) -> nn.Module:
-        module = self._new(part, self.seen(features, part))
+    def _load(self, part: str, path: Path, width: int) -> nn.Module:
+        module = self._new(part, torch.zeros(width), torch.ones(width))
         try:
             tensors = load_file(path)
             if strange := [name for name, value in tensors.items() if not value.isfinite().all()]:
@@ -132,3 +135,42 @@ class Fitting:
                 f"{str(path)!r} is not a head of this run: {why}. Delete it and give the same command again."
             ) from None
         return module.eval()
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """The lesson of learners that learn from the files of a round.
+
+    Attributes:
+        stored: names of the features in the store.
+        train, held_out: examples, of responses of the store.
+        reference: the module that explored.
+    """
+
+    run: RunDir
+    config: TrainConfig
+    learners: Mapping[str, Learner]
+    stored: Sequence[str]
+    store: Features
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    reference: nn.Module | None
+
+    def seen(self, part: str) -> Features:
+        """The store with the features that a part reads."""
+        return self.store.select(part_of(self.stored, self.learners[part].inputs.features, len(self.store.moments()[0])))
+
+    def width(self, part: str) -> int:
+        """See `Lesson`."""
+        return len(self.moments(part)[0])
+
+    def moments(self, part: str) -> tuple[Tensor, Tensor]:
+        """Over all segments of the store."""
+        return self.seen(part).moments()
+
+    def learn(self, part: str, module: nn.Module, checkpoint: Checkpoint, log: Callable[[dict[str, Any]], None]) -> nn.Module:
+        """See `Lesson`."""
+        return fit(
+            self.learners[part], module, self.seen(part), self.train, self.held_out, self.config, reference=self.reference,
+            log=log, checkpoint=checkpoint, processes=self.run.processes,
+        )  # fmt: skip

@@ -25,11 +25,14 @@ from latentknobs.progress import Advance
 from latentknobs.training.diagnostics import Facts
 from latentknobs.training.drift import measure
 from latentknobs.training.facts import facts_of_round
-from latentknobs.training.modules import BASELINE, MAIN, Fitting, Modules
+from latentknobs.training.modules import BASELINE, MAIN, Fitting, FromFiles, Modules
 from latentknobs.training.round_data import prompt_lines, read_examples
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read_scores, sample, score_files, shares_model
+from latentknobs.training.steps import OnPolicy
 from latentknobs.training.subject import model_input, reward_input
+
+SHOWN = 32  # prompts that the finished head of a learner on policy answers, for the diagnostics
 
 
 def run_round(
@@ -43,8 +46,12 @@ def run_round(
         key: digest of the model, the space, and the level.
         previous: the modules that explore, are refined, and are referred to.
     """
-    supplied = sources.preferences if number == 1 else None
-    one = _Round(run, config, sources, learners, number, key, previous, supplied.prompts if supplied else sources.train)
+    supplied, learner = sources.preferences if number == 1 else None, learners[MAIN]
+    modules, prompts = None, supplied.prompts if supplied else sources.train
+    if learner.on_policy:  # its files then show what its head does now
+        previous = modules = _by_steps(run, config, sources, learners, number, key, previous)
+        prompts = prompts[:SHOWN]
+    one = _Round(run, config, sources, learners, number, key, previous, prompts)
     one.write_prompts()
     rollouts = one.write_supplied() if supplied else one.sample()
     scores, second = ([], []) if supplied else one.score(rollouts)
@@ -61,16 +68,32 @@ def run_round(
         local, sentence = drop_unreachable(local, set(store.unreachable))
         run.say(sentence)
     train, held_out = one.validation_split(local)
-    fitting = Fitting(run, config, learners, one.stored, number, sources.engine.device, previous)
-    modules = fitting.modules(store, train, held_out, f"{key} {config.digest('features')}")
+    lesson = FromFiles(run, config, learners, one.stored, store, train, held_out, previous.main if previous else None)
+    if modules is None:
+        fitting = Fitting(run, config, learners, number, sources.engine.device, previous)
+        modules = fitting.modules(lesson, f"{key} {config.digest('features')}")
     answers = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
     facts, findings = facts_of_round(
-        learners[MAIN], modules.main, fitting.seen(store, MAIN), train, held_out, config,
+        learner, modules.main, lesson.seen(MAIN), train, held_out, config,
         task_P=[task_of(prompt) for prompt in one.prompts], length_R=[answers[n][1] for n in used],
         prompt_N=[prompt for prompt, _ in answers] if scores else (), reward_N=read_scores(scores),
         skipped=Count(store.skipped, store.total), reference=previous.main if previous else None, processes=run.processes,
     )  # fmt: skip
     return modules, facts, findings
+
+
+def _by_steps(
+    run: RunDir, config: TrainConfig, sources: Sources, learners: Mapping[str, Learner], number: int, key: str,
+    previous: Modules | None,
+) -> Modules:  # fmt: skip
+    """The modules of a learner on policy."""
+    reward, lesson = sources.reward, OnPolicy(run, config, sources, learners, number)
+    lesson.check()
+    key = f"{key} {model_input(sources.train)} {reward_input(sources.train)} {reward.key} {config.rollouts} {number}"
+    key += f" {sources.engine.identity}"
+    key = config.digest("features", config.digest("rollouts", key))
+    fresh = bool(reward.unversioned) and not run.resume
+    return Fitting(run, config, learners, number, sources.engine.device, previous).modules(lesson, key, fresh)
 
 
 @dataclass(frozen=True)
@@ -152,7 +175,11 @@ class _Round:
 
         def make(path: Path, advance: Advance) -> None:
             second_N = read_scores(second) if second else None
-            write_lines(path, examples or learner.examples(read_all(rollouts), read_scores(scores), second_N))
+            if learner.on_policy:  # nothing is learned from these files: all of their responses are shown
+                found = [Example(rollout.prompt, (n,)) for n, rollout in enumerate(read_all(rollouts))]
+            else:
+                found = examples or learner.examples(read_all(rollouts), read_scores(scores), second_N)
+            write_lines(path, found)
 
         content = self.run.content([*rollouts, *scores, *second])
         key = self.config.digest("examples", f"{learner.version} {content} {digest(examples)}")

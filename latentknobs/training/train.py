@@ -36,7 +36,7 @@ from latentknobs.training.modules import BASELINE, MAIN, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
 from latentknobs.training.readme import explain, tell_changes
-from latentknobs.training.rounds import run_round
+from latentknobs.training.rounds import SHOWN, run_round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
@@ -130,7 +130,9 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
     check_ranks(space)
     say(f"{space!r}")
     supplied = len(sources.preferences.rollouts) if sources.preferences else None
-    used = learners[MAIN].most_responses(config.rollouts)
+    used, prompts = learners[MAIN].most_responses(config.rollouts), len(sources.train)
+    if learners[MAIN].on_policy:
+        used, prompts = config.rollouts, min(prompts, SHOWN)
     if unversioned := unversioned_line(sources, resume):
         say(unversioned)
     with (
@@ -138,14 +140,15 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
         Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
-            if warning := disk_warning(run.path, _feature_bytes(config, sources, space.K, sources.engine.hidden_size or 0, used)):
+            size = _feature_bytes(config, sources, space.K, sources.engine.hidden_size or 0, used * prompts)
+            if warning := disk_warning(run.path, size):
                 say(warning)
             with explained(run.path, "config.yaml"):
                 tell_changes(run.path, config)
                 write_yaml(config, run.path / "config.yaml")
                 explain(run.path)
         evaluation = {stage.name: stage.responses for stage in stages_of(config, space, sources)}
-        run.plan = make_plan(run.path, config, len(sources.train), evaluation, supplied, processes.size, used)
+        run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
         run.track = trackers.log
         key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]
         modules: Modules | None = None
@@ -167,7 +170,7 @@ def make_learners(config: TrainConfig, space: KnobSpace, segmenter: Segmenter) -
     parts = {MAIN: check_features(config.features), BASELINE: ("entropy",)}
     return {
         part: kind(settings, Inputs(space, segmenter, features, config.hidden, config.rank, config.factorised, config.first_round,
-                                    config.seed))
+                                    config.seed, config.rollouts))
         for part, features in parts.items()
     }  # fmt: skip
 
@@ -188,12 +191,12 @@ def check_module(learner: Learner, features: int) -> None:
 
 
 def _feature_bytes(config: TrainConfig, sources: Sources, K: int, D: int, used: int) -> int:
-    """Most bytes of all rounds' features, `used` being how many rollouts of a prompt the learner reads at most."""
+    """Most bytes of all rounds' features, `used` being how many rollouts the learner keeps of a round at most."""
     others = len(sources.preferences.rollouts) if sources.preferences else None
     rounds = config.rounds - (others is not None)
     return feature_bytes(
         F=width(config.features, D) + 1, K=K, dtype=config.feature_dtype, level=config.level,
-        tokens=config.max_new_tokens, responses=used * len(sources.train) * rounds + (others or 0),
+        tokens=config.max_new_tokens, responses=used * rounds + (others or 0),
     )  # fmt: skip
 
 

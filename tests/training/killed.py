@@ -1,4 +1,4 @@
-"""Runs `train` in a fresh process that kills itself (SIGKILL) at a chosen moment. Used by test_killed.py.
+"""Runs `train` in a fresh process that kills itself (SIGKILL) at a chosen moment. Used by test_killed.py and test_steps.py.
 
 Moments are counted in changes of the file system that the process is about to make (files opened for writing, renamed,
 removed), which is where half-finished work could do harm; or they are a time, which mostly falls into computation.
@@ -10,7 +10,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 SETTINGS = {
     "knobs": ["temperature:0,0.5,1"], "prompts": "testbed:stories", "train_prompts": 10, "rollouts": 3, "rounds": 2,
@@ -21,7 +23,7 @@ SETTINGS = {
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def main(folder: Path, moment: str, log: Path) -> None:
+def main(folder: Path, moment: str, log: Path, settings: Mapping[str, Any] = SETTINGS) -> None:
     """Args: the run directory; `never`, `at:PATH:N` (the Nth change there) or `after:SECONDS`; where to tell how long it took."""
     from latentknobs.training.train import train
 
@@ -43,7 +45,7 @@ def main(folder: Path, moment: str, log: Path) -> None:
     if kind == "after":
         threading.Timer(float(value), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     started = time.monotonic()
-    train(**SETTINGS, output_dir=folder)
+    train(**settings, output_dir=folder)
     log.write_text(json.dumps({"changes": len(seen), "seconds": time.monotonic() - started}))
 
 

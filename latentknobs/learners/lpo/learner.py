@@ -16,10 +16,10 @@ from latentknobs.learners.base import Fitted, Learner, Loss
 from latentknobs.learners.lpo.findings import pair_findings
 from latentknobs.learners.lpo.losses import uniform_like
 from latentknobs.learners.lpo.pairs import pick_pairs
-from latentknobs.learners.lpo.penalties import entropy, kl_divergence
 from latentknobs.learners.lpo.segment_losses import segment_scores
 from latentknobs.learners.lpo.settings import Objective
 from latentknobs.learners.lpo.settings import Settings as LPOSettings
+from latentknobs.learners.penalties import entropy, kl_divergence
 
 if TYPE_CHECKING:
     from latentknobs.data.preferences import Preferences

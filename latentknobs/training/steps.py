@@ -1,0 +1,224 @@
+"""Training on policy: every step samples responses with the module of now, scores them, and moves the module on these alone.
+
+A step leaves a checkpoint and a row of metrics, nothing else. Its prompts, budget and random numbers depend on the seed and on
+its number, so that a run that was killed goes on as if nothing had happened. The LM answers and reads each response once; the
+gradient never runs it.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentknobs.config import TrainConfig
+from latentknobs.data.examples import Example
+from latentknobs.data.featurise import featurise
+from latentknobs.data.rollouts import Rollout, batch_seed, roll_out_batch
+from latentknobs.data.scores import score_rollouts
+from latentknobs.data.segment_batches import FeatureCache
+from latentknobs.errors import ConfigError, NoExamplesError
+from latentknobs.heads.features import width
+from latentknobs.learners.base import Budget, Learner
+from latentknobs.models.sources import Sources
+from latentknobs.policies import Policy
+from latentknobs.rewards import ScoreCache, check_scored
+from latentknobs.training.checkpoint import Checkpoint
+from latentknobs.training.fit import SEGMENTS, resume, update
+from latentknobs.training.fitstate import FitState
+from latentknobs.training.rundir import RunDir
+from latentknobs.training.sampling import shares_model
+
+SILENT = 8  # steps in a row with nothing to learn from, after which a run gives up
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step learns from.
+
+    Attributes:
+        reward_N: of all responses; None where the reward failed.
+        learner: under the budget of the step.
+        examples: those of this process, of responses of `features`; `count` in all processes.
+        why: in words, if there is nothing to learn from.
+    """
+
+    reward_N: list[float | None]
+    learner: Learner
+    examples: list[Example]
+    count: int
+    features: FeatureCache | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """The lesson of a round (see `Fitting`) for learners on policy.
+
+    Attributes:
+        number: of the round.
+    """
+
+    run: RunDir
+    config: TrainConfig
+    sources: Sources
+    learners: Mapping[str, Learner]
+    number: int
+
+    def check(self) -> None:
+        """Refuses settings that no step can keep.
+
+        Raises:
+            ConfigError: naming the setting.
+        """
+        config, who = self.config, f"The learner {self.config.learner!r}"
+        if config.validation or config.patience is not None:
+            raise ConfigError(f"{who} samples at every step, so nothing is held out. Leave out validation and patience.")
+        if config.first_round != "uniform":
+            raise ConfigError(f"{who} samples with its own head from the first step on. Leave out first_round.")
+        if config.pairs_per_step % config.rollouts:
+            raise ConfigError(
+                f"{who} samples pairs_per_step={config.pairs_per_step} responses in a step, which are not whole groups of "
+                f"rollouts={config.rollouts} responses to a prompt. Make pairs_per_step a multiple of rollouts."
+            )
+        for learner in self.learners.values():
+            self._budgets(learner)
+
+    def width(self, part: str) -> int:
+        """See `Lesson`."""
+        return width(self.learners[part].inputs.features, self.sources.engine.hidden_size or 0)
+
+    def moments(self, part: str) -> tuple[Tensor, Tensor]:
+        """Over as many responses as a step has, one to a prompt, by what explores first; they are not scored."""
+        learner, config = self.learners[part], self.config
+        policy, budgets = learner.explorer(None), self._budgets(learner)
+        assert policy is not None
+        rows = self._prompts(part, 0, config.pairs_per_step)
+        caches = []
+        for n, budget in enumerate(budgets):
+            if mine := rows[n :: len(budgets)]:
+                rollouts = self._answers(mine, policy, budget, self._seed(part, f"moments {n}"))
+                caches.append(self._read(learner, rollouts, budget))
+        return FeatureCache.join(caches).moments()
+
+    def learn(self, part: str, module: nn.Module, checkpoint: Checkpoint, log: Callable[[dict[str, Any]], None]) -> nn.Module:
+        """See `Lesson`.
+
+        Raises:
+            NoExamplesError: eight steps in a row had nothing to learn from.
+        """
+        config, silent = self.config, 0
+        state = FitState(module, config, self.learners[part].updates)
+        resume(state, checkpoint, self.run.processes)
+        while state.step < config.steps:
+            step = self._step(part, module, state.step)
+            silent = silent + 1 if step.why else 0
+            if silent == min(SILENT, config.steps):
+                raise NoExamplesError(f"In {silent} steps in a row: {step.why}")
+            row = {"step": state.step + 1, "loss": 0.0} | ({} if step.why else self._update(state, step))
+            state.step += 1
+            log(row | self._facts(step, state.step))
+            if self.run.processes.is_main and (state.step % config.checkpoint_every == 0):
+                state.save(checkpoint)
+        return module.eval()
+
+    def _step(self, part: str, module: nn.Module, number: int) -> Step:
+        config, processes = self.config, self.run.processes
+        budget = self.learners[part].budget(config.max_new_tokens, number)
+        learner = self.learners[part]
+        learner = type(learner)(learner.settings, replace(learner.inputs, samples=budget.samples))
+        policy = learner.explorer(module)
+        assert policy is not None
+        prompts = self._prompts(part, number, config.pairs_per_step // config.rollouts)
+        apart = 1 if shares_model(config) else processes.size
+        place = processes.rank % apart
+        rows = [p for p in prompts[place::apart] for _ in range(config.rollouts)]
+        rollouts = self._answers(rows, policy, budget, self._seed(part, f"{number} {place}"))
+        scores = self._scores(rollouts)
+        parts = processes.gather((rollouts, scores))[:apart]
+        rollouts, reward_N = ([item for one in column for item in one] for column in zip(*parts, strict=True))
+        try:
+            examples = learner.examples(iter(rollouts), reward_N)
+        except NoExamplesError as error:
+            return Step(reward_N, learner, [], 0, None, str(error))
+        mine = examples[processes.rank :: processes.size]
+        used = sorted({n for example in (mine or examples[:1]) for n in example.responses})
+        index = {n: r for r, n in enumerate(used)}
+        local = [Example(e.prompt, tuple(index[n] for n in e.responses), e.weight) for e in mine]
+        features = self._read(learner, [rollouts[n] for n in used], budget)
+        return Step(reward_N, learner, local, len(examples), features)
+
+    def _update(self, state: FitState, step: Step) -> dict[str, Any]:
+        """Moves the module, once or several times, on the responses of a step; metrics of the last time."""
+        assert step.features is not None
+        row, sampler = dict[str, Any](), copy.deepcopy(state.module) if step.learner.updates > 1 else None
+        for n in range(step.learner.updates):
+            reference = sampler if n else None
+            row = update(
+                step.learner, state, step.features, step.examples, step.count, self.config, reference, self.run.processes
+            )
+        return row | step.learner.summary(state.module, step.features.sample(SEGMENTS).to(self.sources.engine.device))
+
+    def _facts(self, step: Step, number: int) -> dict[str, Any]:
+        """Of the responses of a step: their mean reward, how many taught anything, and how many there were up to now."""
+        known = [reward for reward in step.reward_N if reward is not None]
+        return {
+            "reward": fmean(known), "examples": step.count, "rollouts": number * self.config.pairs_per_step,
+            "failed": len(step.reward_N) - len(known),
+        }  # fmt: skip
+
+    def _budgets(self, learner: Learner) -> list[Budget]:
+        """The different budgets of all steps."""
+        return list(dict.fromkeys(learner.budget(self.config.max_new_tokens, n) for n in range(self.config.steps)))
+
+    def _prompts(self, part: str, step: int, count: int) -> list[int]:
+        """The prompts of a step: all take turns, in an order of their own each time around."""
+        total, found, orders = len(self.sources.train), list[int](), dict[int, list[int]]()
+        for place in range(step * count, (step + 1) * count):
+            turn, n = divmod(place, total)
+            if turn not in orders:
+                generator = torch.Generator().manual_seed(self._seed(part, f"turn {turn}"))
+                orders[turn] = torch.randperm(total, generator=generator).tolist()
+            found.append(orders[turn][n])
+        return found
+
+    def _seed(self, part: str, what: str) -> int:
+        """Of one kind of random numbers."""
+        text = f"{self.config.seed} {self.number} {part} {what}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:5], "big")
+
+    def _answers(self, rows: Sequence[int], policy: Policy, budget: Budget, seed: int) -> list[Rollout]:
+        """One response to each of some prompts."""
+        size, prompts, engine = self.config.batch_size, self.sources.train, self.sources.engine
+        engine.check(policy)
+        batches = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+        return [
+            rollout for n, batch in enumerate(batches)
+            for rollout in roll_out_batch(engine, prompts, batch, policy, max_new_tokens=budget.tokens,
+                                          seed=batch_seed(seed, n, size), samples=budget.samples)
+        ]  # fmt: skip
+
+    def _scores(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """Rewards, and those of earlier runs where the reward has a version.
+
+        Raises:
+            RewardError: the reward failed on all of them.
+        """
+        folder, reward = self.run.path / "reward_cache", self.sources.reward
+        cache = ScoreCache(folder / f"{self.run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
+        scores = score_rollouts(reward, self.sources.train, rollouts, cache, whole=False)
+        check_scored(scores, reward.name)
+        return [score.value for score in scores]
+
+    def _read(self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget) -> FeatureCache:
+        """Features and columns of responses."""
+        config, inputs = self.config, learner.inputs
+        found = featurise(
+            self.sources.engine, self.sources.train, rollouts, inputs.space, inputs.segmenter, inputs.features,
+            learner.columns(learner.settings), floor=config.floor, min_spread=config.min_spread, batch_size=config.read_batch,
+        )  # fmt: skip
+        return found.cache

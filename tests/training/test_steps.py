@@ -1,0 +1,153 @@
+"""Training on policy: each step samples with the head of that step, the LM runs once for each response, and a killed run ends
+with the same bits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import finished
+from killed import main
+from safetensors.torch import load_file
+
+import latentknobs as lk
+from latentknobs import testbed
+from latentknobs.engines.transformers import TransformersEngine
+from latentknobs.errors import ConfigError, NoExamplesError
+from latentknobs.policies import HeadPolicy, UniformPolicy
+from latentknobs.training import steps
+from latentknobs.training.status import read_status
+
+SETTINGS: dict[str, Any] = {
+    "learner": "reinforce", "knobs": ["temperature:0,0.5,1"], "prompts": "testbed:stories", "train_prompts": 5, "rollouts": 4,
+    "pairs_per_step": 8, "steps": 3, "eval_size": 0, "max_new_tokens": 8, "hidden": 8,
+}  # fmt: skip
+
+
+def rows(run: Path, head: str = "main") -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["head"] == head]
+
+
+def heads(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run / "round-1" / "heads").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    return lk.train(**SETTINGS, output_dir=tmp_path_factory.mktemp("run")).path
+
+
+def test_a_run_killed_around_its_checkpoints_ends_with_the_same_bits_and_each_step_logged_once(
+    whole: Path, tmp_path: Path
+) -> None:
+    for moment in ("checkpoint-main:1", "checkpoint-main:4", "checkpoint-entropy:3", "rollouts:1"):
+        assert finished(main, tmp_path / "run", f"at:round-1/{moment}", tmp_path / "log", SETTINGS) == -9, moment
+    assert finished(main, tmp_path / "run", "never", tmp_path / "log", SETTINGS) == 0
+    assert heads(tmp_path / "run") == heads(whole)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_step_says_what_it_earned_and_how_many_responses_it_took_so_far(whole: Path) -> None:
+    assert [row["step"] for row in rows(whole)] == [row["step"] for row in rows(whole, "entropy")] == [1, 2, 3]
+    assert [row["rollouts"] for row in rows(whole)] == [8, 16, 24]
+    assert all({"reward", "examples", "failed", "loss", "gradient_norm", "head_entropy"} <= row.keys() for row in rows(whole))
+    assert read_status(whole).finished
+    assert lk.KnobAdapter.from_pretrained(whole / "adapter").training["learner"] == "reinforce"
+
+
+def test_rollouts_are_those_of_the_head_of_now_and_the_gradient_never_runs_the_lm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sampled, read, forward = testbed.load_model(), [], [], [0]
+    sample, read_all = TransformersEngine.sample, TransformersEngine.read
+    model.register_forward_hook(lambda *_: forward.__setitem__(0, forward[0] + 1))
+
+    def spy(self: Any, prompts: Any, policy: Any, **budget: Any) -> Any:
+        weights = None if isinstance(policy, UniformPolicy) else policy.head.mlp[-1].weight.clone()
+        sampled.append((len(prompts), weights))
+        return sample(self, prompts, policy, **budget)
+
+    def spy_read(self: Any, prompts: Any, responses: Any) -> Any:
+        read.append(len(responses))
+        return read_all(self, prompts, responses)
+
+    def still(*args: Any, **kwargs: Any) -> Any:
+        before = forward[0]
+        row = update(*args, **kwargs)
+        assert forward[0] == before
+        return row
+
+    update = steps.update
+    monkeypatch.setattr(TransformersEngine, "sample", spy)
+    monkeypatch.setattr(TransformersEngine, "read", spy_read)
+    monkeypatch.setattr(steps, "update", still)
+    quiet = SETTINGS | {"prompts": testbed.prompts("stories", "train", 20), "updates": 2, "train_prompts": 4}
+    run = lk.train(**quiet, model=model, tokenizer=testbed.load_tokenizer(), output_dir=tmp_path / "run")
+    of_main = sampled[:4]
+    assert [count for count, _ in of_main] == [8, 8, 8, 8], "once before the first step, for the scaler"
+    assert of_main[0][1] is None and not of_main[1][1].any(), "the first head is uniform"
+    assert not torch.equal(of_main[1][1], of_main[2][1]) and not torch.equal(of_main[2][1], of_main[3][1])
+    assert all(0 < count <= 8 for count in read[:4])
+    saved = load_file(run.path / "round-1" / "heads" / "main.safetensors")
+    assert not torch.equal(saved["mlp.4.weight"], of_main[3][1])
+    policy = run.adapter.policy("sample")
+    assert isinstance(policy, HeadPolicy)
+
+
+COMMON = {"the", "a", "and", "was", "to", "he", "she", "it", "with", "had", "her", "his", "in", "day", "there", "they"}
+
+
+def spelled(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    """How many of the words are among the most frequent ones."""
+    return [sum(word in COMMON for word in text.lower().split()) / max(1, len(text.split())) for text in completions]
+
+
+@pytest.mark.parametrize("estimator", ["marginal", "score"])
+def test_a_head_learns_that_noise_does_not_pay(tmp_path: Path, estimator: str) -> None:
+    learned = SETTINGS | {"knobs": ["temperature:0.5,5"], "steps": 12, "train_prompts": 16, "level": "sequence", "rollouts": 4}
+    run = lk.train(**learned | {"pairs_per_step": 16, "estimator": estimator}, reward=spelled, output_dir=tmp_path)
+    seen = rows(run.path)
+    assert sum(row["reward"] for row in seen[-3:]) > sum(row["reward"] for row in seen[:3]) + 0.1
+
+
+def test_rewards_that_never_differ_end_the_run_with_a_reason(tmp_path: Path) -> None:
+    def one(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    with pytest.raises(NoExamplesError, match=r"In 3 steps in a row: There is nothing to learn from\. All 8 rewards are 1"):
+        lk.train(**SETTINGS, reward=one, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parallel": [1, 5]}, r"parallel holds 5, more than rollouts=4"),
+        ({"token_budgets": [4, 9]}, r"token_budgets holds 9, more than max_new_tokens=8"),
+        ({"token_budgets": [0]}, r"greater than or equal to 1"),
+        ({"validation": 0.2}, r"nothing is held out"),
+        ({"first_round": "balanced"}, r"samples with its own head from the first step on"),
+        ({"pairs_per_step": 6}, r"not whole groups of rollouts=4"),
+        ({"max_new_tokens": 4000}, r"context"),
+        ({"preferences": "pairs.jsonl"}, r"learns from scored rollouts, not from preferences"),
+    ],
+)
+def test_settings_that_no_step_can_keep_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, lk.errors.DataError), match=message):
+        lk.train(**SETTINGS | settings, output_dir=tmp_path)
+
+
+def test_budgets_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    sample = TransformersEngine.sample
+
+    def spy(self: Any, prompts: Any, policy: Any, *, max_new_tokens: int, seed: int, samples: int = 1) -> Any:
+        if isinstance(policy, HeadPolicy) and "hidden" in policy.features:
+            seen.append((max_new_tokens, samples))
+        return sample(self, prompts, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples)
+
+    monkeypatch.setattr(TransformersEngine, "sample", spy)
+    lk.train(**SETTINGS | {"token_budgets": [4, 8], "parallel": [1, 2], "steps": 5}, output_dir=tmp_path)
+    assert seen[:5] == [(4, 1), (8, 1), (4, 2), (8, 2), (4, 1)]
