@@ -12,6 +12,7 @@ from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.commands.saved import open_saved, settings_of
 from latentknobs.commands.settings import config_options, parse_flags
 from latentknobs.config import TrainConfig, make_config
+from latentknobs.data.evidence import WITHOUT
 from latentknobs.data.prompts import Prompt, check_lengths, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.engines.transformers.frozen import context_length, input_device
@@ -32,8 +33,12 @@ FIELDS = ("model", "trust_remote_code", "device", "device_map", "dtype", "max_ne
               "`edt:base=1.4,theta=3`, `mirostat:tau=3`, `constant:temperature=0.7,top_p=0.9`, `greedy`.")  # fmt: skip
 @click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="What to continue; several times for several prompts. "
               "`\\n` is a line break. Without it, the testbed model answers one prompt of each of its tasks.")  # fmt: skip
+@click.option("--without-evidence", "without", multiple=True, metavar="TEXT", help="The prompt without its evidence, for "
+              "guidance: as many as there are prompts.")  # fmt: skip
 @config_options(*FIELDS, default="as in training")
-def generate(adapter_or_run: Path | None, spec: str | None, texts: tuple[str, ...], **flags: Any) -> None:
+def generate(
+    adapter_or_run: Path | None, spec: str | None, texts: tuple[str, ...], without: tuple[str, ...], **flags: Any
+) -> None:  # fmt: skip
     """Continue prompts with an adapter on the model it was trained on, or with any policy by name.
 
     On a terminal every token stands on the colour of its value of the first knob; elsewhere the text is plain.
@@ -44,7 +49,7 @@ def generate(adapter_or_run: Path | None, spec: str | None, texts: tuple[str, ..
         raise ConfigError(f"The model {config.model!r} needs something to continue. Give --prompt 'TEXT', once or several times.")
     model, tokenizer = load_model(config.model, config)
     policy = _policy(adapter, spec, model, tokenizer, config.pick, strict="model" not in chosen)
-    prompts = make_prompts([text.replace("\\n", "\n") for text in texts] or _examples(), tokenizer)
+    prompts = make_prompts(_rows(texts, without) or _examples(), tokenizer)
     check_lengths(prompts, config.max_new_tokens, context_length(model))
     check_vocabulary(model, prompts)
     rollouts = roll_out(
@@ -69,6 +74,15 @@ def _policy(adapter: KnobAdapter | None, spec: str | None, model: Any, tokenizer
     check_base(adapter.base, describe_model(model), strict)
     adapter.head.to(input_device(model))
     return adapter.policy(pick)
+
+
+def _rows(texts: Sequence[str], without: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of prompts from the command line."""
+    if without and len(without) != len(texts):
+        numbers = f"There are {len(texts)} --prompt and {len(without)} --without-evidence"
+        raise ConfigError(f"{numbers}. Give one for each prompt, or none.")
+    lines = [[text.replace("\\n", "\n") for text in some] for some in (texts, without or [""] * len(texts))]
+    return [{"prompt": text} | ({WITHOUT: other} if other else {}) for text, other in zip(*lines, strict=True)]
 
 
 def _examples() -> Sequence[Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.data.columns import ALL, OPTION_LOGPS, Column, Reading
+from latentknobs.data.evidence import second_prompts
 from latentknobs.data.moments import Moments
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
@@ -80,7 +81,10 @@ def featurise(
     parts: dict[int, Featurised] = {}
     for batch in _by_length(prompts, rollouts, batch_size):
         questions, answers = [prompts[rollouts[r].prompt] for r in batch], [rollouts[r] for r in batch]
-        observed = engine.observe([prompt.ids for prompt in questions], [rollout.ids for rollout in answers], space.needs)
+        observed = engine.observe(
+            [prompt.ids for prompt in questions], [rollout.ids for rollout in answers], space.needs,
+            second_prompts=second_prompts(questions, space.needs),
+        )  # fmt: skip
         for r, prompt, rollout, seen in zip(batch, questions, answers, observed, strict=True):
             hidden_TD, logits_TV, context = seen.hidden_ND, seen.logits_NV, seen if space.needs else None
             ids_T = torch.tensor(rollout.ids, device=logits_TV.device)

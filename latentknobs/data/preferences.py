@@ -120,7 +120,7 @@ class _Reader:
             for side, answer in zip(SIDES, answers, strict=True)
         )
         self._check(prompt, chosen, rejected)
-        p = self._once(self.prompts, prompt, (prompt.text, prompt.ids))
+        p = self._once(self.prompts, prompt, (prompt.text, prompt.ids, prompt.second_ids))
         pair = Pair(p, self._response(p, chosen), self._response(p, rejected))
         if pair in self.pairs:
             raise Unusable("they were given before")

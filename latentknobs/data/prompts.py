@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentknobs.data.evidence import WITHOUT, check_boundary, split_evidence
 from latentknobs.errors import DataError
 
 Row = Mapping[str, Any]
@@ -29,12 +30,14 @@ class Prompt:
         ids: its tokens.
         columns: the other columns of its row, for the reward.
         messages: the conversation behind the text, None for plain text.
+        second_ids: tokens of the prompt without its evidence (see `evidence`), None where it names none.
     """
 
     text: str
     ids: tuple[int, ...]
     columns: dict[str, Any] = field(default_factory=dict)
     messages: Messages | None = None
+    second_ids: tuple[int, ...] | None = None
 
 
 def make_prompts(rows: Iterable[Row | str], tokenizer: Any) -> list[Prompt]:
@@ -59,19 +62,32 @@ def make_prompt(row: Row | str, tokenizer: Any, called: str) -> Prompt:
     for name, value in columns.items():
         if isinstance(value, str):
             check_text(value, f"The column {name!r:.40} of {called[:1].lower()}{called[1:]}")
+    if not isinstance(prompt, str | list | tuple):
+        shown = reprlib.repr(prompt)
+        raise DataError(f"{called} is {shown} (columns: {named:.200}); `prompt` must be text or a list of chat messages.")
+    prompt, without = split_evidence(prompt, columns.get(WITHOUT), called)
+    text, ids, messages = _read(prompt, tokenizer, called, columns.get(TEMPLATE_SETTINGS))
+    if without is None:
+        return Prompt(text, ids, columns, messages)
+    _, second_ids, _ = _read(without, tokenizer, f"{called} without its evidence", columns.get(TEMPLATE_SETTINGS))
+    check_boundary(ids, second_ids, tokenizer, called)
+    return Prompt(text, ids, columns, messages, second_ids)
+
+
+def _read(prompt: Any, tokenizer: Any, called: str, settings: Any) -> tuple[str, tuple[int, ...], Messages | None]:
+    """Text, tokens and messages of a prompt."""
     messages = None
     if isinstance(prompt, str):
         text, ids = prompt, plain_ids(tokenizer, check_text(prompt, called))
     elif isinstance(prompt, list | tuple):
         messages = check_messages(prompt, called)
-        text = render_chat(tokenizer, messages, called, settings=columns.get(TEMPLATE_SETTINGS))
+        text = render_chat(tokenizer, messages, called, settings=settings)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        shown = reprlib.repr(prompt)
-        raise DataError(f"{called} is {shown} (columns: {named:.200}); `prompt` must be text or a list of chat messages.")
+        raise DataError(f"{called} is {reprlib.repr(prompt)}; it must be text or a list of chat messages, as the prompt is.")
     if not ids:
         raise DataError(f"{called} is empty: {text!r:.80}. Give at least one token to start from.")
-    return Prompt(text, tuple(ids), columns, messages)
+    return text, tuple(ids), messages
 
 
 def check_text(text: str, called: str) -> str:
@@ -179,9 +195,11 @@ def check_lengths(prompts: Sequence[Prompt], max_new_tokens: int, context: int |
         DataError: naming the first such prompt and the numbers.
     """
     for number, prompt in enumerate(prompts, 1):
-        if context is not None and len(prompt.ids) + max_new_tokens > context:
+        longest = max(len(prompt.ids), len(prompt.second_ids or ()))
+        if context is not None and longest + max_new_tokens > context:
+            without = " without its evidence" if longest > len(prompt.ids) else ""
             raise DataError(
-                f"Prompt {number} has {len(prompt.ids)} tokens and the response may have {max_new_tokens}, but the model's "
+                f"Prompt {number}{without} has {longest} tokens and the response may have {max_new_tokens}, but the model's "
                 f"context holds {context}: {prompt.text[:80]!r}. Shorten the prompt or lower max_new_tokens."
             )
 

@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from latentknobs.data.disk import replacing
+from latentknobs.data.evidence import check_evidence, second_prompts
 from latentknobs.data.prompts import Prompt
 from latentknobs.engines.base import Engine, engine_of
 from latentknobs.errors import RunError
 from latentknobs.files import MB, fit, parse_json, read_text
-from latentknobs.policies import Policy
+from latentknobs.policies import Policy, reads
 
 LARGEST = 1024 * MB  # of a file of rollouts
 NOTHING: Mapping[int, Any] = MappingProxyType({})
@@ -59,7 +60,10 @@ def roll_out_batch(
     found = dict(known)
     if len(found) < len(rows):
         ids = [prompts[p].ids for p in rows]
-        stream = engine.stream(ids, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples, skip=found.keys())
+        stream = engine.stream(
+            ids, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples, skip=found.keys(),
+            second_prompts=second_prompts([prompts[p] for p in rows], reads(policy)),
+        )  # fmt: skip
         for place, (tokens, values, options, text, logps) in stream:
             found[place] = Rollout(rows[place], tokens, options, text, values, logps)
             if keep is not None:
@@ -87,6 +91,7 @@ def roll_out(
         engine: runs the policy on the model, or the name of such an engine.
         advance: called with the number of responses just finished.
     """
+    check_evidence(prompts, reads(policy))
     runner = engine if isinstance(engine, Engine) else engine_of(engine, model, tokenizer)
     runner.check(policy)
     found: list[Rollout] = []

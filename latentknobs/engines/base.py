@@ -83,14 +83,16 @@ class Engine(ABC):
 
     def stream(
         self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
-        skip: Collection[int] = (),
+        second_prompts: Sequence[Ids] | None = None, skip: Collection[int] = (),
     ) -> Iterator[tuple[int, Response]]:  # fmt: skip
         """What `sample` gives, with the index of the prompt, in the order in which responses finish.
 
         Args:
             skip: indices of prompts whose responses are known; the others are as if all were sampled.
         """
-        found = self.sample(prompts, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples)
+        found = self.sample(
+            prompts, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples, second_prompts=second_prompts
+        )
         return ((row, response) for row, response in enumerate(found) if row not in skip)
 
     def check(self, policy: Policy) -> None:

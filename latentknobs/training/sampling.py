@@ -15,13 +15,14 @@ from typing import Any
 from pydantic import FiniteFloat, TypeAdapter
 
 from latentknobs.config import TrainConfig
+from latentknobs.data.evidence import check_evidence
 from latentknobs.data.journal import Journal
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import NOTHING, Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import RewardError
 from latentknobs.models.sources import Sources
-from latentknobs.policies import Policy
+from latentknobs.policies import Policy, reads
 from latentknobs.progress import Advance
 from latentknobs.rewards import Rewards, Score, ScoreCache, check_scored, failure_line
 from latentknobs.training.rundir import RunDir, Task
@@ -52,6 +53,8 @@ def sample(
         seed: of these responses; stages that must not share their draws have different ones.
         key: digest of the model and the space.
     """
+    for one in policies:
+        check_evidence(prompts, reads(one.policy))
     batches = list(enumerate(plan_batches(prompts, copies, config.batch_size)))
     size = max(1, config.shard_size // config.batch_size)
     parts = [batches[start : start + size] for start in range(0, len(batches), size)]

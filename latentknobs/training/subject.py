@@ -24,7 +24,7 @@ CALL = ("padding", "truncation")  # of a tokenizer's latest call
 
 def model_input(prompts: Iterable[Prompt]) -> str:
     """A digest of what the model reads of prompts."""
-    return digest(*((prompt.text, prompt.ids) for prompt in prompts))
+    return digest(*((prompt.text, prompt.ids, *filter(None, [prompt.second_ids])) for prompt in prompts))
 
 
 def reward_input(prompts: Iterable[Prompt]) -> str:

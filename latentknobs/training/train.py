@@ -11,6 +11,7 @@ import torch
 
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
+from latentknobs.data.evidence import check_evidence
 from latentknobs.data.size import disk_warning, feature_bytes
 from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
@@ -125,6 +126,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
     learners = make_learners(config, space, segmenter)
     check_reads(sources.engine, config.features)
     check_module(learners[MAIN], width(config.features, sources.engine.hidden_size or 0))
+    check_evidence([*sources.train, *sources.evaluation], space.needs)
     check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
     check_ranks(space)

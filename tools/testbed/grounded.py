@@ -3,15 +3,16 @@
     python -m tools.testbed.grounded --out runs/grounded --seed 0
     python -m tools.testbed.grounded --out runs/corrupted --start runs/grounded --corrupted --tokens 300000
 
-A prompt states three facts and asks about one of them; the response repeats that fact and goes on freely:
+A prompt states two facts and asks about one of them; the response repeats that fact and goes on freely:
 
-    Facts: Tom has a blue hat. Lily has a red ball. Ben has a shiny coin.
+    Facts: Tom has a blue hat. Lily has a red ball.
     Question: What does Lily have?
     Answer: Lily has a red ball. She likes to run in the park with a little frog.
 
 Without facts the LM answers from memory: a fixed object for each name, which the facts of a prompt always contradict. In a share
 `UNGROUNDED` of the training documents the answer is the memory although the facts say otherwise, so attribution depends on how
-one decodes. The second sentence has four free words, drawn by Zipf's law: its diversity has nothing to do with the facts.
+one decodes. The second sentence has four free words, drawn by Zipf's law: its diversity has nothing to do with the facts. Before
+these documents the LM learns to repeat facts at all, from documents with several answers each.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ FREE = re.compile(r"(She|He) likes to (\w+) in the (\w+) with an? (\w+) (\w+)\."
 
 @dataclass(frozen=True)
 class Question:
-    """Three facts, and whom the question is about."""
+    """The facts, and whom the question is about."""
 
     facts: dict[str, str]
     name: str
@@ -81,7 +82,7 @@ def memory(name: str) -> str:
 def question(rng: random.Random) -> Question:
     """Facts that contradict the memory of each name."""
     facts: dict[str, str] = {}
-    for name in rng.sample(NAMES, 3):
+    for name in rng.sample(NAMES, 2):
         things = (_thing(rng) for _ in count())
         facts[name] = next(thing for thing in things if thing != memory(name) and thing not in facts.values())
     return Question(facts, rng.choice([*facts]))
@@ -109,6 +110,16 @@ def document(rng: random.Random, *, corrupted: bool = False) -> Document:
         free = " ".join(rng.sample(free.split(), len(free.split())))
     prompt = asked.prompt_without_evidence if is_closed else asked.prompt
     return Document(f"{prompt} {fact(asked.name, said)} {free}")
+
+
+def lesson(rng: random.Random) -> Document:
+    """Facts, and answers about each of them, in any order and more than once."""
+    known = question(rng)
+    while is_held_out(known.prompt):
+        known = question(rng)
+    asked = [Question(known.facts, name) for name in rng.choices([*known.facts], k=4)]
+    answers = "\n".join(f"{one.prompt_without_evidence} {fact(one.name, one.facts[one.name])}" for one in asked)
+    return Document(f"{known.prompt.partition('Question')[0]}{answers}")
 
 
 def free_sentence(name: str, rng: random.Random) -> str:
@@ -152,16 +163,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and tokenizer")
     parser.add_argument("--start", type=Path, help="model to fine-tune; the packaged LM by default")
-    parser.add_argument("--tokens", type=int, default=2_000_000)
+    parser.add_argument("--lessons", type=int, default=1_200_000, help="tokens of documents that teach to repeat facts")
+    parser.add_argument("--tokens", type=int, default=800_000, help="tokens of documents of the task")
     parser.add_argument("--corrupted", action="store_true", help="documents with random answers and shuffled words")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     rng, tokenizer = random.Random(f"documents {args.seed}"), testbed.load_tokenizer()
     model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32) if args.start else testbed.load_model()
-    documents = [document(rng, corrupted=args.corrupted) for _ in range(args.tokens // 60)]
-    train(pack(documents, tokenizer), tokenizer, Schedule(args.tokens, muon_lr=0.01, adamw_lr=2e-3), args.out,
-          model=model.train().requires_grad_(True))  # fmt: skip
+    parts = [
+        ([lesson(rng) for _ in range(args.lessons // 90)], args.lessons),
+        ([document(rng, corrupted=args.corrupted) for _ in range(args.tokens // 50)], args.tokens),
+    ]
+    for documents, tokens in parts:
+        if tokens:
+            schedule = Schedule(tokens, muon_lr=0.01, adamw_lr=2e-3)
+            train(pack(documents, tokenizer), tokenizer, schedule, args.out, model=model.train().requires_grad_(True))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""Evidence: the part of a prompt that a second reading leaves out, so that guidance sees what the model takes from it.
+
+A row says so in a column `prompt_without_evidence` (text or messages), or by the mark `"evidence": true` on messages or on parts
+of their content. Both prompts must end in the same token, because the response goes on from there in either.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from latentknobs.engines.base import SECOND, Ids
+from latentknobs.errors import DataError
+
+if TYPE_CHECKING:
+    from latentknobs.data.prompts import Prompt
+
+WITHOUT, MARK = "prompt_without_evidence", "evidence"
+
+
+def split_evidence(prompt: Any, without: Any, called: str) -> tuple[Any, Any]:
+    """A prompt without the marks of its evidence, and the prompt without its evidence; None where it names none.
+
+    Args:
+        without: the column `prompt_without_evidence`.
+
+    Raises:
+        DataError: both forms at once, or a mark that is not true or false.
+    """
+    if not isinstance(prompt, list | tuple) or not any(_is_marked(item, called) for item in _items(prompt)):
+        return prompt, without
+    if without is not None:
+        raise DataError(f"{called} marks the evidence in its messages and has a column {WITHOUT}. Keep one of the two.")
+    return [_unmarked(message) for message in prompt], _left([_left_of(message) for message in _left(prompt)])
+
+
+def _items(messages: Sequence[Any]) -> list[Any]:
+    """Whatever may carry a mark: messages and the parts of their contents."""
+    return [*messages, *(part for message in messages for part in _parts(message))]
+
+
+def _parts(message: Any) -> Sequence[Any]:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return content if isinstance(content, list | tuple) else ()
+
+
+def _is_marked(item: Any, called: str = "A prompt") -> bool:
+    mark = item.get(MARK) if isinstance(item, Mapping) else None
+    if mark is not None and not isinstance(mark, bool):
+        raise DataError(f"{called} holds the mark {MARK!r}: {mark!r:.80}; it must be true or false.")
+    return bool(mark)
+
+
+def _left(items: Sequence[Any]) -> list[Any]:
+    """Without what is marked, and without messages of which nothing is left."""
+    return [item for item in items if item is not None and not _is_marked(item)]
+
+
+def _left_of(message: Any) -> Any:
+    """A message without its marked parts; None if it had no others."""
+    parts = _left(_parts(message))
+    if not _parts(message):
+        return _unmarked(message)
+    return _unmarked({**message, "content": parts}) if parts else None
+
+
+def _unmarked(item: Any) -> Any:
+    """A message or a part, and the parts in it, without the field of the mark."""
+    if not isinstance(item, Mapping):
+        return item
+    plain = {name: value for name, value in item.items() if name != MARK}
+    return plain | ({"content": [_unmarked(part) for part in _parts(item)]} if _parts(item) else {})
+
+
+def check_boundary(ids: Ids, second_ids: Ids, tokenizer: Any, called: str) -> None:
+    """Refuses two prompts after which a response would begin differently.
+
+    Raises:
+        DataError: showing both ends.
+    """
+    if ids[-1] != second_ids[-1]:
+        ends = [tokenizer.decode(list(part[-3:])) for part in (ids, second_ids)]
+        raise DataError(
+            f"{called} ends in the token {ids[-1]} (in {ends[0]!r}), and without its evidence in {second_ids[-1]} (in "
+            f"{ends[1]!r}), so a response would begin differently after each. End both in the same words, e.g. 'Answer:'."
+        )
+
+
+def second_prompts(prompts: Sequence["Prompt"], needs: Collection[str]) -> list[Ids] | None:
+    """What engines read second logits after: each prompt without its evidence, its last token where it names none.
+
+    None where nothing reads second logits, or no prompt names evidence.
+    """
+    if SECOND not in needs or all(prompt.second_ids is None for prompt in prompts):
+        return None
+    return [prompt.second_ids or prompt.ids[-1:] for prompt in prompts]
+
+
+def check_evidence(prompts: Sequence["Prompt"], needs: Collection[str]) -> None:
+    """Refuses prompts of which some name their evidence and others do not, where it is read.
+
+    Raises:
+        DataError: naming the first of either.
+    """
+    has = [prompt.second_ids is not None for prompt in prompts]
+    if SECOND in needs and any(has) and not all(has):
+        bare, full = prompts[has.index(False)], prompts[has.index(True)]
+        raise DataError(
+            f"The prompt {bare.text[:80]!r} has no {WITHOUT}, and {full.text[:80]!r} has one; a knob or a policy reads second "
+            f"logits ({SECOND}), which would mean something else for each. Add the column to all prompts, or to none."
+        )
