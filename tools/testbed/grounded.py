@@ -172,8 +172,8 @@ def main() -> None:
     rng, tokenizer = random.Random(f"documents {args.seed}"), testbed.load_tokenizer()
     model = LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32) if args.start else testbed.load_model()
     parts = [
-        ([lesson(rng) for _ in range(args.lessons // 90)], args.lessons),
-        ([document(rng, corrupted=args.corrupted) for _ in range(args.tokens // 50)], args.tokens),
+        ([lesson(rng) for _ in range(args.lessons // 112)], args.lessons),
+        ([document(rng, corrupted=args.corrupted) for _ in range(args.tokens // 54)], args.tokens),
     ]
     for documents, tokens in parts:
         if tokens:
