@@ -25,6 +25,7 @@ LAYERS = [
     {"config"},
     {"models"},
     {"adapter"},
+    {"serving"},
     {"evaluation"},
     {"reporting"},
     {"training"},  # above reporting: its last stage writes the report

@@ -1,0 +1,143 @@
+"""The engine `vllm`: rollouts of any policy by vLLM in this process. Readings stay with transformers."""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from latentknobs.engines.base import Ids, Response
+from latentknobs.engines.transformers import TransformersEngine
+from latentknobs.engines.transformers.record import stop_ids
+from latentknobs.engines.vllm.tap import SETTINGS
+from latentknobs.engines.vllm.versions import check_version
+from latentknobs.engines.vllm.worker import first
+from latentknobs.errors import ConfigError, DecodingError
+from latentknobs.policies import Policy
+from latentknobs.progress import processes
+
+PROCESSOR = "latentknobs.engines.vllm.processor:PolicyProcessor"
+WORKER = "latentknobs.engines.vllm.worker.PolicyWorker"
+QUIET = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
+OURS = "rollouts"  # the name of the policy that is sampled from
+
+
+class VLLMEngine(TransformersEngine):
+    """vLLM beside the transformers model that it samples for, on the same device and in the same dtype.
+
+    Args:
+        model: the LM. vLLM reads it from the folder or hub id that it came from; a model from elsewhere is saved first.
+        tokenizer: of the LM.
+        max_num_seqs: most responses that are decoded together.
+        gpu_memory_utilization: share of the device's memory (on a CPU of the machine's) that vLLM takes.
+        enforce_eager: whether vLLM starts quickly and decodes without compiling.
+        max_num_batched_tokens: most tokens of a step; longer prompts are read in chunks. None: vLLM's default.
+        num_gpu_blocks_override: size of vLLM's cache, for tests of what happens when it is full.
+    """
+
+    name: ClassVar[str] = "vllm"
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_num_seqs: int = 256, gpu_memory_utilization: float = 0.4,
+        enforce_eager: bool = False, max_num_batched_tokens: int | None = None, num_gpu_blocks_override: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, tokenizer)
+        check_version()
+        if processes() > 1:
+            raise ConfigError("The engine 'vllm' works in one process. Start one, or a server, with engine='vllm:http://...'.")
+        more = {"max_num_batched_tokens": max_num_batched_tokens, "num_gpu_blocks_override": num_gpu_blocks_override}
+        self.settings = {
+            "max_num_seqs": max_num_seqs, "gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager,
+        } | {name: value for name, value in more.items() if value is not None}  # fmt: skip
+
+    def sample(
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1
+    ) -> list[Response]:
+        """See `Engine.sample`. In float32 the responses are those of the engine `transformers`, near-ties aside."""
+        from vllm import SamplingParams
+
+        with _undisturbed():
+            llm = _started(self._folder(), str(self.model.dtype).removeprefix("torch."), tuple(sorted(self.settings.items())))
+            llm.collective_rpc("latentknobs_register", args=(OURS, {"": policy}))
+            keys = [f"{OURS} {row}" for row in range(len(prompts))]
+            params = [
+                SamplingParams(
+                    max_tokens=max_new_tokens, stop_token_ids=stop_ids(self.model), ignore_eos=True, detokenize=False,
+                    extra_args={"latentknobs": OURS, "latentknobs_seed": seed, "latentknobs_row": row,
+                                "latentknobs_samples": samples, "latentknobs_key": key},
+                )
+                for row, key in enumerate(keys)
+            ]  # fmt: skip
+            outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
+            traces = first(llm.collective_rpc("latentknobs_take", args=(keys,)))
+        return [self._response(list(out.outputs[0].token_ids), trace) for out, trace in zip(outputs, traces, strict=True)]
+
+    def _response(self, ids: list[int], trace: dict[str, Any] | None) -> Response:
+        return response_of(ids, trace, self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _folder(self) -> str:
+        name = str(getattr(self.model.config, "_name_or_path", ""))
+        if Path(name).is_dir() or "/" in name:
+            return name
+        return _saved(self.model, self.tokenizer)
+
+
+def response_of(ids: Sequence[int], trace: dict[str, Any] | None, text: str) -> Response:
+    """A response of vLLM with what its policy chose.
+
+    Raises:
+        DecodingError: the policy drew other tokens than the response has.
+    """
+    if trace is None or list(trace["ids"]) != list(ids):
+        drawn = "none" if trace is None else f"{len(trace['ids'])} tokens, {trace['ids'][:8]} ..."
+        raise DecodingError(
+            f"vLLM {check_version()} gave a response of {len(ids)} tokens, {list(ids)[:8]} ..., and the policy drew {drawn}. "
+            "Some setting of vLLM acts after the policy; leave it out, or use engine='transformers'."
+        )
+    options = None if trace["options"] is None else tuple(trace["options"])
+    return Response(tuple(ids), tuple(map(tuple, trace["values"])), options, text, tuple(trace["logps"]))
+
+
+@lru_cache(maxsize=1)
+def _started(model: str, dtype: str, settings: tuple[tuple[str, Any], ...]) -> Any:
+    """vLLM in this process, kept for the next rollouts."""
+    from vllm import LLM
+
+    return LLM(
+        model, dtype=dtype, generation_config="vllm", logits_processors=[PROCESSOR], worker_extension_cls=WORKER,
+        additional_config={SETTINGS: {}}, disable_log_stats=True, seed=0, **dict(settings),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _saved(model: Any, tokenizer: Any) -> str:
+    """A folder with a model that came from none."""
+    folder = mkdtemp(prefix="latentknobs-vllm-")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """vLLM in this process seeds every generator, replaces `torch.set_num_threads`, and takes settings from the environment."""
+    state, mine, theirs, threads = torch.get_rng_state(), random.getstate(), np.random.get_state(), torch.get_num_threads()
+    set_threads, unset = torch.set_num_threads, {key: value for key, value in QUIET.items() if key not in os.environ}
+    os.environ.update(unset)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for key in unset:
+            os.environ.pop(key, None)
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+        random.setstate(mine)
+        np.random.set_state(theirs)

@@ -1,0 +1,44 @@
+"""Two routes of the server (`vllm.endpoint_plugins`), under /v1 like those that vLLM's API key protects.
+
+GET  /v1/latentknobs/policies                          names, knobs, levels and identities
+POST /v1/latentknobs/choices {"keys": ["a", "b"]}      {"choices": [{"ids", "options", "values", "logps"}, ...]}
+"""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from latentknobs.engines.vllm import policies
+from latentknobs.engines.vllm.worker import first
+
+
+class Endpoints:
+    """The plug-in object."""
+
+    name = "latentknobs_http"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds the routes."""
+
+        @app.get("/v1/latentknobs/policies")
+        async def known(raw: Request) -> dict[str, Any]:
+            return first(await raw.app.state.latentknobs_engine.collective_rpc("latentknobs_policies"))
+
+        @app.post("/v1/latentknobs/choices")
+        async def choices(raw: Request) -> Any:
+            try:
+                keys = (await raw.json())["keys"]
+                if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError):
+                message = 'The body is {"keys": [...]}: the latentknobs_key of each response to fetch.'
+                return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+            return {"choices": first(await raw.app.state.latentknobs_engine.collective_rpc("latentknobs_take", args=(keys,)))}
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Remembers the engine, and the names that requests are checked against before they reach it."""
+        state.latentknobs_engine = engine_client
+        found = first(await engine_client.collective_rpc("latentknobs_policies"))
+        policies.learn({name: tuple(one["picks"]) for name, one in found.items()})

@@ -1,0 +1,117 @@
+"""What a request says: the policy that it names, and which of vLLM's own fields stand in the way.
+
+A request asks for a policy in `vllm_xargs` over HTTP, in `SamplingParams.extra_args` in Python:
+
+    latentknobs           name of an adapter or policy of the server; without it the request is vLLM's own business
+    latentknobs_pick      greedy (default) or sample, of an adapter's options
+    latentknobs_seed      decides what is drawn; default: the request's `seed`, or chance
+    latentknobs_row       tells responses of one seed apart; default: a digest of the prompt
+    latentknobs_samples   how many responses the prompt gets, for policies that read it
+    latentknobs_key       under which choices and log-probabilities are kept for the client to fetch
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from latentknobs.errors import ConfigError, did_you_mean
+
+PREFIX = "latentknobs"
+KINDS: dict[str, type] = {"pick": str, "seed": int, "row": int, "samples": int, "key": str}
+NEUTRAL = {"temperature": (1.0,), "top_p": (1.0,), "min_p": (0.0,), "top_k": (0, -1)}
+EDITS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
+LONGEST_KEY = 256  # characters
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for a policy; equal ones may stand for each other.
+
+    Attributes:
+        pick: None leaves it to the policy.
+        seed, row: None where the request does not say.
+        max_tokens: most tokens of the response.
+        is_edited: whether vLLM changes its logits (penalties, bans, grammars) before the knobs act.
+    """
+
+    policy: str
+    pick: str | None = None
+    seed: int | None = None
+    row: int | None = None
+    samples: int = 1
+    key: str | None = None
+    max_tokens: int = 1
+    is_edited: bool = False
+
+
+def read_request(params: Any, known: Mapping[str, Sequence[str]] | None = None) -> Request | None:
+    """The request for a policy in vLLM's `SamplingParams`; None where there is none.
+
+    Args:
+        known: names of policies and the picks of each; None where they are not known yet.
+
+    Raises:
+        ConfigError: an unknown field or name, a value of another kind, or a field beside it that also shapes the distribution.
+    """
+    extra = {key: value for key, value in (params.extra_args or {}).items() if key.startswith(PREFIX)}
+    if not extra:
+        return None
+    fields = {key.removeprefix(PREFIX).removeprefix("_"): value for key, value in extra.items()}
+    for name in fields:
+        if name not in ("", *KINDS):
+            raise ConfigError(
+                f"There is no field {f'{PREFIX}_{name}'!r}. {did_you_mean(name, KINDS)} Each with {PREFIX}_ in front."
+            )
+    policy = fields.pop("", None)
+    if not isinstance(policy, str) or not policy:
+        raise ConfigError(f"The field {PREFIX!r} is {policy!r}. Give the name of one of the server's adapters.")
+    for name, value in fields.items():
+        if not isinstance(value, KINDS[name]) or isinstance(value, bool):
+            kind = "a whole number" if KINDS[name] is int else "text"
+            raise ConfigError(f"The field '{PREFIX}_{name}' is {value!r}. Give {kind}.")
+    _check_fields(policy, fields, known)
+    _check_neutral(policy, params)
+    if params.n > 1 and (clash := sorted({"seed", "key"} & fields.keys())):
+        raise ConfigError(
+            f"The request has n={params.n}, and '{PREFIX}_{clash[0]}' would be the same for all of them. Leave it out, or send "
+            f"{params.n} requests; the field `seed` gives each of n responses a seed of its own."
+        )
+    fields.setdefault("seed", params.seed)
+    return Request(policy, max_tokens=params.max_tokens or 1, is_edited=_is_edited(params), **fields)
+
+
+def _check_fields(policy: str, fields: dict[str, Any], known: Mapping[str, Sequence[str]] | None) -> None:
+    if known is not None and policy not in known:
+        raise ConfigError(f"There is no adapter {policy!r} on this server. {did_you_mean(policy, known)}")
+    picks = ("greedy", "sample") if known is None else known[policy]
+    if "pick" in fields and fields["pick"] not in picks:
+        if not picks:
+            raise ConfigError(f"The policy {policy!r} has no '{PREFIX}_pick': leave it out.")
+        raise ConfigError(f"The field '{PREFIX}_pick' is {fields['pick']!r}. Give one of: {', '.join(picks)}.")
+    if fields.get("samples", 1) < 1:
+        raise ConfigError(f"The field '{PREFIX}_samples' is {fields['samples']}. Give a whole number from 1.")
+    if len(fields.get("key", "")) > LONGEST_KEY:
+        raise ConfigError(f"The field '{PREFIX}_key' has {len(fields['key'])} characters. Give at most {LONGEST_KEY}.")
+
+
+def _check_neutral(policy: str, params: Any) -> None:
+    for name, neutral in NEUTRAL.items():
+        if (value := getattr(params, name)) not in neutral:
+            raise ConfigError(
+                f"The request asks for the adapter {policy!r}, which chooses how tokens are drawn, and for {name}={value:g}. "
+                f"Leave {name} out ({name}={neutral[0]:g} changes nothing), or leave the adapter out."
+            )
+    if getattr(params, "trace_decode_token_ids", None):
+        raise ConfigError(f"The request asks for the adapter {policy!r} and brings its own tokens. Leave one of them out.")
+
+
+def _is_edited(params: Any) -> bool:
+    lists = ("logit_bias", "allowed_token_ids", "bad_words", "structured_outputs")
+    return any(getattr(params, name) != neutral for name, neutral in EDITS.items()) or any(getattr(params, n) for n in lists)
+
+
+def row_of(prompt: Sequence[int]) -> int:
+    """The row of a request that does not say one: the same for the same prompt, and another for another."""
+    digest = blake2b(b"".join(int(token).to_bytes(8, "little", signed=True) for token in prompt), digest_size=7)
+    return int.from_bytes(digest.digest(), "little")

@@ -1,0 +1,39 @@
+"""Adapters and policies inside a server of vLLM."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from latentknobs.adapter import KnobAdapter, check_base, read_adapter
+from latentknobs.files import path_of
+from latentknobs.policies import Policy
+from latentknobs.policies.names import policy_of
+
+
+def read_picks(spec: str, base: dict[str, Any] | None = None, tokenizer: Any = None) -> dict[str, Policy]:
+    """The policies that a folder or a name such as `edt:base=1.4,theta=3` stands for, by pick; "" for one without a pick.
+
+    Args:
+        base: the LM, as `describe_model` would say; None leaves unchecked whether an adapter belongs to it.
+        tokenizer: of the LM, for policies that need one.
+
+    Raises:
+        AdapterError: there is no adapter in the folder, or it belongs to another LM.
+        UnknownNameError, ConfigError: not a policy.
+    """
+    adapter = KnobAdapter.from_pretrained(spec) if _is_folder(spec) else read_adapter(spec)
+    if not isinstance(adapter, KnobAdapter):
+        return {"": policy_of(adapter, tokenizer)}
+    if base is not None:
+        check_base(adapter.base, base, strict=False)
+    return {"greedy": adapter.policy("greedy"), "sample": adapter.policy("sample")}
+
+
+def resolved(spec: str) -> str:
+    """The spec as another process may read it: folders in full."""
+    return str(Path(path_of(spec)).absolute()) if _is_folder(spec) or path_of(spec).is_dir() else spec
+
+
+def _is_folder(spec: str) -> bool:
+    """Whether a spec can only be meant as a folder."""
+    return spec.startswith(("~", ".", os.sep)) or (os.sep in spec and ":" not in spec)

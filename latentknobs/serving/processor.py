@@ -1,0 +1,25 @@
+"""The processor that `latentknobs serve` names to vLLM; its workers load the adapters at start."""
+
+from typing import Any
+
+from latentknobs.engines.vllm import policies
+from latentknobs.engines.vllm.processor import PolicyProcessor
+from latentknobs.engines.vllm.tap import SETTINGS
+from latentknobs.serving import read_picks
+
+
+class AdapterProcessor(PolicyProcessor):
+    """Decodes with the adapters and policies that vLLM's `additional_config` lists by name."""
+
+    def load(self, vllm_config: Any) -> None:
+        """Reads every adapter, refusing those of another model."""
+        from transformers import AutoTokenizer
+
+        model = vllm_config.model_config
+        text, tokenizer = model.hf_text_config, AutoTokenizer.from_pretrained(model.tokenizer)
+        base = {
+            "name": str(model.model), "type": text.model_type, "hidden_size": text.hidden_size,
+            "layers": text.num_hidden_layers, "vocabulary": text.vocab_size,
+        }  # fmt: skip
+        for name, spec in vllm_config.additional_config[SETTINGS].items():
+            policies.register(name, read_picks(spec, base, tokenizer), self.device)
