@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from latentknobs.engines.base import Ids, Response
-from latentknobs.engines.transformers import TransformersEngine
+from latentknobs.engines.served import ServedEngine
 from latentknobs.engines.transformers.record import stop_ids
+from latentknobs.engines.vllm import policies
 from latentknobs.engines.vllm.tap import SETTINGS
 from latentknobs.engines.vllm.versions import check_version
 from latentknobs.engines.vllm.worker import first
@@ -28,8 +29,8 @@ QUIET = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "no
 OURS = "rollouts"  # the name of the policy that is sampled from
 
 
-class VLLMEngine(TransformersEngine):
-    """vLLM beside the transformers model that it samples for, on the same device and in the same dtype.
+class VLLMEngine(ServedEngine):
+    """vLLM in this process, beside the transformers model that it samples for, on the same device and in the same dtype.
 
     Args:
         model: the LM. vLLM reads it from the folder or hub id that it came from; a model from elsewhere is saved first.
@@ -42,12 +43,14 @@ class VLLMEngine(TransformersEngine):
     """
 
     name: ClassVar[str] = "vllm"
+    one_by_one: ClassVar[bool] = False
 
     def __init__(
         self, model: Any, tokenizer: Any, *, max_num_seqs: int = 256, gpu_memory_utilization: float = 0.4,
         enforce_eager: bool = False, max_num_batched_tokens: int | None = None, num_gpu_blocks_override: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(model, tokenizer)
+        self.model = model
         check_version()
         if processes() > 1:
             raise ConfigError("The engine 'vllm' works in one process. Start one, or a server, with engine='vllm:http://...'.")
@@ -56,30 +59,53 @@ class VLLMEngine(TransformersEngine):
             "max_num_seqs": max_num_seqs, "gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager,
         } | {name: value for name, value in more.items() if value is not None}  # fmt: skip
 
+    def check(self, policy: Policy) -> None:
+        """See `Engine.check`; second logits are refused."""
+        policies.check(OURS, policy)
+
     def sample(
-        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1
-    ) -> list[Response]:
+        self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
+        second_prompts: Sequence[Ids] | None = None,
+    ) -> list[Response]:  # fmt: skip
         """See `Engine.sample`. In float32 the responses are those of the engine `transformers`, near-ties aside."""
+        keys = [f"{OURS} {row}" for row in range(len(prompts))]
+        extra = {"latentknobs": OURS, "latentknobs_seed": seed, "latentknobs_samples": samples}
+        with _undisturbed():
+            llm = self._llm()
+            llm.collective_rpc("latentknobs_register", args=(OURS, {"": policy}))
+            rows = [{"extra_args": extra | {"latentknobs_row": b, "latentknobs_key": key}} for b, key in enumerate(keys)]
+            found = self._generate(llm, prompts, rows, max_new_tokens)
+            traces = first(llm.collective_rpc("latentknobs_take", args=(keys,)))
+        return [response_of(ids, trace, self._text(ids)) for ids, trace in zip(found, traces, strict=True)]
+
+    def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
+        """See `Engine.plain`; the noise is vLLM's own."""
+        with _undisturbed():
+            rows = [{**values, "seed": seed + b} for b in range(len(prompts))]
+            found = self._generate(self._llm(), prompts, rows, max_new_tokens)
+        return [Response(tuple(ids), (), None, self._text(ids)) for ids in found]
+
+    def close(self) -> None:
+        """Gives vLLM's memory back."""
+        _started.cache_clear()
+
+    def _llm(self) -> Any:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return _started(self._folder(), dtype, tuple(sorted(self.settings.items())))
+
+    def _generate(self, llm: Any, prompts: Sequence[Ids], rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[list[int]]:
+        """The ids of one response to each prompt, with sampling parameters of its own."""
         from vllm import SamplingParams
 
-        with _undisturbed():
-            llm = _started(self._folder(), str(self.model.dtype).removeprefix("torch."), tuple(sorted(self.settings.items())))
-            llm.collective_rpc("latentknobs_register", args=(OURS, {"": policy}))
-            keys = [f"{OURS} {row}" for row in range(len(prompts))]
-            params = [
-                SamplingParams(
-                    max_tokens=max_new_tokens, stop_token_ids=stop_ids(self.model), ignore_eos=True, detokenize=False,
-                    extra_args={"latentknobs": OURS, "latentknobs_seed": seed, "latentknobs_row": row,
-                                "latentknobs_samples": samples, "latentknobs_key": key},
-                )
-                for row, key in enumerate(keys)
-            ]  # fmt: skip
-            outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
-            traces = first(llm.collective_rpc("latentknobs_take", args=(keys,)))
-        return [self._response(list(out.outputs[0].token_ids), trace) for out, trace in zip(outputs, traces, strict=True)]
+        common = {
+            "max_tokens": max_new_tokens, "stop_token_ids": stop_ids(self.model), "ignore_eos": True, "detokenize": False,
+        }  # fmt: skip
+        params = [SamplingParams(**common, **row) for row in rows]
+        outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
-    def _response(self, ids: list[int], trace: dict[str, Any] | None) -> Response:
-        return response_of(ids, trace, self.tokenizer.decode(ids, skip_special_tokens=True))
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _folder(self) -> str:
         name = str(getattr(self.model.config, "_name_or_path", ""))

@@ -64,7 +64,12 @@ def described() -> dict[str, Any]:
     }
 
 
-def _ready(name: str, policy: Policy, device: torch.device) -> Policy:
+def check(name: str, policy: Policy) -> None:
+    """Refuses a policy that reads what vLLM does not give.
+
+    Raises:
+        ConfigError: naming it, and the knob.
+    """
     if SECOND in reads(policy):
         knobs = [knob.name for knob in policy.space.knobs if SECOND in getattr(knob, "needs", ())]
         who = f"its knob {knobs[0]!r}" if knobs else "it"
@@ -72,6 +77,10 @@ def _ready(name: str, policy: Policy, device: torch.device) -> Policy:
             f"The policy {name!r} cannot run in vLLM: {who} reads second logits, and vLLM reads each token once. Use it with "
             "transformers, or leave the knob out."
         )
+
+
+def _ready(name: str, policy: Policy, device: torch.device) -> Policy:
+    check(name, policy)
     policy = copy.copy(policy)
     for key, value in vars(policy).items():
         if isinstance(value, torch.nn.Module):
