@@ -7,6 +7,7 @@ size before the file has shown it, and accepts no weight that is not a number.
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from latentknobs.heads.files import COPY, load_head, saved_shape, weights_of
 from latentknobs.heads.segmenters import Delimiter, Segmenter, parse_level
 from latentknobs.knobs.identity import Word
 from latentknobs.knobs.space import KnobSpace
+from latentknobs.models import hub
 from latentknobs.policies import Pick, Policy
 from latentknobs.policies.heads import head_policy
 from latentknobs.policies.names import policy_of
@@ -148,6 +150,15 @@ class KnobAdapter:
                 partial.write_text(content + "\n", encoding="utf-8", errors="replace")
         return folder
 
+    def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:
+        """Uploads the adapter and its model card as `user/name` to the Hugging Face hub, and returns the commit's address.
+
+        Raises:
+            AdapterError: the hub refuses, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.upload(self.save_pretrained(folder), name, private=private, token=token)
+
     def _config(self) -> dict[str, Any]:
         ids = list(self.segmenter.token_ids) if isinstance(self.segmenter, Delimiter) else None
         notes = {name: without_folders(value) if isinstance(value, str) else value for name, value in self.training.items()}
@@ -165,17 +176,19 @@ class KnobAdapter:
         }
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], model: Any = None) -> "KnobAdapter":
-        """Reads an adapter's folder.
+    def from_pretrained(cls, folder: str | os.PathLike[str], model: Any = None, *, revision: str | None = None) -> "KnobAdapter":
+        """Reads an adapter's folder, or fetches it from the hub.
 
         Args:
+            folder: a folder here, or `user/name` on the Hugging Face hub.
+            revision: a branch, tag or commit there.
             model: the LM it will be attached to; with it, a mismatch is refused now rather than at `attach`.
 
         Raises:
             AdapterError: a file is missing or damaged, a weight is not a number, the format is newer than this version, a knob
                 is not installed, or the model is another one.
         """
-        folder = path_of(folder)
+        folder = hub.download(str(folder), revision) if hub.is_hub_name(str(folder)) else path_of(folder)
         try:
             saved: SavedAdapter = fit(_read_config(folder), SavedAdapter)
         except ValueError as error:
@@ -209,7 +222,7 @@ def attach(
 
     Args:
         model: a transformers causal LM, or a pipeline, PEFT, DDP, FSDP or compiled wrapper of one.
-        policy: a policy, an adapter, an adapter's folder, or a name such as `edt:base=1.4,theta=3`.
+        policy: a policy, an adapter, its folder or name on the hub, or the name of a policy such as `edt:base=1.4,theta=3`.
         pick, strict: of an adapter, see `KnobAdapter.attach`.
         seed: decides what is drawn.
         tokenizer: of the model, for named policies that need one.
@@ -226,9 +239,10 @@ def attach(
 
 
 def read_adapter(spec: Any) -> Any:
-    """The adapter of a folder that holds one; anything else as it is."""
-    is_folder = isinstance(spec, str | Path) and (path_of(spec) / CONFIG).exists()
-    return KnobAdapter.from_pretrained(spec) if is_folder else spec
+    """The adapter of a folder that holds one, or of `user/name` on the hub; anything else as it is."""
+    is_text = isinstance(spec, str | Path)
+    is_adapter = is_text and ((path_of(spec) / CONFIG).exists() or hub.is_hub_name(str(spec)))
+    return KnobAdapter.from_pretrained(spec) if is_adapter else spec
 
 
 def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> None:

@@ -15,18 +15,43 @@ if TYPE_CHECKING:
 
     from latentknobs.training.status import Stage, Status
 
+SECONDS = 2.0  # between two looks
+
 
 @click.command()
 @click.argument("run", type=UserPath(), default=Path("runs/latest"))
-def status(run: Path) -> None:
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until the run ends or stops.")
+def status(run: Path, watch: bool) -> None:
     """Show the stages of RUN with their sizes and times, and how long it will still take. Changes nothing."""
+    from rich.console import Group
+    from rich.live import Live
+
     from latentknobs.reporting.console import stdout
     from latentknobs.training.status import read_status
 
+    def show(found: Status) -> Group:
+        return Group(_table(found, run), _sentence(found, run))
+
     found = read_status(run)
     console = stdout()
-    console.print(_table(found, run))
-    console.print(_sentence(found, run))
+    if not (watch and console.is_terminal):
+        console.print(show(found))
+    while watch and not console.is_terminal and found.running:  # plain lines: one for each change
+        before, found = _sentence(found, run), _later(run)
+        if (sentence := _sentence(found, run)) != before:
+            console.print(sentence)
+    if watch and console.is_terminal:
+        with Live(show(found), console=console, auto_refresh=False) as live:
+            while found.running:
+                found = _later(run)
+                live.update(show(found), refresh=True)
+
+
+def _later(run: Path) -> Status:
+    from latentknobs.training.status import read_status
+
+    time.sleep(SECONDS)
+    return read_status(run)
 
 
 def _table(found: Status, run: Path) -> Table:

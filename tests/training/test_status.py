@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import threading
 
 import pytest
 from click.testing import CliRunner
 
 import latentknobs as lk
+import latentknobs.commands.status
+from latentknobs import commands
 from latentknobs.cli import cli
 from latentknobs.errors import RunError
 from latentknobs.training.rundir import RunDir
@@ -144,3 +147,29 @@ def test_the_command_shows_a_table_and_a_sentence(finished):
     assert "Finished." in shown.output
     plan = json.loads((finished / "plan.json").read_text())
     assert all(stage in shown.output for stage in plan["stages"])
+
+
+def test_watching_follows_a_run_until_it_stops(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    last = folder / "evaluation" / "summary.json"
+    content = last.read_bytes()
+    last.unlink()
+    started, looked = threading.Event(), threading.Event()
+    monkeypatch.setattr("latentknobs.commands.status.SECONDS", 0.02)
+    later = commands.status._later
+    monkeypatch.setattr("latentknobs.commands.status._later", lambda run: (looked.set(), later(run))[1])
+
+    def finish() -> None:
+        with RunDir(folder):
+            started.set()
+            looked.wait(60)
+            last.write_bytes(content)
+
+    worker = threading.Thread(target=finish)
+    worker.start()
+    started.wait(60)
+    shown = CliRunner().invoke(cli, ["status", str(folder), "--watch"])
+    worker.join()
+    assert shown.exit_code == 0
+    lines = [line for line in shown.output.splitlines() if line.strip()]
+    assert any(line.startswith("Running.") for line in lines) and lines[-1] == "Finished."

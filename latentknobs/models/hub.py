@@ -1,0 +1,64 @@
+"""Adapters on the Hugging Face hub: up, and down by `user/name`."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from latentknobs.errors import AdapterError
+
+FILES = ("knob_config.json", "*.safetensors", "README.md")  # nothing else of a repository is downloaded
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text has the form `user/name` and is not a folder here."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not Path(text).exists()
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The local copy of an adapter on the hub; only its own kinds of files are fetched.
+
+    Args:
+        revision: a branch, tag or commit.
+
+    Raises:
+        AdapterError: there is no such repository or revision, or the hub cannot be reached and nothing was fetched before.
+    """
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except RepositoryNotFoundError:
+        raise AdapterError(
+            f"There is no adapter {name!r}: it is neither a folder here nor a repository on the hub that you may read. Check the "
+            "name, or log in with `hf auth login`."
+        ) from None
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AdapterError(f"The adapter {name!r} cannot be fetched from the hub: {_first_line(error)}.") from None
+
+
+def upload(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:
+    """Uploads an adapter's folder, creating the repository where there is none.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        AdapterError: the hub refuses, or cannot be reached.
+    """
+    api = HfApi(token=token)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        commit: Any = api.upload_folder(
+            repo_id=name, folder_path=folder, allow_patterns=list(FILES), commit_message="An adapter of latentknobs"
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise AdapterError(
+            f"The adapter cannot be uploaded to {name!r}: {_first_line(error)}. Check the name, and log in with `hf auth login`."
+        ) from None
+    return str(commit.commit_url)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300].rstrip(".")
