@@ -198,7 +198,7 @@ class KnobAdapter:
             segmenter = parse_level(saved.level, token_ids=saved.delimiter_ids)
             features = check_features(saved.features)
             head = load_head(folder / HEAD, space, width(features, saved.base.hidden_size), saved.head)
-            has_entropy = (folder / ENTROPY).exists()
+            has_entropy = os.path.lexists(folder / ENTROPY)  # a link to nothing is a fault
             entropy = load_head(folder / ENTROPY, space, 1, saved.entropy_head or saved.head) if has_entropy else None
         except LatentKnobsError as error:
             raise AdapterError(f"The adapter {str(folder)!r} cannot be used here: {error}") from error
@@ -241,7 +241,7 @@ def attach(
 def read_adapter(spec: Any) -> Any:
     """The adapter of a folder that holds one, or of `user/name` on the hub; anything else as it is."""
     is_text = isinstance(spec, str | Path)
-    is_adapter = is_text and ((path_of(spec) / CONFIG).exists() or hub.is_hub_name(str(spec)))
+    is_adapter = is_text and (os.path.exists(path_of(spec) / CONFIG) or hub.is_hub_name(str(spec)))
     return KnobAdapter.from_pretrained(spec) if is_adapter else spec
 
 
@@ -266,12 +266,12 @@ def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> No
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG).exists():
+    if not os.path.exists(folder / CONFIG):
         raise AdapterError(f"There is no adapter in {str(folder)!r}: it has no {CONFIG}. Give an adapter's folder.")
     config: dict[str, Any] = read_json(folder / CONFIG, dict[str, Any], AdapterError, COPY)
-    if config.get("format") != FORMAT:
+    if type(found := config.get("format")) is not int or found != FORMAT:
         raise AdapterError(
-            f"The adapter {str(folder)!r} has format {config.get('format')!r:.40}; this version of latentknobs "
+            f"The adapter {str(folder)!r} has format {found!r:.40}; this version of latentknobs "
             f"({latentknobs.__version__}) reads format {FORMAT}. It was saved by {config.get('latentknobs', '?')!r:.40}: install "
             "that version, or train again."
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PLAIN = (type(None), bool, int, float, complex, str)  # of exactly these types
-NAMED = (type, types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device, np.dtype)
+NAMED = (type, types.BuiltinFunctionType, torch.dtype, torch.device, np.dtype)
 
 
 def digest(*values: Any) -> str:
@@ -58,10 +58,22 @@ def _pieces(value: Any, above: tuple[int, ...]) -> Iterator[bytes]:
         for item in value:
             yield from _pieces(item, inside)
         yield b"end"
+    elif isinstance(value, types.FunctionType):  # globals that it reads do not count
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        yield from _pieces([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], inside)
+    elif isinstance(value, types.CodeType):
+        yield from _pieces([value.co_code, value.co_names, value.co_consts], inside)
     elif isinstance(value, NAMED):
         yield f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}".encode()
     else:
         yield from _pieces(_parts(value), inside)
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # of a name that has no value yet
+        return False
 
 
 def _parts(value: Any) -> Any:

@@ -81,6 +81,13 @@ def resolve(kind: str, spec: str, **extra: Any) -> tuple[Any, dict[str, Any]]:
     return found, origin | {"settings": settings}
 
 
+def with_example(kind: str, spec: str) -> str:
+    """A name without settings together with those that its attribute `example` proposes: `uniform:temperature=0.5,1`."""
+    name, tail = split(spec)
+    example = "" if tail else getattr(load(kind, name), "example", "")
+    return f"{name}:{example}" if example else spec
+
+
 def find(kind: str, name: str) -> EntryPoint:
     """The entry point of a name; see `load` for the errors."""
     found = entry_points(group=group_of(kind), name=name)

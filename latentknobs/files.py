@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from latentknobs.errors import LatentKnobsError
+from latentknobs.errors import ConfigError, LatentKnobsError
 
 MB = 2**20
 LARGEST = 16 * MB  # bytes of a file that is read as a whole, where its reader allows no more
@@ -22,11 +22,21 @@ T = TypeVar("T")
 
 
 def path_of(path: str | os.PathLike[str]) -> Path:
-    """A path as its writer meant it: a leading `~` is the home folder, where there is one."""
+    """A path as its writer meant it: a leading `~` is the home folder, where there is one.
+
+    Raises:
+        ConfigError: no file can have such a name.
+    """
     try:
-        return Path(path).expanduser()
+        if b"\0" in os.fsencode(path):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ConfigError(f"{reprlib.repr(path)} is not a path: it is not text, or holds a character that no name of a file "
+                          "can hold. Write it anew.") from None  # fmt: skip
+    try:
+        return Path(os.fsdecode(path)).expanduser()
     except RuntimeError:  # no such user
-        return Path(path)
+        return Path(os.fsdecode(path))
 
 
 def read_text(path: Path, error: type[LatentKnobsError], cure: str, largest: int = LARGEST) -> str:
@@ -97,7 +107,7 @@ def public_name(path: str) -> str:
     """
     if cached := re.search(r"/models--([^/]+?)--([^/]+)/snapshots/", path):
         return "/".join(cached.groups())
-    is_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) and not path_of(path).exists()
+    is_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) and not os.path.exists(path_of(path))
     return path if is_id else Path(path).name
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.adapter import CONFIG, ENTROPY, HEAD, describe_model
-from latentknobs.errors import AdapterError, UnknownNameError
+from latentknobs.errors import AdapterError, ConfigError, UnknownNameError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 
@@ -97,6 +97,8 @@ def test_no_pickle_is_written(saved):
     ("change", "told"),
     [
         (lambda c: c.update(format=7), "has format 7"),
+        (lambda c: c.update(format=True), "has format True"),
+        (lambda c: c.update(format=1.0), r"has format 1\.0"),
         (lambda c: c.pop("space"), "damaged"),
         (lambda c: c["space"]["knobs"][0].update(name="tempo"), "no knob 'tempo'"),
         (lambda c: c["space"]["knobs"][0].update(options=[-1.0, 0.5, 1.0]), "does not fit the knob"),
@@ -212,7 +214,7 @@ def set_at(config, path, value):
         (["space"], None), (["space", "order"], "mine"), (["space", "knobs"], {}), (["space", "knobs"], []),
         (["space", "knobs", 0], "temperature"), (["space", "knobs", 0, "options"], "0,1"),
         (["space", "knobs", 0, "options"], [0.0, 0.5, float("nan")]), (["space", "knobs", 0, "options"], [0.0, True, 1.5]),
-        (["space", "knobs", 0, "settings"], [1]),
+        (["space", "knobs", 0, "options"], [n / 10**4 for n in range(10_000)]), (["space", "knobs", 0, "settings"], [1]),
         (["space", "knobs", 0, "settings"], {"power": 2}), (["space", "knobs", 0, "hashes"], [1, 2, 3]),
         (["space", "knobs", 0, "hashes"], ["x"] * 9), (["space", "knobs", 0, "name"], "x" * 10**6),
         (["space", "grid"], [[0, 0], [1, 1], [7, 0]]), (["space", "grid"], [[0], [1], [2]]), (["space", "grid"], [[-1, 0]]),
@@ -286,6 +288,14 @@ def test_a_pipe_in_place_of_a_head_is_refused_and_not_waited_for(saved):
         lk.KnobAdapter.from_pretrained(saved)
 
 
+@pytest.mark.parametrize("file", [HEAD, ENTROPY, "knob_config.json"])
+def test_a_link_to_nothing_is_refused(saved, file):
+    (saved / file).unlink()
+    (saved / file).symlink_to(saved / "moved")
+    with pytest.raises(AdapterError, match=f"{file} is missing|There is no adapter in"):
+        lk.KnobAdapter.from_pretrained(saved)
+
+
 def test_a_feature_that_never_varied_has_an_infinite_scale_and_loads(saved):
     tensors = load_file(saved / HEAD)
     tensors["scale_F"][0] = float("inf")
@@ -335,6 +345,14 @@ def test_a_tilde_is_the_home_folder(model, tokenizer, tmp_path, monkeypatch):
     lk.KnobAdapter.from_pretrained("~/adapters/one")
     lk.attach(model, "~/adapters/one").detach()
     assert not (tmp_path / "~").exists()
+
+
+def test_a_name_that_no_folder_can_have_is_still_a_name_of_a_policy(model):
+    grid = ",".join(f"{n / 100:g}" for n in range(100))
+    with lk.attach(model, f"uniform:temperature={grid}") as knobs:  # longer than a file's name
+        assert knobs.policy.space.K == 100
+    with pytest.raises(ConfigError, match="is not a path"):
+        lk.attach(model, "runs/\0")
 
 
 def test_attach_takes_a_policy_an_adapter_its_folder_or_a_name(model, tokenizer, tmp_path):

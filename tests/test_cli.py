@@ -433,7 +433,10 @@ class TestInstalled:
         (("knobs", "check", "top_p:0.5,1"), 0, f"{len(KNOBS.checks)} of {len(KNOBS.checks)} checks passed."),
         (("knobs", "check", "topp"), 2, 'Did you mean "top_p"'),
         (("rewards", "check", "exact_match", "--columns", '{"answer": [72, 42]}'), 0, "11 of 11 checks passed."),
-        (("rewards", "check", "exact_match"), 1, "FAIL  can_be_called"),
+        (("rewards", "check", "exact_match"), 0, "11 of 11 checks passed."),
+        (("rewards", "check", "testbed"), 0, "11 of 11 checks passed."),
+        (("rewards", "check", "exact_match", "--columns", '{"other": 1}'), 1, "FAIL  can_be_called"),
+        (("policies", "check", "balanced"), 0, "BalancedPolicy of KnobSpace(temperature[0.5, 1]"),
     ])  # fmt: skip
     def test_check_runs_the_conformance_suite_of_the_kind(self, arguments: tuple[str, ...], code: int, text: str) -> None:
         result = latent(*arguments)

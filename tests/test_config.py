@@ -235,3 +235,19 @@ def test_a_knob_object_with_settings_of_its_own_is_written_so_that_it_comes_back
     read = make_config(read_yaml(tmp_path / "config.yaml"))
     again = KnobSpace.of(*read.knobs).knobs[0]
     assert again == given and again.weight == 3.0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"steps": 10**30}, {"rounds": 10**6}, {"rollouts": 10**8}, {"hidden": 10**9}, {"rank": 10**9}, {"eval_seeds": 10**6}],
+)
+def test_numbers_by_mistake_are_refused(setting):
+    with pytest.raises(ConfigError, match=f"do not fit: {next(iter(setting))}=1000.*less than"):
+        make_config(setting)
+
+
+def test_true_is_not_a_number():
+    with pytest.raises(ConfigError, match="The setting steps=True is not a number"):
+        make_config({"steps": True})
+    with pytest.raises(ConfigError, match="The setting hidden=False is not a number"):
+        make_config({"head": {"hidden": False}})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.errors import RunError
+from latentknobs.errors import ConfigError, RunError
 from latentknobs.files import DEEPEST, fit, parse_json, path_of, public_name, read_text, without_folders
 
 CACHED = "/home/mia/.cache/huggingface/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/93ab"
@@ -76,3 +76,9 @@ def test_a_tilde_is_the_home_folder_where_there_is_one(monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", "/home/mia")
     assert path_of("~/runs") == Path("/home/mia/runs") and path_of("a~/b") == Path("a~/b")
     assert path_of("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("path", ["runs/\0", "\ud800", b"\0", 3, None])
+def test_what_no_file_can_be_called_is_refused(path: Any) -> None:
+    with pytest.raises(ConfigError, match="is not a path"):
+        path_of(path)

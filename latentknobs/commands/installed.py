@@ -97,7 +97,11 @@ def settings_of(target: type) -> str:
 
 
 knobs = _command("knob", ("stage", "neutral", "default grid", "meaning"), _knobs)
-COLUMNS = click.Option(["--columns"], metavar="JSON", help="What its prompts must have, e.g. '{\"answer\": [72, 42]}'.")
+COLUMNS = click.Option(
+    ["--columns"],
+    metavar="JSON",
+    help="What its prompts must have, e.g. '{\"answer\": [72, 42]}'.  [default: its example_columns]",
+)
 rewards = _command("reward", ("settings", "meaning"), _entry_points, COLUMNS)
 policies = _command("policy", ("settings", "meaning"), _entry_points)
 learners = _command("learner", ("settings", "meaning"), _entry_points)

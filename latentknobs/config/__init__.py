@@ -240,6 +240,9 @@ def _validated(kind: type[BaseModel], values: Mapping[str, Any], section: str) -
         near = did_you_mean(str(unknown[0]), kind.model_fields)
         raise ConfigError(f"There is no setting {str(unknown[0])[:80]!r} in the section {section!r}. {near}")
     try:
+        for name, value in values.items():
+            if isinstance(value, bool) and kind.model_fields[name].annotation in (int, float, int | None, float | None):
+                raise ConfigError(f"The setting {name}={value!r} is not a number. Write one, e.g. {name}=1.")
         return kind(**values)
     except ValidationError as error:
         faults = [f"{_name(section, e['loc'])}={SHORT.repr(e['input'])}: {e['msg'].lower()}" for e in error.errors()[:3]]

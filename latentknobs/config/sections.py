@@ -12,6 +12,8 @@ from latentknobs.stages import ByContent, Enters, Harmless, Stage
 Schedule = Literal["linear", "cosine", "constant"]
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 Knob = str | dict[str, tuple[float, ...] | dict[str, Any]]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Few = Annotated[int, Field(ge=1, le=10_000)]  # of what is listed one by one before anything runs
 
 
 class Section(BaseModel):
@@ -52,7 +54,7 @@ class Data(Section):
     """Held-out prompts, as for `prompts`; without them a fifth of `prompts`, chosen by hash, is held out."""
     preferences: ByContent[PathText | None] = None
     """Pairs from elsewhere, in TRL's preference format, in place of the first round's rollouts: as for `prompts`."""
-    train_prompts: ByContent[int] = Field(default=256, ge=1)
+    train_prompts: ByContent[Count] = 256
     """Prompts to roll out in each round."""
     reward: ByContent[str | tuple[str, ...]] = "testbed"
     """Name of a registered reward, optionally with settings: `repetition:n=3`; several are added up (see reward_weights)."""
@@ -89,13 +91,13 @@ class Head(Section):
     min_spread: float | None = Field(default=None, ge=0)
     """Leave out segments whose log-likelihood differs by at most this (nats) between options; 0 loses nothing with `latent`
     and length_norm none."""
-    read_batch: Harmless[int] = Field(default=64, ge=1)
+    read_batch: Harmless[Count] = 64
     """Responses that the model reads together for features; lower it where memory is short, results stay the same."""
     feature_ram: Harmless[float] = Field(default=4.0, gt=0)
     """GB of features held in memory; a larger store is streamed from disk."""
-    hidden: Annotated[int | None, Enters("fit")] = Field(default=None, ge=1)
+    hidden: Annotated[int | None, Enters("fit")] = Field(default=None, ge=1, le=2**16)
     """Width of the head's hidden layers (paper: 2048, for an 8B model); by default a quarter of its features, from 16 to 128."""
-    rank: Annotated[int | None, Enters("fit")] = Field(default=None, ge=0)
+    rank: Annotated[int | None, Enters("fit")] = Field(default=None, ge=0, le=2**16)
     """Width of a linear layer in front of the head: quicker training, a smaller head; 0 leaves it out; by default 16 for
     2,048 features and more."""
     factorised: Annotated[bool, Enters("fit")] = False
@@ -109,17 +111,17 @@ class Rollout(Section):
 
     engine: ByContent[str] = "transformers"
     """What samples; an installed engine, optionally with settings: `name:key=value`, `name:http://host:port`."""
-    rollouts: ByContent[int] = Field(default=8, ge=2)
+    rollouts: ByContent[int] = Field(default=8, ge=2, le=10_000)
     """Responses sampled per prompt (paper: 8 to 16)."""
     first_round: ByContent[Literal["uniform", "balanced"]] = "uniform"
     """What samples first: all options alike, or half of the segments untruncated, for several knobs that truncate."""
-    rounds: Annotated[int, Enters("evaluation")] = Field(default=1, ge=1)
+    rounds: Annotated[Few, Enters("evaluation")] = 1
     """A later round samples with, starts from, and refers to the head of the round before."""
-    max_new_tokens: int = Field(default=64, ge=1)
+    max_new_tokens: Count = 64
     """Longest response, in tokens."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: Count = 256
     """Responses generated together."""
-    shard_size: Annotated[int, Enters("rollouts", "features")] = Field(default=512, ge=1)
+    shard_size: Annotated[Count, Enters("rollouts", "features")] = 512
     """Responses in one file of a stage; what an interruption can cost."""
 
 
@@ -128,25 +130,25 @@ class Fit(Section):
 
     stages = ("fit",)
 
-    steps: int = Field(default=300, ge=1)
+    steps: Count = 300
     """Optimiser steps per round; a learner on policy samples in each."""
-    pairs_per_step: int = Field(default=64, ge=1)
+    pairs_per_step: Count = 64
     """Preference pairs in a step; of a learner on policy, the responses that it samples."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of AdamW, at its peak."""
     schedule: Schedule = "linear"
     """How the learning rate decays: linear or cosine to 0, or constant."""
-    warmup: int = Field(default=0, ge=0)
+    warmup: int = Field(default=0, ge=0, lt=2**31)
     """Steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of AdamW."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; longer ones are scaled down."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, lt=2**31)
     """Stop after this many validation points (20 in a run) without a better held-out preference accuracy; by default never."""
     validation: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts whose pairs choose the best step instead of training."""
-    checkpoint_every: Harmless[int] = Field(default=100, ge=1)
+    checkpoint_every: Harmless[Count] = 100
     """Steps of the head's training between two points from which it can be resumed."""
 
 
@@ -155,11 +157,11 @@ class Evaluate(Section):
 
     stages = ("evaluation",)
 
-    eval_size: ByContent[int] = Field(default=192, ge=0)
+    eval_size: ByContent[int] = Field(default=192, ge=0, lt=2**31)
     """Held-out prompts to evaluate on; 0 skips the evaluation."""
-    eval_seeds: ByContent[int] = Field(default=2, ge=1)
+    eval_seeds: ByContent[Few] = 2
     """Times that every policy answers every held-out prompt."""
-    tune_size: ByContent[int] = Field(default=96, ge=1)
+    tune_size: ByContent[Count] = 96
     """Training prompts on which the best constant option is chosen."""
     pick: ByContent[Pick] = "greedy"
     """How options are taken from the head at evaluation: greedy (Eq. 4) or sample (Eq. 5)."""

@@ -12,6 +12,7 @@ from einops import repeat
 from torch import Tensor
 
 from latentknobs.conformance.suite import Suite, require
+from latentknobs.entry_points import with_example
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.context import PARTS, Observation
 from latentknobs.knobs.space import KnobSpace
@@ -95,7 +96,8 @@ class Subject:
 
 def find(policy: Policy | str, hidden_size: int = 16, vocabulary: int = 50) -> Subject:
     """A policy, or its name, on a model of these sizes."""
-    return Subject(policy_of(policy), hidden_size, vocabulary)
+    found = policy_of(with_example("policy", policy) if isinstance(policy, str) else policy)
+    return Subject(found, hidden_size, vocabulary)
 
 
 def has_a_space_and_a_segmenter(subject: Subject) -> None:

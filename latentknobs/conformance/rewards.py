@@ -11,6 +11,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from latentknobs.conformance.suite import CannotTry, Suite, Violation, require
+from latentknobs.entry_points import with_example
 from latentknobs.errors import ConfigError
 from latentknobs.rewards.calling import DATA, arguments_of, call, copies
 from latentknobs.rewards.returned import Answer, Failed, check_answer, listed
@@ -61,13 +62,16 @@ def find(reward: str | RewardFunction, columns: Mapping[str, Any] | str | None =
 
     Args:
         columns: what its prompts must have: for each column one value, or a list of values that are dealt out to the rows. As
-            text, a JSON object.
+            text, a JSON object. By default the reward's own attribute `example_columns`, if it has one.
 
     Raises:
         ConfigError: it is not a reward, or these are not columns.
     """
+    part = resolve_rewards([with_example("reward", reward) if isinstance(reward, str) else reward]).parts[0]
     try:
-        found = json.loads(columns) if isinstance(columns, str) else dict(columns or {})
+        found = (
+            json.loads(columns) if isinstance(columns, str) else dict(columns or getattr(part.function, "example_columns", {}))
+        )
     except ValueError:
         found = None
     if not isinstance(found, dict) or any(value == [] for value in found.values()) or found.keys() & set(DATA):
@@ -76,7 +80,7 @@ def find(reward: str | RewardFunction, columns: Mapping[str, Any] | str | None =
     ids = [list(text.encode()) for text in COMPLETIONS]
     prompts = [f"Question {n}: " for n in range(len(COMPLETIONS))]
     values: dict[str, Any] = {"prompts": prompts, "completions": list(COMPLETIONS), "completion_ids": ids, **dealt}
-    return Subject(resolve_rewards([reward]).parts[0], values)
+    return Subject(part, values)
 
 
 def _where_it_works(check: Callable[[Subject, list[Answer]], None]) -> Callable[[Subject], None]:

@@ -3,6 +3,7 @@
 Not supported, on purpose: streaming by name, datasets that bring code of their own, and guesses at column names.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def _row(line: str, number: int, path: Path, needs: Sequence[str]) -> dict[str, 
 def _parts(source: str) -> tuple[str, str | None, str | None]:
     """Name, config and split. A colon inside brackets belongs to a slice: `train[:100]`."""
     rest = source.removeprefix(DATASET)
-    parts = [rest] if path_of(rest).exists() else re.split(r":(?![^\[]*\])", rest)
+    parts = [rest] if os.path.exists(path_of(rest)) else re.split(r":(?![^\[]*\])", rest)
     if not 1 <= len(parts) <= 3 or not all(parts):
         raise DataError(f"{source!r} is not a dataset. Write {FORM}.")
     name, *others = parts
@@ -112,7 +113,7 @@ def _load(name: str, config: str | None, split: str | None) -> Any:
             "to a JSONL file."
         ) from None
     path = path_of(name)
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in FILES):
+    if not os.path.exists(path) and (name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix in FILES):
         raise DataError(f"There is no dataset at {name!r}. Give a folder, a file ({', '.join(FILES)}) or a hub id.")
     wanted = split or "train"
     try:

@@ -3,15 +3,19 @@
 import math
 from typing import Any
 
+LONGEST = 4096  # values of one grid; more is a grid by mistake
+
 
 def check_ascending(options: tuple[float, ...]) -> tuple[float, ...]:
-    """The grid itself, if it is finite, unique and ascending.
+    """The grid itself, if it is finite, unique, ascending and not too long.
 
     Raises:
         ValueError: with the grid that was probably meant, where that can be guessed.
     """
     if not options:
         raise ValueError("it is empty; give at least one value")
+    if len(options) > LONGEST:
+        raise ValueError(f"it has {len(options):,} values, more than {LONGEST:,}; leave some out")
     if not all(math.isfinite(value) for value in options):
         raise ValueError("every value must be finite")
     if len(set(options)) < len(options):
@@ -34,4 +38,6 @@ def show(values: Any) -> str:
     """A grid as the user would write it; anything else as Python shows it."""
     if not isinstance(values, list | tuple):
         return repr(values)
+    if len(values) > 32:
+        return f"[{show(values[:4])[1:-1]}, ..., {show(values[-1:])[1:]} of {len(values):,} values"
     return "[" + ", ".join(f"{v:g}" if isinstance(v, int | float) else repr(v) for v in values) + "]"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentknobs.errors import AdapterError, UnknownNameError
 from latentknobs.knobs.context import Context
+from latentknobs.knobs.grid import LONGEST
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.registry import HERE, knob_class, source_of, sources
 
@@ -28,12 +29,12 @@ class SavedKnob(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     name: Word
-    options: list[float]
+    options: Annotated[list[float], Field(max_length=LONGEST)]
     settings: dict[str, Any] = {}
     distribution: Word = HERE
     version: Word = ""
     position: int = 0
-    hashes: list[Word] = []
+    hashes: Annotated[list[Word], Field(max_length=LONGEST)] = []
 
 
 def probe() -> tuple[Tensor, Context]:

@@ -80,7 +80,10 @@ class DecodingKnob(BaseModel, ABC):
     @field_validator("options", mode="before")
     @classmethod
     def _listed(cls, options: Any) -> Any:
-        return (options,) if isinstance(options, int | float) else options
+        grid = (options,) if isinstance(options, int | float) else options
+        if isinstance(grid, list | tuple) and any(isinstance(value, bool) for value in grid):
+            raise ValueError("true and false are not numbers")
+        return grid
 
     @field_validator("options")
     @classmethod

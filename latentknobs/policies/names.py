@@ -49,6 +49,10 @@ def balanced(level: str = "token", tokenizer: Any = None, **grids: Any) -> Balan
     return BalancedPolicy(_space("balanced", grids), parse_level(level, tokenizer))
 
 
+for _factory, _example in ((constant, "1"), (uniform, "0.5,1"), (balanced, "0.5,1")):
+    setattr(_factory, "example", f"temperature={_example}")  # noqa: B010 (a function declares no attributes)
+
+
 def _space(name: str, grids: dict[str, Any]) -> KnobSpace:
     if not grids:
         raise ConfigError(f"The policy {name!r} needs the values of at least one knob, e.g. '{name}:temperature=0.7'.")

@@ -9,6 +9,8 @@ a list of one assistant message.
 None means that the reward does not apply to a completion. An exception, or a value that is not a finite number, leaves that one
 completion without a score; `Failed("why")` in place of a number says why.
 
+A reward that needs columns names a few values of each in `example_columns`, for `latentknobs rewards check`.
+
 Scores of a reward that was named, or of a callable with an attribute `version`, are kept until it changes (`identity`).
 """
 

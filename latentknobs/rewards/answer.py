@@ -31,6 +31,7 @@ class ExactMatch:
 
     def __init__(self, marker: str | None = "####") -> None:
         self.marker = marker
+        self.example_columns = {"answer": [72, "#### 42"]}
         self.__name__ = "exact_match"
 
     def __call__(self, prompts: Texts, completions: Texts, answer: Sequence[Any], **columns: Any) -> list[float]:

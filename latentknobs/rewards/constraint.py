@@ -37,6 +37,7 @@ class SentenceConstraint:
 
     def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix
+        self.example_columns = {"opener": ["So", "Once"]}
         self.__name__ = "sentence_constraint"
 
     def __call__(
@@ -65,6 +66,8 @@ class TextConstraint:
         pattern: a regular expression that the whole completion must match; `.` matches line ends too.
         is_json: the whole completion must be JSON.
     """
+
+    example = "max_words=50"
 
     def __init__(
         self, min_words: int | None = None, max_words: int | None = None, contains: str | None = None,

@@ -40,6 +40,7 @@ class MathAnswer:
             ) from None
         self._library: Any = math_verify
         self.column, self.timeout = column, timeout
+        self.example_columns = {column: [72, r"\frac{1}{2}"]}
         self.__name__ = "math_answer"
 
     def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float | None]:

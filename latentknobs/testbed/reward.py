@@ -46,6 +46,11 @@ def testbed_reward(
     return [_reward(*row) for row in zip(prompts, completions, task, answers, openers, strict=True)]
 
 
+testbed_reward.example_columns = {  # type: ignore[attr-defined]
+    "task": list(SINGLE_TASKS), "answer": [72], "opener": ["So"],
+}  # fmt: skip
+
+
 def _reward(prompt: str, completion: str, task: str, answer: Any, opener: str | None) -> float:
     if task == "math":
         return _math([prompt], [completion], answer=[answer])[0]

@@ -1,6 +1,8 @@
 """Digests of the inputs of a run, for the keys of its stages: the model, its tokenizer, the space, and prompts."""
 
+import functools
 import json
+import types
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,10 +41,10 @@ def subject(model: Any, tokenizer: Any, space: KnobSpace, segmenter: Segmenter) 
 
 def model_content(model: Any) -> list[Any]:
     """Every bit of the weights, every field of the config and of the generation config, and the code's name; of every part its
-    class and the plain values that it computes with, which may have been changed after they were read from the config."""
+    class, its hooks, and the plain values that it computes with, which may have changed since they were read from the config."""
     settings = [part.to_dict() for part in (model.config, model.generation_config) if part is not None]
     attention = getattr(model.config, "_attn_implementation", None)
-    parts = [(name, type(part), _plain(part)) for name, part in model.named_modules()]
+    parts = [(name, type(part), _plain(part), *_changes(part)) for name, part in model.named_modules()]
     return [parts, str(model.dtype), attention, [_without_names(part) for part in settings], weights(model)]
 
 
@@ -50,6 +52,15 @@ def _plain(part: Any) -> dict[str, Any]:
     """Public numbers and texts of a module, without `training`, which is off whenever the model is read."""
     left_out = {"training", "gradient_checkpointing", *NAMES}
     return {k: v for k, v in vars(part).items() if isinstance(v, PLAIN) and k not in left_out and not k.startswith("_")}
+
+
+def _changes(part: Any) -> list[Any]:
+    """What a caller has put around a module: forward hooks, and the code of a method `forward` in place of its class's."""
+    forward = vars(part).get("forward")
+    while isinstance(forward, functools.partial | types.MethodType):  # accelerate's; what it is bound to is this model
+        forward = forward.func if isinstance(forward, functools.partial) else forward.__func__
+    hooks = [list(part._forward_pre_hooks.values()), list(part._forward_hooks.values())]
+    return [hooks, getattr(forward, "__code__", type(forward))]
 
 
 def tokenizer_content(tokenizer: Any) -> list[Any]:

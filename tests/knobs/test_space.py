@@ -119,3 +119,10 @@ def test_bad_spaces_are_refused_in_one_paragraph_with_the_input_and_the_remedy(b
 def test_an_index_that_is_no_whole_number_is_not_rounded(index: object) -> None:
     with pytest.raises((SpaceError, TypeError)):
         KnobSpace.of(GRID).select([index])
+
+
+def test_a_grid_by_mistake():
+    with pytest.raises(GridError, match=r"\[0, 0.001, 0.002, 0.003, ..., 4.999\] of 5,000 values .* more than 4,096"):
+        KnobSpace.of({"temperature": [n / 1000 for n in range(5000)]})
+    with pytest.raises(GridError, match="true and false are not numbers"):
+        KnobSpace.of({"temperature": [True]})

@@ -222,3 +222,31 @@ def test_special_tokens_that_are_split(unchanged):
     tokenizer = testbed.load_tokenizer()
     tokenizer.split_special_tokens = True
     assert make(tokenizer=tokenizer) != unchanged
+
+
+def doubled(module, args, output):
+    output.logits = 2 * output.logits
+    return output
+
+
+def times(factor):
+    return lambda module, args, output: setattr(output, "logits", factor * output.logits)
+
+
+def test_what_a_caller_puts_around_the_model(unchanged):
+    found = [unchanged]
+    for hook in (doubled, times(2.0), times(3.0), times(torch.ones(1))):
+        model = llama()
+        handle = model.register_forward_hook(hook)
+        assert make(model) == make(model)
+        found.append(make(model))
+        handle.remove()
+        assert make(model) == unchanged
+    model = llama()
+    model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] / 2,))
+    found.append(make(model))
+    model = llama()
+    own = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: own(hidden) * 3
+    found.append(make(model))
+    assert len(set(found)) == len(found)

@@ -18,10 +18,12 @@ from einops import rearrange
 from torch import Tensor
 
 from latentknobs.engines.transformers import modes
+from latentknobs.engines.transformers.batching import check_batch, is_packed, packed_logits, refuse_batching
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.finished import Call
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
+from latentknobs.engines.transformers.inputs import COUNTS, check_counts, check_sequences, in_our_words, prompt_of
 from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
@@ -64,7 +66,7 @@ class Attached:
         DecodingError: the model already has a policy attached, or is not one that policies can decode with.
     """
 
-    rows: Tensor | None = None
+    rows: Tensor | list[int] | None = None
     samples: int | None = None
 
     def __init__(
@@ -83,6 +85,7 @@ class Attached:
         self._now, self._lock = Running(), threading.RLock()
         self._newest: Ledger | None = None
         self._call: Call | None = None  # the newest one
+        self._packed = 0  # tokens that continuous batching was given choices for
         # Wrappers may call the model's forward without its hooks (PEFT does), so that they need the hook too.
         modules = [layer for layer in reversed(layers) if isinstance(layer, torch.nn.Module)]
         self._hooks = [
@@ -93,6 +96,7 @@ class Attached:
             "generate": self._checked_generate,
             "_get_logits_processor": self._processors,
             "init_continuous_batching": self._batching,
+            "generate_batch": self._batch,
         }
         self._methods = {name: Method(model, name, call) for name, call in replaced.items() if hasattr(model, name)}
         model._latentknobs = self
@@ -176,24 +180,22 @@ class Attached:
             attention_mask: (B, prompt_length) of the prompt, when rows are padded on the left.
             negative_prompt_ids, negative_prompt_attention_mask: (B, P) what `generate` took; not needed for its newest call.
         """
+        check_sequences(self.model, sequences, prompt_length, attention_mask)
         call = self._call if self._call is not None and self._call.returned(sequences, prompt_length) else None
         if call is not None:
             call.check_recordable()
             attention_mask = call.mask_BP if attention_mask is None else attention_mask
         newest = call or self._call or Call(prompt_length, 1, None, self.samples or 1)
         rows_B = torch.arange(len(sequences)) // newest.copies
-        rows_B = rows_B if self.rows is None else self.rows.cpu()[rows_B]
+        rows_B = rows_B if self.rows is None else torch.as_tensor(self.rows).cpu()[rows_B]
         second = call.second if call is not None else None
         if negative_prompt_ids is not None:
             second = modes.check_second(negative_prompt_ids, negative_prompt_attention_mask, len(sequences))
-        self._now.is_paused = True
-        try:
+        with self._now.paused():
             return read_record(
                 self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B, newest.max_new_tokens,
                 newest.samples, None if call is None else call.lengths, () if call is None else call.ignored, second,
             )  # fmt: skip
-        finally:
-            self._now.is_paused = False
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
@@ -207,37 +209,35 @@ class Attached:
             raise DecodingError("generate(...) with a policy attached takes at most inputs and generation_config by position.")
         config = for_call(kwargs.pop("generation_config", args[1] if len(args) > 1 else None))
         args, configs = args[:1], (config, neutral := for_model(own))
-        beams = int(setting("num_beams", kwargs, configs, 1))
+        counts = {name: setting(name, kwargs, configs, default) for name, default in COUNTS.items()}
+        check_counts(counts)
+        tokens, beams, copies = counts.values()
         kwargs, ignored = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
         modes.refuse_embeds(kwargs, self.policy)
-        if setting("use_cache", kwargs, configs, True):
+        if has_cache := bool(setting("use_cache", kwargs, configs, True)):
             modes.refuse_dropped_cache(self.model)
-        if beams > 1:
-            modes.refuse_beams_without_cache(self.policy, bool(setting("use_cache", kwargs, configs, True)))
-        inputs = (*(kwargs.get(name) for name in ("inputs_embeds", "input_ids", "inputs")), *args)
-        prompt = next((p for p in inputs if p is not None), None)
+        modes.refuse_beams_without_cache(self.policy, has_cache or beams == 1)
+        prompt = prompt_of(self.model, kwargs, args)
         if ledger is None:
-            length = 1 if prompt is None else prompt.shape[1]
-            ledger = Ledger(self.policy, length, beams, kwargs.get("attention_mask"), self.rows)
-            ledger.max_new_tokens = setting("max_new_tokens", kwargs, configs, None)
-            ledger.samples = self.samples or int(setting("num_return_sequences", kwargs, configs, 1))
+            ledger = Ledger(self.policy, 1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
+            ledger.max_new_tokens, ledger.samples = tokens, self.samples or copies
             ledger.is_plain, ledger.is_one_call = beams == 1, True
             ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
             ledger.second_prompt = modes.second_prompt(kwargs, self.policy, 1 if prompt is None else len(prompt))
         drafts = any(kwargs.get(name) is not None for name in ("assistant_model", "custom_generate"))
         drafts = drafts or setting("prompt_lookup_num_tokens", kwargs, configs, None) is not None
         self._newest = now.ledger = ledger
-        before = 0 if prompt is None or prompt.is_floating_point() else ledger.prompt_length
-        copies = int(setting("num_return_sequences", kwargs, configs, 1)) if beams > 1 else 1
-        call = Call(before, copies, ledger.max_new_tokens, ledger.samples, ignored, kwargs.get("attention_mask"))
-        call.second = ledger.second_prompt
+        before = 0 if prompt is not None and prompt.is_floating_point() else ledger.prompt_length
+        copies, mask_BP = copies if beams > 1 else 1, kwargs.get("attention_mask")
+        call = Call(before, copies, ledger.max_new_tokens, ledger.samples, ignored, mask_BP, second=ledger.second_prompt)
         call.may_stop = bool(kwargs.get("stopping_criteria")) or drafts or setting("max_time", kwargs, configs, None) is not None
         self._call, now.verifier = call, Verifier(call, ledger.prompt_length, ledger.is_plain and not drafts)
         now.may_sample = self.sampler == "own" and not drafts
         try:
             self._stepper.begin()
             self.model.generation_config = neutral
-            returned = self._methods["generate"].original(*args, generation_config=config, **kwargs)
+            with in_our_words(now.verifier.has_begun):
+                returned = self._methods["generate"].original(*args, generation_config=config, **kwargs)
         finally:
             if self.model.generation_config is neutral:
                 self.model.generation_config = own
@@ -269,9 +269,15 @@ class Attached:
         return processors
 
     def _batching(self, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        modes.refuse_batching(self.policy)
+        refuse_batching(self.policy)
         config = for_call(generation_config) or for_model(self.model.generation_config)
         return self._methods["init_continuous_batching"].original(config, *args, **kwargs)
+
+    def _batch(self, *args: Any, **kwargs: Any) -> Any:
+        self._packed = 0
+        results = self._methods["generate_batch"].original(*args, **kwargs)
+        check_batch(results, self._packed)
+        return results
 
     def _tap(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         self._now.hidden = args[0]
@@ -287,15 +293,16 @@ class Attached:
         modes.refuse_embeds(kwargs, self.policy)
         # with a device map the last layers may live elsewhere than where logits come back
         hidden_BSD, logits_BSV = tapped_BSD.to(output.logits.device), output.logits
-        if "cu_seq_lens_q" in kwargs and "cache" in kwargs:  # continuous batching: every token of the row for itself
-            output.logits = self._packed(hidden_BSD, logits_BSV)
+        if is_packed(kwargs):
+            output.logits = packed_logits(self._stepper, hidden_BSD, logits_BSV)
+            self._packed += logits_BSV.shape[1]
             return output
         width, kept = ids_BS.shape[1], logits_BSV.shape[1]
         ledger, cache, verifier = now.ledger or Ledger(self.policy, width), cache_in(kwargs), now.verifier
         first = ledger.before(kwargs, width)
-        if verifier is None and first == 0:
-            ledger = Ledger(self.policy, width)
-        if verifier is not None:
+        if verifier is None:
+            ledger = Ledger(self.policy, width) if first == 0 else ledger
+        else:
             verifier.step(first + width, ids_BS[:, -1])
             verifier.call.see_mask(kwargs.get("attention_mask"), ledger.rows_per_key)
         self._newest = now.ledger = ledger
@@ -314,18 +321,10 @@ class Attached:
             output.logits = rearrange(rewritten, "s b v -> b s v")
         return output
 
-    def _packed(self, hidden_1SD: Tensor, logits_1SV: Tensor) -> Tensor:
-        seen = Observation(hidden_ND=hidden_1SD[0, -logits_1SV.shape[1] :], logits_NV=logits_1SV[0])
-        choice = self._stepper.choose(seen, torch.zeros(len(seen.logits_NV), dtype=torch.float64), True, None, None)
-        return lowered(apply_values(seen.logits_NV, self.policy.space, choice.value_NJ), seen.logits_NV).unsqueeze(0)
-
     def _bare(self, **inputs: Any) -> Any:
         """The model's own output, as if no policy were attached."""
-        self._now.is_paused = True
-        try:
+        with self._now.paused():
             return self.model(**inputs)
-        finally:
-            self._now.is_paused = False
 
     def _column(self, ledger: Ledger, column: int, previous_B: Tensor, seen: Observation) -> Tensor:
         """Logits of the token at `column + 1`, after the choice of its segment; columns inside the prompt are untouched."""

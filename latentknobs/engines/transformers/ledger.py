@@ -46,11 +46,12 @@ class Ledger:
         prompt_length: int,
         rows_per_key: int = 1,
         mask_BP: Tensor | None = None,
-        keys_B: Tensor | None = None,
+        keys_B: Any = None,
     ) -> None:
         self.policy, self.needs, self._remembers = policy, reads(policy), remembers(policy)
         self.prompt_length = self.columns = prompt_length
-        self.rows_per_key, self.mask_BP, self.keys_B = rows_per_key, mask_BP, keys_B
+        self.rows_per_key, self.mask_BP = rows_per_key, mask_BP
+        self.keys_B = None if keys_B is None else torch.as_tensor(keys_B)
         self.max_new_tokens: int | None = None
         self.samples = 1
         self.sampling, self.is_plain, self.is_one_call = False, True, False
@@ -105,6 +106,11 @@ class Ledger:
         """(B,) whose uniforms each row uses."""
         if self._row_keys_B is None or len(self._row_keys_B) != rows:
             request_B = torch.arange(rows, device=device) // self.rows_per_key
+            wanted = (rows // self.rows_per_key,)
+            if self.keys_B is not None and (found := tuple(self.keys_B.shape)) != wanted:
+                raise DecodingError(
+                    f"`rows` of the attached policy have shape {found}, and the batch {wanted}. Give an id for each row, or None."
+                )
             self._row_keys_B = request_B if self.keys_B is None else self.keys_B.to(device)[request_B]
         return self._row_keys_B
 

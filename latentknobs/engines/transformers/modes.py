@@ -75,7 +75,7 @@ def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
     """
     if not use_cache and not carries_nothing(policy):
         raise DecodingError(
-            f"Beam search without a cache cannot carry {_carried(policy)} from token to token. "
+            f"Beam search without a cache cannot carry {carried(policy)} from token to token. "
             "Use use_cache=True, or an adapter of level 'token'."
         )
 
@@ -106,30 +106,8 @@ def refuse_dropped_cache(model: Any) -> None:
         )
 
 
-def refuse_batching(policy: Policy) -> None:
-    """Continuous batching packs requests into one row and does not say which is which.
-
-    Raises:
-        DecodingError: the policy would have to know.
-    """
-    if needs := reads(policy):
-        raise DecodingError(
-            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot supply "
-            f"{', '.join(needs)}, which {policy.space!r} reads. Use generate, or leave that knob out."
-        )
-    if not carries_nothing(policy):
-        raise DecodingError(
-            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot carry "
-            f"{_carried(policy)}. Use generate, or an adapter of level 'token'."
-        )
-    if policy.draws:
-        raise DecodingError(
-            "Continuous batching (generate_batch) does not tell which request a token belongs to, so options cannot be drawn "
-            "by seed, row and position. Use generate, or a policy with pick='greedy'."
-        )
-
-
-def _carried(policy: Policy) -> str:
+def carried(policy: Policy) -> str:
+    """What a policy carries from token to token, in words."""
     return f"what {type(policy).__name__} remembers" if remembers(policy) else f"level {policy.segmenter.level!r}"
 
 

@@ -64,6 +64,9 @@ def setting(name: str, kwargs: dict[str, Any], configs: Iterable[Any], default: 
 
 def for_model(config: Any) -> Any:
     """A copy of a model's generation config in which nothing changes what the policy chooses."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig() if config is None else config  # of a model that has none
     off = {name: value for group in (CHOSEN, SHAPING, REFUSED) for name, value in group.items()}
     if found := _acting(config, off):
         announce(
@@ -104,8 +107,12 @@ def for_call(config: Any) -> Any:
     Raises:
         DecodingError: it asks for a way of decoding that no policy can follow.
     """
+    from transformers import GenerationConfig
+
     if config is None:
         return None
+    if not isinstance(config, GenerationConfig):
+        raise DecodingError(f"generation_config={config!r:.80} is not a GenerationConfig. Pass one, or arguments instead.")
     _refuse_ways({name: getattr(config, name, None) for name in REFUSED})
     return _with(config, CHOSEN)
 

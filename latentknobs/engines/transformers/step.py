@@ -72,9 +72,9 @@ def check_values(policy: Policy, value_NJ: Tensor) -> None:
     Raises:
         DecodingError: naming the policy, the knob, the value and the range.
     """
-    for knob, value_N in zip(policy.space.knobs, value_NJ.unbind(-1), strict=True):
-        low, high = knob.value_range()
-        values = value_N.cpu().numpy()
+    seen_NJ = value_NJ.cpu().numpy()
+    for j, knob in enumerate(policy.space.knobs):
+        (low, high), values = knob.value_range(), seen_NJ[..., j]
         if not (is_within := (values >= low) & (values <= high)).all():
             raise DecodingError(
                 f"The policy {type(policy).__name__} chose {knob.name} = {values[~is_within][0]:g}, outside the range of that "

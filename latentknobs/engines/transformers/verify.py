@@ -6,7 +6,8 @@ the steps is read once, at the end.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +36,10 @@ class Verifier:
         self._before_B: Tensor | None = None  # ids of the step before
         self._is_wrong: Tensor | None = None  # (), on a GPU
 
+    def has_begun(self) -> bool:
+        """Whether a step has been seen."""
+        return self._columns is not None
+
     def step(self, columns: int, ids_B: Tensor) -> None:
         """Before the choices of a step.
 
@@ -50,7 +55,7 @@ class Verifier:
             return
         is_prompt = before < columns <= self.prompt_length  # chunks of any width
         if not is_prompt and columns != before + 1:
-            raise _error(f"After {before} tokens of the sequence the model was called for token {columns}, not {before + 1}")
+            raise unheld(f"After {before} tokens of the sequence the model was called for token {columns}, not {before + 1}")
         self._compare(ids_B)
 
     def drew(self, token_B: Tensor) -> None:
@@ -70,11 +75,11 @@ class Verifier:
         """
         if choices < tokens or (self.is_plain and choices != tokens):
             what = "did not act at all" if choices <= 0 else f"chose for {choices} tokens"
-            raise _error(f"generate returned {tokens} new tokens, and the attached policy {what}")
+            raise unheld(f"generate returned {tokens} new tokens, and the attached policy {what}")
         if self.is_plain and tokens:
             self._compare(sequences_BL[:, -1])
         if self._is_wrong is not None and bool(self._is_wrong):
-            raise _error("A sequence holds other tokens than those that the attached policy drew")
+            raise unheld("A sequence holds other tokens than those that the attached policy drew")
 
     def _compare(self, ids_B: Tensor) -> None:
         before_B, drawn_B, self._before_B, self._drawn_B = self._before_B, self._drawn_B, ids_B, None
@@ -89,7 +94,7 @@ class Verifier:
         elif bool(is_wrong_B.any()):
             row = int(is_wrong_B.nonzero()[0])
             drawn, found = int(drawn_B[row]), int(ids_B[row])
-            raise _error(f"For row {row} the attached policy drew token {drawn}, and the sequence holds {found}")
+            raise unheld(f"For row {row} the attached policy drew token {drawn}, and the sequence holds {found}")
 
     def _is_any_of(self, ids_B: Tensor, tokens: Collection[int]) -> Tensor:
         return torch.isin(ids_B, _on_device(tuple(tokens), ids_B.device, ids_B.dtype))
@@ -101,7 +106,8 @@ def _on_device(tokens: tuple[int, ...], device: torch.device, dtype: torch.dtype
     return torch.tensor(tokens, device=device, dtype=dtype)
 
 
-def _error(fact: str) -> DecodingError:
+def unheld(fact: str) -> DecodingError:
+    """The error for output that is not the policy's."""
     return DecodingError(
         f"{fact}: the output of this call is not the policy's ({versions()}). Another hook, a wrapper or an untested version "
         "changes what generate does. Remove it, or detach the policy."
@@ -123,3 +129,12 @@ class Running(threading.local):
     verifier: Verifier | None = None  # of the `generate` that is running
     may_sample = False
     is_paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block in which the model says what it says without a policy."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,40 @@ def test_the_call_of_a_grpo_trainer(call: Callable[..., Tensor]) -> None:
     assert torch.equal(found, expected) and (record.logps_BT == 0).all()
     assert warm.shape != found.shape or not torch.equal(warm, found)
     assert config.to_dict() == before and state_of(model) == state
+
+
+@pytest.mark.parametrize("policy", [COLD, WARM])
+def test_a_whole_step_of_a_grpo_trainer(policy: ConstantPolicy, tmp_path: Path) -> None:
+    """Its rollouts are the policy's, its gradients those of the model alone, and nothing is left behind."""
+    trl = pytest.importorskip("trl", reason="TRL is not installed: pip install 'latentknobs[clients]'")
+    from datasets import Dataset
+
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    tokenizer.padding_side = "left"
+    prompt, said = "Once upon a time", list[str]()
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    greedy = tokenizer.decode(model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :], skip_special_tokens=True)
+
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        said.extend(completions)
+        return [float(len(text)) for text in completions]
+
+    settings = trl.GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=8, max_steps=1, report_to=[],
+        use_cpu=True, bf16=False, save_strategy="no", temperature=0.9, top_p=0.95, beta=0.0, learning_rate=1e-3,
+    )  # fmt: skip
+    for weight in model.parameters():
+        weight.requires_grad_(True)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    with Attached(model, policy):
+        trl.GRPOTrainer(model, reward, args=settings, train_dataset=Dataset.from_list([{"prompt": prompt}] * 4),
+                        processing_class=tokenizer).train()  # fmt: skip
+    learned = any(not torch.equal(*both) for both in zip(before, model.parameters(), strict=True))
+    if policy is COLD:  # four equal answers teach nothing
+        assert said == [greedy] * 4 and not learned
+    else:
+        assert len(set(said)) > 1 and learned
+    assert "generate" not in vars(model) and not hasattr(model, "_latentknobs")
 
 
 def test_batches_returns_configs_and_chats_of_a_pipeline() -> None:

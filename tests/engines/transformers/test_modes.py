@@ -308,3 +308,12 @@ def test_compiled_forward(lm: nn.Module) -> None:
     compiled._compile_all_devices = True
     found = generated(lm, policy, cache_implementation="static", compile_config=compiled)
     assert_reproduced(lm, policy, *found)
+
+
+def test_continuous_batching_in_which_the_policy_does_not_act(lm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
+    config = GenerationConfig(max_new_tokens=3, eos_token_id=-1, pad_token_id=0, do_sample=True)
+    with Attached(lm, policy_for(lm, "token", "greedy")):
+        monkeypatch.setattr("latentknobs.engines.transformers.attach.is_packed", lambda kwargs: False)
+        with pytest.raises(DecodingError, match="generate_batch returned 3 new tokens, and the attached policy chose for 0"):
+            lm.generate_batch([[3, 4]], config, small, warmup=False)
