@@ -82,6 +82,7 @@ def test_no_prompt_no_config_and_rows_in_a_list(lm: Any) -> None:
         knobs.rows = [7, 8]
         with pytest.raises(DecodingError, match=r"`rows` of the attached policy have shape \(2,\), and the batch \(1,\)"):
             lm.generate(IDS, max_new_tokens=2)
+        knobs.rows = None
         with pytest.raises(DecodingError, match="not a GenerationConfig"):
             lm.generate(IDS, generation_config=SimpleNamespace(num_beams=1))
         assert lm.generate(IDS, generation_config=GenerationConfig(max_new_tokens=2)).shape[1] > 4
