@@ -1,29 +1,30 @@
-"""docs/paper.md, written from the recipes' texts and the summaries in `results/`; nothing on the page is typed by hand."""
+"""docs/paper.md and a page of tables for each recipe, written from the recipes' texts and the summaries in `results/`.
+
+Nothing on these pages is typed by hand.
+"""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.baselines import SOURCES
-from benchmarks.paper.claims import FAILS
+from benchmarks.paper.claims import FAILS, VERDICTS
 from benchmarks.paper.figures import draw
 from benchmarks.paper.recipe import Recipe, names, read_recipe
 
 HEADER = """\
 # The paper, and beyond
 
-What arXiv 2411.09661 (Dhuliawala et al. 2024, "Adaptive Decoding via Latent Preference Optimization") did, section by section,
-and what came out when we did it with this library on small models. The recipes are in `benchmarks/paper/recipes`; this page is
-written by `python -m benchmarks.paper table` from the summaries in `benchmarks/paper/results`. `make paper` runs a reduced
-version of everything and prints which of the conclusions below hold.
+What arXiv 2411.09661 (Dhuliawala et al. 2024, "Adaptive Decoding via Latent Preference Optimization") claims, and what came out
+when its experiments, and some beyond them, were run with this library on small models (`python -m benchmarks.paper run NAME`;
+`make paper` runs a reduced version of everything; this page and its tables are written by `python -m benchmarks.paper table`).
 
-How to read the tables. The learned head and every rival answer the same held-out prompts. **Gain** is the mean of the head
-minus the rival's, paired by prompt, with a 95 % bootstrap interval over prompts; **wins** is the head's win rate in %, ties
-one half; **p** is of a sign-flip test on the differences of the gain, after Holm's correction for all rivals of the table.
-One training seed each, unless said. Each part says its size and commit; a + would mark a tree with changes. Prompts are
-split by a hash of their text: a fifth is held out; of the rest, a fifth (dev) is where constants, rules and settings are
-chosen; heads are trained on what remains. Where nothing else is said, heads are trained with Eq. 11 (`latent`); the paper
-trained with Eq. 10.
+The learned head and every rival answer the same held-out prompts. **Gain** is the mean of the head minus the rival's, paired by
+prompt, with a 95 % bootstrap interval over prompts; **wins** is the head's win rate in %, ties one half; **p** is of a sign-flip
+test, after Holm's correction for all rivals of the table. One training seed each, unless said. Prompts are split by a hash of
+their text: a fifth is held out; of the rest, a fifth (dev) is where constants, rules and settings are chosen. Heads are trained
+with Eq. 11 (`latent`) where nothing else is said; the paper trained with Eq. 10.
 """
 
 SMALL = {"full": "", "reduced": " **Reduced size.**", "smoke": " **Smoke size: the figures mean nothing.**"}
@@ -39,13 +40,17 @@ entropy, each tuned on dev prompts over the grid given here:
 
 
 def write_page(results: Path, page: Path) -> None:
-    """Writes the page and its plots (`images/paper/` beside it)."""
-    sections = [HEADER, _rivals()]
+    """Writes the summary, the pages of tables (`paper/` beside it) and their plots (`images/paper/`)."""
+    folder = page.parent / page.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [HEADER]
     for name in names():
-        path = results / f"{name}.json"
+        path, recipe = results / f"{name}.json", read_recipe(name)
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        sections.append(_section(name, read_recipe(name), summary, page.parent))
-    page.parent.mkdir(parents=True, exist_ok=True)
+        sections.append(_summary(name, recipe, summary))
+        (folder / f"{name}.md").write_text(_tables(name, recipe, summary, page.parent), encoding="utf-8")
+    pages = "\n".join(f"paper/{name}" for name in names())
+    sections += [_rivals(), f"```{{toctree}}\n:hidden:\n\n{pages}\n```\n"]
     page.write_text("\n".join(sections), encoding="utf-8")
 
 
@@ -53,34 +58,52 @@ def _rivals() -> str:
     return RIVALS + "".join(f"| `{name}` | {text} |\n" for name, text in SOURCES.items())
 
 
-def _section(name: str, recipe: Recipe, summary: dict[str, Any] | None, folder: Path) -> str:
+def _summary(name: str, recipe: Recipe, summary: dict[str, Any] | None) -> str:
+    """What the paper claims and what was found, with one plot."""
     number = f" (section {recipe.section})" if recipe.section != "-" else ""
-    lines = [f"## {recipe.title}{number}", "", f"**The paper did.** {recipe.did.strip()}", ""]
+    lines = [f"## {recipe.title}{number}", ""]
     if recipe.section != "-":
-        lines += [f"**It found.** {recipe.found.strip()}", ""]
-    lines += [f"**We ran.** {recipe.ours.strip()}", ""]
+        lines += [f"**The paper found.** {recipe.found.strip()}", ""]
+    if summary is None:
+        return "\n".join([*lines, "Not run yet.", ""])
+    count = Counter(claim["verdict"] for part in summary["parts"].values() for claim in part["claims"])
+    verdicts = ", ".join(f"{count[verdict]} {verdict}" for verdict in VERDICTS if count[verdict])
+    label = next(iter(summary["parts"]))
+    lines += [f"**Here.** {recipe.agrees.strip()}" if recipe.agrees else "", ""]
+    lines += [f"Conclusions: {verdicts}. [All tables](paper/{name}.md).", "", f"![{label}]({_image(name, label)})", ""]
+    return "\n".join(lines)
+
+
+def _tables(name: str, recipe: Recipe, summary: dict[str, Any] | None, folder: Path) -> str:
+    """The page of a recipe: what was run, every table, every conclusion with its evidence."""
+    lines = [f"# {recipe.title}", "", f"**The paper did.** {recipe.did.strip()}", ""]
+    lines += [f"**We ran.** {recipe.ours.strip()}", "", "How to read the tables: [the paper, and beyond](../paper.md).", ""]
     if summary is None:
         return "\n".join([*lines, "Not run yet.", ""])
     for label, part in summary["parts"].items():
         lines += _part(name, label, part, folder)
-    lines += ["**What agrees and what does not.**", "", "| conclusion | verdict | evidence |", "|---|---|---|"]
+    lines += ["## What agrees and what does not", "", "| conclusion | verdict | evidence |", "|---|---|---|"]
     for label, part in summary["parts"].items():
         for claim in part["claims"]:
             verdict = f"**{claim['verdict']}**" if claim["verdict"] == FAILS else claim["verdict"]
             lines.append(f"| {label}: {claim['say']} | {verdict} | {claim['evidence']} |")
-    return "\n".join([*lines, "", *([recipe.agrees.strip(), ""] if recipe.agrees else [])])
+    return "\n".join([*lines, ""])
+
+
+def _image(name: str, label: str) -> str:
+    return f"images/paper/{name}-{''.join(c if c.isalnum() else '-' for c in label)}.png"
 
 
 def _part(name: str, label: str, part: dict[str, Any], folder: Path) -> list[str]:
     n = part["numbers"]
     tuned = "; ".join(f"{best} for {measure}" for measure, best in part["best"].items())
-    lines = [f"### {label}", "", f"{part['world']}: {n['train']} training, {n['dev']} dev, {n['held_out']} held-out prompts, "
+    lines = [f"## {label}", "", f"{part['world']}: {n['train']} training, {n['dev']} dev, {n['held_out']} held-out prompts, "
              f"{n['copies']} samples each. Best constant on dev: {tuned}.", "",
              f"`{part['command']}`, {part['date']}, commit `{part['commit']}`.{SMALL[part['size']]}", ""]  # fmt: skip
-    image = f"images/paper/{name}-{''.join(c if c.isalnum() else '-' for c in label)}.png"
+    image = _image(name, label)
     draw(part, folder / image)
     first, *others = part["tables"]
-    lines += [*_table(first), "", f"![{label}]({image})", ""]
+    lines += [*_table(first), "", f"![{label}](../{image})", ""]
     lines += _win_grid(part)
     lines += _described(part)
     if "front" in part:

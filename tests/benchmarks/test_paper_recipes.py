@@ -108,8 +108,9 @@ def test_a_run_asks_held_out_prompts_only_to_judge_and_is_not_repeated(
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "ultra.json").write_text(json.dumps(summary))
     write_page(tmp_path / "results", tmp_path / "paper.md")
-    page = (tmp_path / "paper.md").read_text()
-    assert "Smoke size: the figures mean nothing" in page and page.count("Not run yet.") == len(names()) - 1
+    summary_page, page = (tmp_path / "paper.md").read_text(), (tmp_path / "paper/ultra.md").read_text()
+    assert summary_page.count("Not run yet.") == len(names()) - 1 and "[All tables](paper/ultra.md)" in summary_page
+    assert "Smoke size: the figures mean nothing" in page
     assert (tmp_path / "images/paper/ultra-a-b.png").stat().st_size > 5000
     assert f"{again['tables'][0]['rows'][0]['gain'][0]:.3f}" in page
     assert len(again["tables"]) == 4 and len(again["tables"][0]["rows"]) == 6 + 2 + 2

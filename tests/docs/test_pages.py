@@ -102,7 +102,7 @@ def test_the_contract_page_describes_every_stage_with_its_knobs_and_the_version(
 
 
 ALL = [
-    *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("examples/*/README.md")),
+    *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("[tp]*/*.md")), *sorted(DOCS.glob("examples/*/README.md")),
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md",
 ]  # fmt: skip
 
