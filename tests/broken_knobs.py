@@ -6,6 +6,7 @@ import torch
 from pydantic import PrivateAttr, field_serializer
 from torch import Tensor
 
+from latentknobs.knobs.columns import Columns
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob, Sees, Stage, TruncationKnob
 
@@ -34,6 +35,13 @@ class Cut(TruncationKnob):
 
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         return (sorted_NV >= sorted_NV[:, :1] + value_N.log().unsqueeze(-1)).sum(-1)
+
+
+class CutsElsewhere(Cut):
+    """Its differentiable form forgets the logarithm."""
+
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        return columns.logit_NC[:, :1] - value_N.unsqueeze(-1) - columns.logit_NC
 
 
 class Plain(DecodingKnob):
@@ -329,6 +337,7 @@ BROKEN: dict[str, DecodingKnob] = {
     "ignores_the_offset": RawLogits(),
     "stage_is_true": SharpensToo(),
     "order_is_kept": CutsTheTop(),
+    "excess_is_the_cut": CutsElsewhere(),
     "fast_path_equals_apply": KeepsOneMore(),
     "sees_is_true": ClaimsToSeeLess(),
     "survives_json": RoundsInJson(),

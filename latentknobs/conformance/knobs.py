@@ -14,6 +14,7 @@ CHECKS = {
         robust.keeps_the_dtype, robust.survives_extreme_logits, robust.minimum_means_removed,
         robust.survives_degenerate_rows, robust.survives_a_single_token, meaning.keeps_ties_together,
         meaning.ignores_token_ids, meaning.ignores_the_offset, meaning.stage_is_true, meaning.order_is_kept,
+        meaning.excess_is_the_cut,
         declared.fast_path_equals_apply, declared.sees_is_true, declared.survives_json, declared.survives_pickling,
         declared.repr_shows_the_grid,
     )

@@ -17,6 +17,7 @@ from latentknobs.conformance.rows import (
     values_of,
 )
 from latentknobs.conformance.suite import require
+from latentknobs.knobs.columns import Columns
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import DecodingKnob, ScalingKnob, Stage, TruncationKnob
 
@@ -121,6 +122,19 @@ def order_is_kept(knob: DecodingKnob) -> None:
                 f"value {value:g} in stage `{knob.stage}` reorders tokens or removes a better one; "
                 "declare Stage.TOP or Stage.SHAPE and implement `apply` of a plain DecodingKnob",
             )
+
+
+def excess_is_the_cut(knob: DecodingKnob) -> None:
+    """Where a truncation defines `excess`: at most 0 is what `kept` counts, and it ascends along a row."""
+    if not isinstance(knob, TruncationKnob) or type(knob).excess is TruncationKnob.excess:
+        return
+    sorted_NV = random_rows().sort(-1, descending=True).values
+    for value in (value for value in values_of(knob) if value != knob.neutral):
+        value_N = torch.full((N,), value, dtype=sorted_NV.dtype)
+        excess_NV, kept_N = knob.excess(Columns(sorted_NV), value_N), knob.kept(sorted_NV, value_N).clamp(1, V)
+        is_cut = torch.equal((excess_NV <= 0).sum(-1).clamp(min=1), kept_N)
+        require(is_cut, f"value {value:g}: `excess` is at most 0 for other tokens than `kept` counts; derive one from the other")
+        require(bool((excess_NV.diff(dim=-1) > -1e-9).all()), f"value {value:g}: `excess` falls along a row")
 
 
 def _is_stretched(logits_NV: Tensor, out_NV: Tensor) -> bool:

@@ -18,7 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import Tensor
 
-from latentknobs.errors import GridError
+from latentknobs.errors import ConfigError, GridError
+from latentknobs.knobs.columns import Columns
 from latentknobs.knobs.context import Context, missing_part
 from latentknobs.knobs.grid import check_ascending, explain, show
 from latentknobs.tensors import any_or_unknown
@@ -180,6 +181,27 @@ class TruncationKnob(DecodingKnob):
         Returns:
             (N,) integer counts; the caller clamps them to 1..V.
         """
+
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """An optional second form, for learners that differentiate: how far each token lies beyond the cut.
+
+        Positive for removed tokens, at most 0 for kept ones, ascending along a row, and differentiable in the value. Ties are
+        the caller's concern. `kept` counts what is at most 0 here.
+
+        Args:
+            columns: (N, C) after the knobs that act before this one.
+            value_N: (N,) values, none of them neutral.
+
+        Returns:
+            (N, C) in a unit of the knob's own, such as probability or nats.
+
+        Raises:
+            ConfigError: the knob does not define it.
+        """
+        raise ConfigError(
+            f"The knob {self.name!r} has no differentiable form: its class does not define `excess`. Leave it out, or use a "
+            "learner that chooses among options, e.g. lpo."
+        )
 
     def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
         """Logits with everything beyond the kept prefix (and its ties) at -inf; neutral rows are untouched."""

@@ -7,9 +7,11 @@ from typing import Any
 from latentknobs.errors import ConfigError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter
+from latentknobs.heads.value_head import ValueHead
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies.base import Policy
 from latentknobs.policies.categorical import HeadPolicy, Pick
+from latentknobs.policies.continuous import ValuePolicy
 
 
 @singledispatch
@@ -32,3 +34,8 @@ def head_policy(head: Any, space: KnobSpace, segmenter: Segmenter, features: Seq
 @head_policy.register
 def _(head: OptionHead, space: KnobSpace, segmenter: Segmenter, features: Sequence[str], pick: Pick) -> Policy:
     return HeadPolicy(head, space, segmenter, features, pick)
+
+
+@head_policy.register
+def _(head: ValueHead, space: KnobSpace, segmenter: Segmenter, features: Sequence[str], pick: Pick) -> Policy:
+    return ValuePolicy(head, space, segmenter, features)

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from latentknobs.knobs.knob import Sees, Stage, TruncationKnob
+from latentknobs.knobs.knob import Columns, Sees, Stage, TruncationKnob
 
 REMOVED = 1e4  # nats below the best token: no weights reach that far, masks of float16's lowest number and of others do
 TOP_H_WIDTH = 100  # top-H measures entropy among this many best tokens (Potraghloo et al. 2025; transformers' top_n)
@@ -24,6 +24,10 @@ class EpsilonCutoff(TruncationKnob):
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) count of leading tokens with p >= epsilon (leading: the last column may stand for all that follow)."""
         return (sorted_NV.softmax(-1) >= value_N.unsqueeze(-1)).cumprod(-1).sum(-1)
+
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """(N, C) nats below ln(epsilon)."""
+        return value_N.clamp(min=torch.finfo(value_N.dtype).tiny).log().unsqueeze(-1) - columns.logp_NC
 
 
 class EtaCutoff(TruncationKnob):
@@ -78,6 +82,15 @@ class TopNSigma(TruncationKnob):
         mean_N1 = sorted_NV.masked_fill(~is_left_NV, 0).sum(-1, keepdim=True) / count_N1
         variance_N1 = (sorted_NV - mean_N1).masked_fill(~is_left_NV, 0).square().sum(-1, keepdim=True) / count_N1
         return (sorted_NV >= sorted_NV[:, :1] - value_N.unsqueeze(-1) * variance_N1.sqrt()).sum(-1)
+
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """(N, C) nats below max - n * sigma."""
+        gap_NC = columns.logit_NC[:, :1] - columns.logit_NC
+        count_NC = columns.counts_C * (gap_NC < REMOVED)
+        share_NC = count_NC / count_NC.sum(-1, keepdim=True)
+        mean_N1 = (share_NC * gap_NC).sum(-1, keepdim=True)
+        variance_N1 = (share_NC * (gap_NC - mean_N1).square()).sum(-1, keepdim=True)
+        return gap_NC - value_N.unsqueeze(-1) * variance_N1.clamp(min=torch.finfo(gap_NC.dtype).tiny).sqrt()
 
 
 class TopH(TruncationKnob):

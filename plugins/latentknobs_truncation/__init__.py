@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from latentknobs.knobs.knob import Sees, Stage, TruncationKnob
+from latentknobs.knobs.knob import Columns, Sees, Stage, TruncationKnob
 
 
 class TopK(TruncationKnob):
@@ -50,6 +50,10 @@ class TopP(TruncationKnob):
         mass_NV = torch.softmax(sorted_NV, -1).cumsum(-1)
         return 1 + torch.searchsorted(mass_NV, value_N.contiguous().unsqueeze(-1)).squeeze(-1)  # masses ascend
 
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """(N, C) probability of the tokens before, minus p: the token that crosses p is kept."""
+        return columns.before_NC - value_N.unsqueeze(-1)
+
 
 class MinP(TruncationKnob):
     """Keeps tokens at least min_p times as probable as the best one (Nguyen et al. 2024, arXiv 2407.01082)."""
@@ -63,3 +67,8 @@ class MinP(TruncationKnob):
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) count of logits >= max + ln(min_p): the logit form needs no normaliser."""
         return (sorted_NV >= sorted_NV[:, :1] + value_N.log().unsqueeze(-1)).sum(-1)
+
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """(N, C) nats below max + ln(min_p)."""
+        log_min_N1 = value_N.clamp(min=torch.finfo(value_N.dtype).tiny).log().unsqueeze(-1)
+        return columns.logit_NC[:, :1] + log_min_N1 - columns.logit_NC
