@@ -1,4 +1,4 @@
-"""The HTML report: one file, no scripts, nothing loaded from elsewhere, light and dark."""
+"""The HTML report: one file that loads nothing from elsewhere, light and dark; its one script sorts tables."""
 
 from collections import Counter
 from pathlib import Path
