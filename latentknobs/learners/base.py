@@ -3,11 +3,11 @@
 An outside package adds a learner by a subclass of `Learner` and an entry point in the group `latentknobs.learners`:
 
     [project.entry-points."latentknobs.learners"]
-    rwr = "latentknobs_rwr:RewardWeightedRegression"
+    rwr = "latentknobs_example.rwr:RewardWeightedRegression"
 
 `train(learner="rwr")` then runs rollouts, scores, `examples`, the feature store and one optimiser loop for it. A learner must say
 what it keeps of a response (`columns`), what it learns from (`examples`) and its `loss`; the rest has defaults: an `OptionHead`
-over the space, explored by sampling from it. See docs/examples/latentknobs-rwr.
+over the space, explored by sampling from it. See docs/examples/latentknobs-example.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_the_examples_of_a_page_run(page: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_page_shows_the_class_that_the_example_package_holds() -> None:
     page = [line[4:] for line in (DOCS / "write-a-knob.md").read_text().splitlines() if line.startswith((">>> ", "... "))]
-    code = (DOCS / "examples/latentknobs-top-a/latentknobs_top_a.py").read_text()
+    code = (DOCS / "examples/latentknobs-example/latentknobs_example/top_a.py").read_text()
     body = [line for line in code[code.index("class TopA") :].splitlines() if line]
     first = page.index(body[0])
     assert [line for line in page[first : first + len(body) + 2] if line][: len(body)] == body
@@ -50,13 +50,13 @@ def test_the_page_shows_the_class_that_the_example_package_holds() -> None:
 
 
 def test_the_test_file_of_the_example_package_has_at_most_thirty_lines() -> None:
-    (test,) = (DOCS / "examples/latentknobs-top-a/tests").glob("test_*.py")
+    test = DOCS / "examples/latentknobs-example/tests/test_top_a.py"
     assert len(test.read_text().splitlines()) <= 30
 
 
 def test_the_example_package_passes_its_own_conformance_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DOCS / "examples/latentknobs-top-a"))
-    from latentknobs_top_a import TopA
+    monkeypatch.syspath_prepend(str(DOCS / "examples/latentknobs-example"))
+    from latentknobs_example.top_a import TopA
 
     lk.testing.check_knob(TopA())
 

@@ -1,4 +1,4 @@
-"""Top-a sampling as a latentknobs plugin."""
+"""Top-a sampling as a knob."""
 
 from typing import Annotated, ClassVar
 

@@ -1,7 +1,7 @@
 """The conformance suite, and the formula on one row."""
 
 import torch
-from latentknobs_top_a import TopA
+from latentknobs_example.top_a import TopA
 
 import latentknobs as lk
 from latentknobs.testing import KnobConformance

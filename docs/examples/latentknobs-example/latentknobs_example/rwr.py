@@ -1,4 +1,4 @@
-"""Reward-weighted regression as a latentknobs learner."""
+"""Reward-weighted regression as a learner."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar

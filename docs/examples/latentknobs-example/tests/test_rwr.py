@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from latentknobs_rwr import RewardWeightedRegression, Settings
+from latentknobs_example.rwr import RewardWeightedRegression, Settings
 
 import latentknobs as lk
 from latentknobs.data.rollouts import Rollout
