@@ -17,6 +17,7 @@ from latentknobs.engines.transformers.frozen import (
     read_responses,
 )
 from latentknobs.engines.transformers.leaving import sample_leaving
+from latentknobs.engines.transformers.prompt_reader import PromptReader
 from latentknobs.engines.transformers.record import split_sequences
 from latentknobs.engines.transformers.second import SECOND, LeftPadded
 from latentknobs.policies import Policy, reads
@@ -34,19 +35,25 @@ class TransformersEngine(Engine):
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self._prompts = PromptReader(model)
 
     def sample(
         self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
         second_prompts: Sequence[Ids] | None = None,
     ) -> list[Response]:  # fmt: skip
-        """See `Engine.sample`. Rows that have finished leave the batch, where they can (`leaving`)."""
+        """See `Engine.sample`. Copies of a prompt share its reading, and finished rows leave the batch, where they can."""
         pad, device = padding_id(self.model, self.tokenizer), self.device
         inputs = LeftPadded.of(prompts, pad, device)
         second = None if second_prompts is None or SECOND not in reads(policy) else LeftPadded.of(second_prompts, pad, device)
-        with torch.random.fork_rng(devices=[]), evaluating(self.model), Attached(self.model, policy, seed=seed) as attached:
+        assert inputs.mask_BP is not None
+        with torch.random.fork_rng(devices=[]), evaluating(self.model):
             torch.manual_seed(seed)
-            attached.samples = samples
-            token_BT, value_BTJ, option_BT = sample_leaving(attached, inputs, second, max_new_tokens=max_new_tokens, pad=pad)
+            past = self._prompts.read(inputs.ids_BP, inputs.mask_BP)
+            with Attached(self.model, policy, seed=seed) as attached:
+                attached.samples = samples
+                token_BT, value_BTJ, option_BT = sample_leaving(
+                    attached, inputs, second, max_new_tokens=max_new_tokens, pad=pad, past=past
+                )
         _, responses = split_sequences(self.model, token_BT, 0)
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         return [

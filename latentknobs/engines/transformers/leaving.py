@@ -12,22 +12,22 @@ Everything stays in one call, which is always right, where rows cannot leave:
 * the generation config has no end-of-sequence token.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import StoppingCriteria
 
 from latentknobs.engines.transformers.attach import Attached
 from latentknobs.engines.transformers.caches import cache_in, cache_name
+from latentknobs.engines.transformers.prompt_reader import can_repeat
 from latentknobs.engines.transformers.record import stop_ids
 from latentknobs.engines.transformers.second import LeftPadded
 from latentknobs.engines.transformers.settings import rollout_settings
 
 SHARE = 0.25  # of a batch that must have finished: a call costs a few steps to start, and copies the cache
 EVERY = 4  # steps between two looks, for which the host waits for a GPU
-LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)  # exactly these: subclasses hold more than keys and values
 
 
 class Enough(StoppingCriteria):
@@ -60,25 +60,27 @@ class Enough(StoppingCriteria):
 
 
 def sample_leaving(
-    attached: Attached, prompts: LeftPadded, second: LeftPadded | None, *, max_new_tokens: int, pad: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    attached: Attached, prompts: LeftPadded, second: LeftPadded | None, *, max_new_tokens: int, pad: int,
+    past: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """A `generate` of an attached model in which finished rows leave the batch.
 
     Args:
         prompts: those of B rows.
         second: what second logits are read after, if not the last tokens.
         pad: id of the padding behind finished rows.
+        past: the argument that holds the cache of prompts that were read before (`PromptReader.read`), if any.
 
     Returns:
         (B, T) tokens, (B, T, J) values and (B, T) options (None for a policy without) of the responses; beyond a row's end they
         mean nothing.
     """
     with rollout_settings(attached.model):
-        return _sample(attached, prompts, second, max_new_tokens, pad)
+        return _sample(attached, prompts, second, max_new_tokens, pad, past or {})
 
 
 def _sample(
-    attached: Attached, prompts: LeftPadded, second: LeftPadded | None, max_new_tokens: int, pad: int
+    attached: Attached, prompts: LeftPadded, second: LeftPadded | None, max_new_tokens: int, pad: int, past: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     model, (ids_RL, mask_RL) = attached.model, prompts
     assert mask_RL is not None
@@ -88,7 +90,7 @@ def _sample(
     option_BT: Tensor | None = None
     stop_E = torch.tensor(stop_ids(model), dtype=torch.long, device=ids_RL.device)
     enough = Enough(attached, stop_E, P)
-    told: dict[str, Any] = {"stopping_criteria": [enough]} if len(stop_E) else {}
+    told = {**past, **({"stopping_criteria": [enough]} if len(stop_E) else {})}
     first = {} if second is None else {"negative_prompt_ids": second.ids_BP, "negative_prompt_attention_mask": second.mask_BP}
     row_R = torch.arange(B)
     while True:
@@ -115,13 +117,7 @@ def _sample(
 
 def rows_can_leave(attached: Attached) -> bool:
     """Whether rows can leave the `generate` that is running: the first two points above."""
-    cache = attached.cache
-    return (
-        attached.is_sampling
-        and type(cache) is DynamicCache
-        and not getattr(cache, "offloading", False)
-        and all(type(layer) in LAYERS for layer in cache.layers)
-    )
+    return attached.is_sampling and can_repeat(attached.cache)
 
 
 def finished_rows(token_BT: Tensor, stop_E: Tensor) -> Tensor:
