@@ -15,6 +15,7 @@ from latentknobs import testbed
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.leaving import Enough, sample_leaving
 from latentknobs.engines.transformers.record import stop_ids
+from latentknobs.engines.transformers.second import LeftPadded
 from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import Every, parse_level
 from latentknobs.policies import CategoricalPolicy, Choice, ConstantPolicy, GreedyPolicy, Policy, UniformPolicy
@@ -51,7 +52,7 @@ def leaving(model: Any, policy: Policy, prompts: Seq[Seq[int]] = MANY, **told: A
     try:
         with Attached(model, policy, seed=SEED, **told) as attached:
             ids_BP, mask_BP = inputs["input_ids"], inputs["attention_mask"]
-            token_BT, _, option_BT = sample_leaving(attached, ids_BP, mask_BP, max_new_tokens=TOKENS, pad=0)
+            token_BT, _, option_BT = sample_leaving(attached, LeftPadded(ids_BP, mask_BP), None, max_new_tokens=TOKENS, pad=0)
     finally:
         model.__dict__.pop("generate", None)
     responses = responses_of(token_BT, 0)
@@ -94,7 +95,8 @@ def test_requests_keep_the_ids_that_they_were_given(space: lk.KnobSpace) -> None
     inputs = left_padded(MANY)
     with Attached(lm, policy, seed=SEED) as attached:
         attached.rows = row_B
-        token_BT, _, _ = sample_leaving(attached, inputs["input_ids"], inputs["attention_mask"], max_new_tokens=TOKENS, pad=0)
+        both = LeftPadded(inputs["input_ids"], inputs["attention_mask"])
+        token_BT, _, _ = sample_leaving(attached, both, None, max_new_tokens=TOKENS, pad=0)
         sequences = lm.generate(**inputs, max_new_tokens=TOKENS, pad_token_id=0)
     assert responses_of(token_BT, 0) == responses_of(sequences, inputs["input_ids"].shape[1])
 
