@@ -8,7 +8,7 @@ NEWEST ?= .venv-newest
 DEMO ?= runs/demo
 SPEED ?= runs/speed
 
-.PHONY: help setup demo picture test test-newest check docs notebooks bench paper lint format clean
+.PHONY: help setup demo picture test test-newest check docs notebooks data bench paper lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-newest  decoding, learning and training with the newest libraries that pyproject.toml allows (constraints.txt: the oldest)"
 	@echo "make check   the tests that take longer"
 	@echo "make docs    the documentation site in docs/_build, and every tutorial from top to bottom (2 minutes)"
+	@echo "make data    real weights and texts that some tables need, from the hub into data/, once, checked by their hashes"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
 	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (16 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
@@ -69,6 +70,9 @@ docs: $(VENV)/.docs
 # Each tutorial as a notebook that was run once; its outputs are kept.
 notebooks: $(VENV)/.docs
 	$(BIN)/python -m tools.notebooks docs/tutorials
+
+data: $(READY)
+	$(BIN)/python -m tools.data
 
 bench: $(READY)
 	for name in likelihood sampling generate training; do \

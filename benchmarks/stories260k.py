@@ -3,7 +3,7 @@
     python -m benchmarks.stories260k repetition     # 3-gram repeats against greedy
     python -m benchmarks.stories260k creative       # creative but well spelled: every baseline, a hand rule, three objectives
 
-The folder with the model and the text is taken from LATENTKNOBS_DATA (default ../shared/data).
+The folder with the model and the text is taken from LATENTKNOBS_DATA (default data, see `make data`).
 """
 
 import json
@@ -32,7 +32,7 @@ PROMPT_TOKENS = 24
 
 def data_folder() -> Path:
     """The folder of real data; ends the program, saying so, when it is absent."""
-    folder = Path(os.environ.get("LATENTKNOBS_DATA", "../shared/data"))
+    folder = Path(os.environ.get("LATENTKNOBS_DATA", "data"))
     if not (folder / "stories260K").exists():
         sys.exit(f"Skipped: there is no stories260K in {folder}. Set LATENTKNOBS_DATA to the folder of real data.")
     return folder

@@ -42,7 +42,7 @@ CONFIG = make_config({})
 LEARNER = LPO(LPO.Settings(), Inputs(SIX, Every(1), ("hidden",)))
 (LOGPS,) = OPTION_LOGPS
 PAIRS, T = 16, 64  # a batch of pairs: 2 * 16 * 64 tokens
-DATA = Path(os.environ.get("LATENTKNOBS_DATA", "../shared/data"))
+DATA = Path(os.environ.get("LATENTKNOBS_DATA", "data"))
 
 
 def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -109,7 +109,7 @@ def data_folder() -> Path:
     Raises:
         MissingData: it is not here.
     """
-    folder = Path(os.environ.get("LATENTKNOBS_DATA", "../shared/data"))
+    folder = Path(os.environ.get("LATENTKNOBS_DATA", "data"))
     if not folder.exists():
         raise MissingData(f"There is no folder {str(folder)!r}. Set LATENTKNOBS_DATA to the folder of real data.")
     return folder
