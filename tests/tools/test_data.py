@@ -54,7 +54,7 @@ def test_a_llama2c_model_comes_out_as_it_went_in(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_fetched_again_and_what_cannot_be_reached_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     calls = []
 
