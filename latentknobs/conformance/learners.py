@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from latentknobs.conformance.suite import Suite, Violation, require
-from latentknobs.data.columns import Column, Reading
+from latentknobs.data.columns import Column, Reading, store_rows
 from latentknobs.data.examples import Batch, Example
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.segment_batches import FeatureCache
@@ -17,7 +17,7 @@ from latentknobs.errors import LatentKnobsError
 from latentknobs.heads.base import Head
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.context import Observation
-from latentknobs.knobs.knob import DecodingKnob, Stage
+from latentknobs.knobs.knob import ScalingKnob
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.learners.base import Inputs, Learner, Loss
 from latentknobs.learners.find import find_learner
@@ -28,16 +28,15 @@ PROMPTS, COPIES, T, V, D = 6, 4, 5, 7, 3
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64)
 
 
-class _Sharpness(DecodingKnob):
+class _Sharpness(ScalingKnob):
     """Multiplies logits."""
 
     name: ClassVar[str] = "sharpness"
-    stage: ClassVar[Stage] = Stage.SHAPE
     neutral: ClassVar[float] = 1.0
     options: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)
 
-    def apply(self, logits_NV: Tensor, value_N: Tensor) -> Tensor:
-        return logits_NV * value_N.unsqueeze(-1)
+    def temperature(self, value_N: Tensor) -> Tensor:
+        return 1 / value_N
 
 
 @dataclass(frozen=True)
@@ -67,18 +66,18 @@ class World:
         return dict(self.kind.columns(self.learner.settings))
 
     def features(self) -> FeatureCache:
-        """All rollouts as a store would hold them: 3 segments of 2, 2 and 1 tokens."""
+        """All rollouts as a store would hold them: 3 segments of 2, 2 and 1 tokens, or their tokens."""
         random = torch.Generator().manual_seed(1)
-        segment_T, first_S = torch.arange(T) // 2, torch.tensor([0, 2, 4])
+        row_T, first_S, chosen_S = store_rows(self.columns(), torch.arange(T) // 2)
         rows: dict[str, list[Tensor]] = {name: [] for name in self.columns()}
         for rollout in self.rollouts:
             logits_TV = torch.randn(T, V, generator=random)
             reading = Reading(rollout, logits_TV, option_logps(logits_TV, torch.tensor(rollout.ids), self.learner.inputs.space))
             for name, column in self.columns().items():
-                rows[name].append(column.by_segment(reading, segment_T, first_S))
-        N = 3 * len(self.rollouts)
-        columns = {name: torch.cat(parts) for name, parts in rows.items()}
-        return FeatureCache(torch.randn(N, D, generator=random), columns, torch.arange(0, N + 1, 3))
+                rows[name].append(column.by_segment(reading, row_T, first_S))
+        feature_RTD = torch.randn(len(self.rollouts), T, D, generator=random)
+        columns, R, S = {name: torch.cat(parts) for name, parts in rows.items()}, len(self.rollouts), len(first_S)
+        return FeatureCache(feature_RTD[:, chosen_S].flatten(0, 1), columns, torch.arange(0, R * S + 1, S))
 
     def examples(self, reward_N: list[float | None] | None = None) -> list[Example]:
         """What the learner learns from."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError
 from latentknobs.tensors import pick, segment_sum
-
-if TYPE_CHECKING:
-    from latentknobs.data.rollouts import Rollout
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,48 @@ class Column:
 
     Attributes:
         read: (T, ...) one row for each token of a response.
-        reduce: `sum` over the tokens of a segment, or the row of its `first` token.
+        reduce: `sum` over the tokens of a segment, the row of its `first` token, or `token`: each of them. With such a column the
+            rows of the store are tokens instead of segments, each with the features of its segment's first token (`store_rows`).
     """
 
     read: Callable[[Reading], Tensor]
-    reduce: Literal["sum", "first"]
+    reduce: Literal["sum", "first", "token"]
 
     def by_segment(self, reading: Reading, segment_T: Tensor, first_S: Tensor) -> Tensor:
-        """(S, ...) one row for each segment of a response; `first_S` is where each begins."""
+        """(S, ...) one row for each row of the store, which a response's tokens belong to; `first_S` is where each begins."""
         value_T = self.read(reading).cpu()
-        if self.reduce == "first":
+        if self.reduce != "sum":
             return value_T[first_S]
         return segment_sum(value_T, segment_T, len(first_S))
+
+
+class StoreRows(NamedTuple):
+    """How T tokens make the S rows of the store.
+
+    Attributes:
+        row_T: the row of each token.
+        first_S: the first token of each row.
+        chosen_S: the token whose features decide about a row: the first one of its segment.
+    """
+
+    row_T: Tensor
+    first_S: Tensor
+    chosen_S: Tensor
+
+
+def store_rows(columns: Mapping[str, Column], segment_T: Tensor) -> StoreRows:
+    """The rows of one response: its segments, or its tokens where a column is kept for each."""
+    first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
+    if all(column.reduce != "token" for column in columns.values()):
+        return StoreRows(segment_T, first_S, first_S)
+    token_T = torch.arange(len(segment_T), device=segment_T.device)
+    return StoreRows(token_T, token_T, first_S[segment_T])
+
+
+def row_bytes(columns: Mapping[str, Column], K: int, V: int) -> int:
+    """Size of one row of all columns, features aside, for K options and V tokens."""
+    nothing = Reading(Rollout(0, (0,), (0,), ""), torch.zeros(1, V), torch.zeros(1, K))
+    return sum(column.read(nothing).nbytes for column in columns.values())
 
 
 def _options(reading: Reading) -> Tensor:

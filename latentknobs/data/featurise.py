@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latentknobs.data.columns import ALL, OPTION_LOGPS, Column, Reading
+from latentknobs.data.columns import ALL, OPTION_LOGPS, Column, Reading, store_rows
 from latentknobs.data.evidence import second_prompts
 from latentknobs.data.moments import Moments
 from latentknobs.data.prompts import Prompt
@@ -93,12 +93,12 @@ def featurise(
             feature_TF = feature_TF.to("cpu", dtype or feature_TF.dtype)
             previous_T = torch.tensor([prompt.ids[-1], *rollout.ids[:-1]])
             segment_T = segmenter.segments(previous_T)
-            first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
+            row_T, first_S, chosen_S = store_rows(columns, segment_T)
             reading = Reading(rollout, logits_TV, logps_TK)
-            (logps_SK,) = (column.by_segment(reading, segment_T, first_S) for column in OPTION_LOGPS.values())
-            kept = {name: column.by_segment(reading, segment_T, first_S) for name, column in columns.items()}
-            cache = FeatureCache(feature_TF[first_S], kept, torch.tensor([0, len(first_S)]))
-            why = _why_lost(logps_TK, segment_T, logps_SK, prompt, rollout, space)
+            (logps_SK,) = (column.by_segment(reading, row_T, first_S) for column in OPTION_LOGPS.values())
+            kept = {name: column.by_segment(reading, row_T, first_S) for name, column in columns.items()}
+            cache = FeatureCache(feature_TF[chosen_S], kept, torch.tensor([0, len(first_S)]))
+            why = _why_lost(logps_TK, row_T, logps_SK, prompt, rollout, space)
             if why and unreachable == "refuse":
                 raise UnreachableTokenError(why)
             parts[r] = _one(cache, logps_SK, min_spread, is_lost=why is not None)

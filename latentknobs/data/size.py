@@ -8,15 +8,15 @@ import torch
 from latentknobs.heads.segmenters import parse_level
 
 
-def feature_bytes(*, F: int, K: int, dtype: str, level: str, tokens: int, responses: int) -> int:
+def feature_bytes(*, F: int, columns: int, dtype: str, level: str, tokens: int, responses: int) -> int:
     """Most bytes that the features of some responses take, if each has `tokens` tokens.
 
     Args:
-        F, K: features and options of a segment: features in `dtype`, table (float32), option (int64), base (float32).
+        F, columns: features of a row of the store, in `dtype`, and bytes of its other columns (`row_bytes`).
         level: how long a choice lasts; of a delimiter, each token might be one.
     """
     segments = int(parse_level(level, token_ids=(0,)).segments(torch.zeros(1, tokens, dtype=torch.long)).max()) + 1
-    return responses * segments * (F * getattr(torch, dtype).itemsize + 4 * K + 8 + 4)
+    return responses * segments * (F * getattr(torch, dtype).itemsize + columns)
 
 
 def disk_warning(path: Path, size: int) -> str | None:

@@ -18,7 +18,7 @@ from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.console import name_of, percent, signed
 from latentknobs.reporting.figures import Metrics
 from latentknobs.reporting.findings import CALM, HEADING, read_findings
-from latentknobs.reporting.samples import LARGEST, Sample, Samples, head_responses, read_samples
+from latentknobs.reporting.samples import LARGEST, Sample, Samples, head_responses, read_samples, with_options
 
 FILE = "report.html"
 
@@ -34,7 +34,8 @@ def write_report(run: str | Path, report: Report) -> Path:
         RunError: a file of the run is missing or damaged, or two of them do not belong together.
     """
     run = Path(run)
-    samples, rollouts = read_samples(run), head_responses(run)
+    samples = read_samples(run)
+    rollouts = [with_options(rollout, samples.options) for rollout in head_responses(run)]
     prompts = {rollout.prompt for rollout in rollouts} | {sample.prompt for sample in samples.shown}
     options = {k for rollout in rollouts for k in rollout.options or ()}
     if not (prompts <= {*range(len(report.tasks))} and options <= {*range(len(samples.options))}):

@@ -6,9 +6,11 @@ Written once, while the tokenizer is at hand; the report can then be written at 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, read_rollouts
@@ -19,6 +21,7 @@ from latentknobs.knobs.space import KnobSpace
 FILE = "evaluation/samples.json"
 RESPONSES = "evaluation/rollouts/learned_head-*.jsonl"
 PER_TASK = 6
+STEPS = 8  # values of a knob by which values from no grid are shown
 LARGEST = 256 * MB
 
 
@@ -74,16 +77,45 @@ def write_samples(
         prompts, tasks: the held-out prompts, in the order of the evaluation.
     """
     taken: Counter[str] = Counter()
-    shown = []
-    first_seed = {rollout.prompt: rollout for rollout in reversed(head_responses(run))}
+    shown, found = [], head_responses(run)
+    has_options = all(rollout.options is not None for rollout in found)
+    options = space.options if has_options else seen_options(space.names, found)
+    labels = [space.label(k) for k in range(space.K)] if has_options else [_about(option) for option in options]
+    first_seed = {rollout.prompt: with_options(rollout, options) for rollout in reversed(found)}
     for rollout in sorted(first_seed.values(), key=lambda rollout: rollout.prompt):
         task = tasks[rollout.prompt]
         taken[task] += 1
         if taken[task] <= per_task:
             pieces, special = token_texts(tokenizer, rollout.ids)
             shown.append(Sample(rollout.prompt, task, prompts[rollout.prompt].text, pieces, special, rollout.options or ()))
-    samples = Samples(space.names, space.options, [space.label(k) for k in range(space.K)], shown)
+    samples = Samples(space.names, options, labels, shown)
     (run / FILE).write_text(json.dumps(asdict(samples)) + "\n", encoding="utf-8")
+
+
+def seen_options(names: Sequence[str], rollouts: Sequence[Rollout]) -> list[dict[str, float]]:
+    """In place of a grid, for values that come from none: all combinations, as far as tokens come near them, of a few values of
+    each knob, evenly spaced from the lowest to the highest that was chosen.
+    """
+    value_NJ = np.array([value for rollout in rollouts for value in rollout.values])
+    low_J, high_J = value_NJ.min(0), value_NJ.max(0)
+    step_NJ = np.rint((value_NJ - low_J) / np.where(high_J > low_J, high_J - low_J, 1) * (STEPS - 1))
+    near_NJ = low_J + np.unique(step_NJ, axis=0) * (high_J - low_J) / (STEPS - 1)
+    unique = dict.fromkeys(tuple(float(f"{value:.3g}") for value in row) for row in near_NJ)
+    return [dict(zip(names, row, strict=True)) for row in unique]
+
+
+def with_options(rollout: Rollout, options: Sequence[dict[str, float]]) -> Rollout:
+    """A response of values that come from no grid, with the nearest option of each token; any other as it is."""
+    if rollout.options is not None:
+        return rollout
+    option_KJ = np.array([list(option.values()) for option in options])
+    width_J = np.maximum(np.ptp(option_KJ, axis=0), 1e-12)
+    gap_TK = np.abs((np.array(rollout.values)[:, None] - option_KJ) / width_J).sum(-1)
+    return replace(rollout, options=tuple(gap_TK.argmin(-1).tolist()))
+
+
+def _about(option: dict[str, float]) -> str:
+    return "about " + ", ".join(f"{name} {value:g}" for name, value in option.items())
 
 
 def head_responses(run: Path) -> list[Rollout]:

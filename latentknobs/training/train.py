@@ -11,8 +11,9 @@ import torch
 
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
+from latentknobs.data.columns import row_bytes
 from latentknobs.data.evidence import check_evidence
-from latentknobs.data.size import disk_warning, feature_bytes
+from latentknobs.data.size import amount, disk_warning, feature_bytes
 from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.report import HEAD, Report
@@ -142,7 +143,9 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
         Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
-            size = _feature_bytes(config, sources, space.K, sources.engine.hidden_size or 0, used * prompts)
+            size, line = _feature_bytes(config, learners[MAIN], sources, used * prompts)
+            if line:
+                say(line)
             if warning := disk_warning(run.path, size):
                 say(warning)
             with explained(run.path, "config.yaml"):
@@ -192,14 +195,21 @@ def check_module(learner: Learner, features: int) -> None:
         )
 
 
-def _feature_bytes(config: TrainConfig, sources: Sources, K: int, D: int, used: int) -> int:
-    """Most bytes of all rounds' features, `used` being how many rollouts the learner keeps of a round at most."""
+def _feature_bytes(config: TrainConfig, learner: Learner, sources: Sources, used: int) -> tuple[int, str]:
+    """Most bytes of all rounds' features, `used` being how many rollouts the learner keeps of a round at most; and, where a
+    learner keeps something of every token, a sentence on it.
+    """
     others = len(sources.preferences.rollouts) if sources.preferences else None
-    rounds = config.rounds - (others is not None)
-    return feature_bytes(
-        F=width(config.features, D) + 1, K=K, dtype=config.feature_dtype, level=config.level,
-        tokens=config.max_new_tokens, responses=used * rounds + (others or 0),
+    rounds, columns = config.rounds - (others is not None), learner.columns(learner.settings)
+    F = width(config.features, sources.engine.hidden_size or 0) + 1
+    own = row_bytes(columns, learner.inputs.space.K, int(sources.model.config.get_text_config().vocab_size))
+    each = any(column.reduce == "token" for column in columns.values())
+    size = feature_bytes(
+        F=F, columns=own, dtype=config.feature_dtype, level="token" if each else config.level, tokens=config.max_new_tokens,
+        responses=used * rounds + (others or 0),
     )  # fmt: skip
+    row = feature_bytes(F=F, columns=own, dtype=config.feature_dtype, level="token", tokens=1, responses=1)
+    return size, f"Features take {row:,} bytes a token, {own:,} of these for logits; {amount(size)} at most." if each else ""
 
 
 def unversioned_line(sources: Sources, resume: bool) -> str | None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from store_cases import as_made, make_cache
 
+from latentknobs.data.columns import ALL, row_bytes
 from latentknobs.data.shard import write_shard
 from latentknobs.data.size import amount, disk_warning, feature_bytes
 
@@ -20,13 +21,13 @@ def test_a_segment_takes_as_many_bytes_as_a_row_of_a_shard(tmp_path, F, K, dtype
     for N in (1, 101):
         write_shard(tmp_path / str(N), as_made(make_cache(0, [N], getattr(torch, dtype), F, K)))
         files.append((tmp_path / str(N)).stat().st_size)
-    size = feature_bytes(F=F, K=K, dtype=dtype, level="token", tokens=100, responses=1)
+    size = feature_bytes(F=F, columns=row_bytes(ALL, K, 7), dtype=dtype, level="token", tokens=100, responses=1)
     assert files[1] - files[0] == pytest.approx(size, abs=32)  # the header holds sizes in decimal
 
 
 @pytest.mark.parametrize(("level", "segments"), [("token", 16), ("every:3", 6), ("sequence", 1), ("delimiter:.", 16)])
 def test_segments_are_those_of_the_level(level, segments):
-    assert feature_bytes(F=1, K=1, dtype="float32", level=level, tokens=16, responses=3) == 3 * segments * 20
+    assert feature_bytes(F=1, columns=16, dtype="float32", level=level, tokens=16, responses=3) == 3 * segments * 20
 
 
 def disk_of(monkeypatch, free: int) -> list:
