@@ -83,7 +83,7 @@ class Head(Section):
     stages = ("features", "fit")
 
     features: tuple[str, ...] = ("hidden",)
-    """What the head reads: hidden, entropy, max_prob, top5_mass, log_collision, margin."""
+    """What the head reads: hidden, entropy, max_prob, top5_mass, log_collision, margin; then the budgets remaining, samples."""
     feature_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format in which features of pairs are kept on disk."""
     floor: float | None = Field(default=None, lt=0)

@@ -19,7 +19,7 @@ from latentknobs.data.rollouts import Rollout
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.engines.base import Engine
 from latentknobs.errors import UnreachableTokenError
-from latentknobs.heads.features import read_features
+from latentknobs.heads.features import needed_by, read_features
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import option_logps
@@ -60,6 +60,8 @@ def featurise(
     unreachable: Unreachable = "refuse",
     dtype: torch.dtype | None = None,
     batch_size: int = 64,
+    max_new_tokens: int | None = None,
+    samples: int = 1,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Featurised:
     """The segments of some rollouts (at least one), in their order. Takes about twice the memory of what it returns.
@@ -73,6 +75,7 @@ def featurise(
         unreachable: whether a response that no option can produce is an error or loses its segments.
         dtype: number format in which features are kept; None is as they are read.
         batch_size: responses in one forward pass; those of similar length are read together.
+        max_new_tokens, samples: the budgets that the responses were sampled under, for features that read them.
         advance: called with the number of responses just read.
 
     Raises:
@@ -82,14 +85,14 @@ def featurise(
     for batch in _by_length(prompts, rollouts, batch_size):
         questions, answers = [prompts[rollouts[r].prompt] for r in batch], [rollouts[r] for r in batch]
         observed = engine.observe(
-            [prompt.ids for prompt in questions], [rollout.ids for rollout in answers], space.needs,
-            second_prompts=second_prompts(questions, space.needs),
+            [prompt.ids for prompt in questions], [rollout.ids for rollout in answers], (*space.needs, *needed_by(features)),
+            second_prompts=second_prompts(questions, space.needs), max_new_tokens=max_new_tokens, samples=samples,
         )  # fmt: skip
         for r, prompt, rollout, seen in zip(batch, questions, answers, observed, strict=True):
             hidden_TD, logits_TV, context = seen.hidden_ND, seen.logits_NV, seen if space.needs else None
             ids_T = torch.tensor(rollout.ids, device=logits_TV.device)
             logps_TK = option_logps(logits_TV, ids_T, space, context).clamp(min=-torch.inf if floor is None else floor).cpu()
-            feature_TF = read_features(features, hidden_TD, logits_TV)
+            feature_TF = read_features(features, hidden_TD, logits_TV, seen.parts)
             feature_TF = feature_TF.to("cpu", dtype or feature_TF.dtype)
             previous_T = torch.tensor([prompt.ids[-1], *rollout.ids[:-1]])
             segment_T = segmenter.segments(previous_T)

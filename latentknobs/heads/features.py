@@ -1,10 +1,12 @@
-"""What a head reads: the frozen LM's last hidden state, and statistics of its unchanged next-token distribution.
+"""What a head reads: the frozen LM's last hidden state, statistics of its unchanged next-token distribution, and budgets.
 
 "hidden" is the input of the output embeddings. The statistics cost one softmax; a head that reads only them is
-portable to any engine, and one that reads only `entropy` is the baseline every learned head must beat.
+portable to any engine, and one that reads only `entropy` is the baseline every learned head must beat. Budgets are those of
+the call: how many tokens a response may still have, and how many responses to the prompt are sampled (arXiv 2603.09065).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -32,19 +34,35 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+BUDGETS = {"remaining": "remaining_N", "samples": "samples_N"}  # the parts of an observation that they are read from
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
+
 def check_features(names: Sequence[str]) -> tuple[str, ...]:
     """The names, if all are known and none repeats.
 
     Raises:
         ConfigError: otherwise.
     """
-    known = [HIDDEN, *STATISTICS]
+    known = [HIDDEN, *STATISTICS, *BUDGETS]
     for name in names:
         if name not in known:
             raise ConfigError(f"There is no feature {name!r}. {did_you_mean(name, known)}")
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"The features {list(names)} must be at least one name, each once. Known: {', '.join(known)}.")
+    if any(name in BUDGETS for name in names[: len(names) - budgets_in(names)]):
+        raise ConfigError(f"The features {list(names)} must name the budgets ({', '.join(BUDGETS)}) last. Write them at the end.")
     return tuple(names)
+
+
+def budgets_in(names: Sequence[str]) -> int:
+    """How many of the names are budgets."""
+    return sum(name in BUDGETS for name in names)
+
+
+def needed_by(names: Sequence[str]) -> tuple[str, ...]:
+    """The parts of an observation, beside hidden states and logits, that `read_features` wants."""
+    return tuple(BUDGETS[name] for name in names if name in BUDGETS)
 
 
 def width(names: Sequence[str], hidden_size: int) -> int:
@@ -61,21 +79,26 @@ def part_of(names: Sequence[str], wanted: Sequence[str], total: int) -> slice:
     return slice(start, start + width(wanted, hidden_size))
 
 
-def read_features(names: Sequence[str], hidden_ND: Tensor, logits_NV: Tensor) -> Tensor:
-    """(N, F) the named features, in the order of `names`, in float32 (float64 stays).
+def read_features(
+    names: Sequence[str], hidden_ND: Tensor, logits_NV: Tensor, parts: Mapping[str, Tensor] = NOTHING
+) -> Tensor:  # fmt: skip
+    """(N, F) the named features, in the order of `names`, in float32 (float64 stays). A budget b is read as log(1 + b).
 
     Args:
         hidden_ND: (N, D) inputs of the output embeddings.
         logits_NV: (N, V) the LM's own logits, unchanged by any knob.
+        parts: of the observation, those that `needed_by` names; budgets below 0 count as 0.
     """
     dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
-    needs_logits = any(name != HIDDEN for name in names)
+    needs_logits = any(name in STATISTICS for name in names)
     logp_NV = logits_NV.to(dtype).log_softmax(-1) if needs_logits else None
-    parts = []
+    found = []
     for name in names:
         if name == HIDDEN:
-            parts.append(hidden_ND.to(dtype))
+            found.append(hidden_ND.to(dtype))
+        elif name in BUDGETS:
+            found.append(parts[BUDGETS[name]].to(dtype).clamp(min=0).log1p().unsqueeze(-1))
         else:
             assert logp_NV is not None
-            parts.append(STATISTICS[name](logp_NV).unsqueeze(-1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+            found.append(STATISTICS[name](logp_NV).unsqueeze(-1))
+    return found[0] if len(found) == 1 else torch.cat(found, -1)

@@ -4,6 +4,7 @@ A 3-layer MLP with SiLU (arXiv 2411.09661, section 3.1; hidden width 2048 there)
 an untrained head is exactly the uniform distribution, which is also the reference of the first round.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from latentknobs.heads.base import Head, Shape
+from latentknobs.heads.features import BUDGETS
 from latentknobs.knobs.space import KnobSpace
 
 NARROW, WIDE = 16, 128  # least and largest default width of a head
 RANK, MANY = 16, 2048  # default rank of a head, from MANY features on
+CODE = 16  # width of both layers that encode budgets
 SIZING = (NARROW, WIDE, RANK, MANY)
 
 
@@ -38,6 +41,7 @@ class OptionShape(Shape):
     hidden: Annotated[int, Field(ge=1, lt=2**31)]
     rank: Annotated[int, Field(ge=0, lt=2**31)] = 0
     factorised: bool
+    budgets: Annotated[int, Field(ge=0, le=len(BUDGETS))] = 0
 
 
 class OptionHead(Head):
@@ -51,6 +55,8 @@ class OptionHead(Head):
             less than F: there is no such layer; None: `head_shape` chooses.
         factorised: one categorical per knob instead of one over all K options; for a subset of the product the joint
             is renormalised over the options that exist.
+        budgets: how many of the features, the last ones, are budgets: two layers of their own encode them, and the code stands
+            beside the other features (arXiv 2603.09065, section 4).
     """
 
     kind: ClassVar[str] = "option"
@@ -58,9 +64,12 @@ class OptionHead(Head):
     grid_KJ: Tensor
 
     def __init__(
-        self, space: KnobSpace, in_features: int, hidden: int | None = None, factorised: bool = False, rank: int | None = None
-    ) -> None:
+        self, space: KnobSpace, in_features: int, hidden: int | None = None, factorised: bool = False, rank: int | None = None,
+        budgets: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(in_features)
+        self.budgets = budgets
+        in_features += CODE - budgets if budgets else 0
         self.sizes = tuple(len(knob.options) for knob in space.knobs)
         self.factorised = factorised
         self.hidden, self.rank = hidden, rank = head_shape(in_features, hidden, rank)
@@ -74,16 +83,17 @@ class OptionHead(Head):
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.code = nn.Sequential(nn.Linear(budgets, CODE), nn.SiLU(), nn.Linear(CODE, CODE)) if budgets else None
         self.register_buffer("grid_KJ", torch.tensor(space.grid_KJ), persistent=False)
 
     def shape(self) -> dict[str, Any]:
         """See `OptionShape`."""
-        return {"hidden": self.hidden, "rank": self.rank, "factorised": self.factorised}
+        return {"hidden": self.hidden, "rank": self.rank, "factorised": self.factorised, "budgets": self.budgets}
 
     @classmethod
     def of_shape(cls, space: KnobSpace, in_features: int, shape: OptionShape) -> "OptionHead":
         """An untrained head of a shape."""
-        return cls(space, in_features, shape.hidden, shape.factorised, shape.rank)
+        return cls(space, in_features, shape.hidden, shape.factorised, shape.rank, shape.budgets)
 
     def forward(self, feature_NF: Tensor, fold: bool = False) -> Tensor:
         """(..., F) features -> (..., K) log-probabilities of the options.
@@ -94,7 +104,7 @@ class OptionHead(Head):
         """
         feature_NF = feature_NF.to(self.shift_F.dtype)
         first, *rest = self.mlp
-        out = linear(feature_NF, *self._folded()) if fold else first((feature_NF - self.shift_F) / self.scale_F)
+        out = linear(feature_NF, *self._folded()) if fold and not self.budgets else first(self._standardised(feature_NF))
         for layer in rest:
             out = layer(out)
         return self._log_pi(out)
@@ -106,6 +116,9 @@ class OptionHead(Head):
         Its time is then that of reading the weights, which have left the cache since the last step: they are laid out as such a
         product reads them, with the standardisation folded in.
         """
+        if self.budgets:
+            frozen = copy.deepcopy(self)
+            return torch.no_grad()(lambda feature_NF: frozen(feature_NF))
         weight_IO, bias = self._folded()[0].T.contiguous(), self._folded()[1]
         after = [
             (layer.weight.T.contiguous(), layer.bias.clone()) if isinstance(layer, nn.Linear) else None
@@ -120,6 +133,14 @@ class OptionHead(Head):
             return self._log_pi(out)
 
         return log_pi
+
+    def _standardised(self, feature_NF: Tensor) -> Tensor:
+        """What the first layer reads."""
+        feature_NF = (feature_NF - self.shift_F) / self.scale_F
+        if self.code is None:
+            return feature_NF
+        plain_NF, budget_NF = feature_NF.split([self.in_features - self.budgets, self.budgets], -1)
+        return torch.cat([plain_NF, self.code(budget_NF)], -1)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """The first layer's weights and bias for features that are not standardised."""

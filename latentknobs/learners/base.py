@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from latentknobs.data.columns import SAMPLED_OPTION, Column
 from latentknobs.data.examples import Batch, Example
 from latentknobs.errors import ConfigError
+from latentknobs.heads.features import budgets_in
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
@@ -183,7 +184,8 @@ class Learner(ABC):
         because an adapter holds one; override `policy` for one that is not registered with `head_policy`.
         """
         inputs = self.inputs
-        head = OptionHead(inputs.space, len(mean_F), inputs.hidden, inputs.factorised, inputs.rank)
+        budgets = budgets_in(inputs.features)
+        head = OptionHead(inputs.space, len(mean_F), inputs.hidden, inputs.factorised, inputs.rank, budgets)
         head.fit_scaler(mean_F, std_F)
         return head
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentknobs.heads.features import HIDDEN, check_features, read_features
+from latentknobs.heads.features import HIDDEN, check_features, needed_by, read_features
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.context import Observation
@@ -75,10 +75,15 @@ class HeadPolicy(CategoricalPolicy):
         self.head = head
         self.features = check_features(features)
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The budgets among its features."""
+        return needed_by(self.features)
+
     def log_pi(self, seen: Observation, state: State = None) -> Tensor:
         """(N, K) from the head."""
         with torch.no_grad():
-            feature_NF = read_features(self.features, seen.hidden_ND, seen.logits_NV)
+            feature_NF = read_features(self.features, seen.hidden_ND, seen.logits_NV, seen.parts)
             log_pi_NK: Tensor = (self._fast or self.head)(feature_NF)
         return log_pi_NK
 

@@ -202,6 +202,7 @@ class _Round:
                     learner.inputs.segmenter, self.stored, columns, floor=config.floor, min_spread=config.min_spread,
                     unreachable="drop" if drops else "refuse",
                     dtype=getattr(torch, config.feature_dtype), batch_size=config.read_batch, advance=advance,
+                    max_new_tokens=config.max_new_tokens, samples=config.rollouts,
                 )  # fmt: skip
                 write_shard(path, segments)
 

@@ -220,5 +220,6 @@ class OnPolicy:
         found = featurise(
             self.sources.engine, self.sources.train, rollouts, inputs.space, inputs.segmenter, inputs.features,
             learner.columns(learner.settings), floor=config.floor, min_spread=config.min_spread, batch_size=config.read_batch,
+            max_new_tokens=budget.tokens, samples=budget.samples,
         )  # fmt: skip
         return found.cache

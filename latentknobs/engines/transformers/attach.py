@@ -23,7 +23,7 @@ from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.finished import Call
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
-from latentknobs.engines.transformers.inputs import COUNTS, check_counts, check_sequences, in_our_words, prompt_of
+from latentknobs.engines.transformers.inputs import COUNTS, check_counts, check_sequences, in_our_words, left_of, prompt_of
 from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
@@ -60,7 +60,7 @@ class Attached:
     Attributes:
         rows: (B,) ids that stand for the rows in the uniforms, one per response (per prompt in a beam search); None counts
             the rows of each batch. Set it to keep a request's text the same whatever batch it is put in.
-        samples: how many responses to a prompt are sampled, for policies that read it; None: `num_return_sequences`.
+        samples, budget: the budgets that policies read; None: `num_return_sequences`, and the longest response of the call.
 
     Raises:
         DecodingError: the model already has a policy attached, or is not one that policies can decode with.
@@ -68,6 +68,7 @@ class Attached:
 
     rows: Tensor | list[int] | None = None
     samples: int | None = None
+    budget: int | None = None
 
     def __init__(
         self, model: Any, policy: Policy, seed: int = 0, sampler: modes.Sampler = "own", *,
@@ -210,17 +211,17 @@ class Attached:
         config = for_call(kwargs.pop("generation_config", args[1] if len(args) > 1 else None))
         args, configs = args[:1], (config, neutral := for_model(own))
         counts = {name: setting(name, kwargs, configs, default) for name, default in COUNTS.items()}
-        check_counts(counts)
-        tokens, beams, copies = counts.values()
+        tokens, beams, copies = check_counts(counts)
         kwargs, ignored = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
         modes.refuse_embeds(kwargs, self.policy)
         if has_cache := bool(setting("use_cache", kwargs, configs, True)):
             modes.refuse_dropped_cache(self.model)
         modes.refuse_beams_without_cache(self.policy, has_cache or beams == 1)
         prompt = prompt_of(self.model, kwargs, args)
+        tokens = left_of(setting("max_length", kwargs, configs, None), prompt) if tokens is None else tokens
         if ledger is None:
             ledger = Ledger(self.policy, 1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
-            ledger.max_new_tokens, ledger.samples = tokens, self.samples or copies
+            ledger.max_new_tokens, ledger.samples = self.budget or tokens, self.samples or copies
             ledger.is_plain, ledger.is_one_call = beams == 1, True
             ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
             ledger.second_prompt = modes.second_prompt(kwargs, self.policy, 1 if prompt is None else len(prompt))

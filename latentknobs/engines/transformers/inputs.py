@@ -74,8 +74,8 @@ def check_sequences(model: Any, ids_BL: Any, prompt_length: int, mask_BP: Any) -
     check_mask(mask_BP, len(ids_BL), prompt_length)
 
 
-def check_counts(values: dict[str, Any]) -> None:
-    """Refuses numbers of tokens, beams or responses that are not.
+def check_counts(values: dict[str, Any]) -> list[Any]:
+    """The numbers of tokens, beams and responses, if they are such.
 
     Raises:
         DecodingError: naming one.
@@ -83,6 +83,12 @@ def check_counts(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise DecodingError(f"generate({name}={value!r}): give a whole number from 1.")
+    return list(values.values())
+
+
+def left_of(max_length: int | None, prompt: Tensor | None) -> int | None:
+    """How many tokens `max_length` leaves a response; None where it is not set."""
+    return None if max_length is None else max_length - (1 if prompt is None else prompt.shape[1])
 
 
 @contextmanager
