@@ -143,10 +143,10 @@ def test_budgets_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[tuple[int, int]] = []
     sample = TransformersEngine.sample
 
-    def spy(self: Any, prompts: Any, policy: Any, *, max_new_tokens: int, seed: int, samples: int = 1) -> Any:
+    def spy(self: Any, prompts: Any, policy: Any, *, max_new_tokens: int, samples: int = 1, **more: Any) -> Any:
         if isinstance(policy, HeadPolicy) and "hidden" in policy.features:
             seen.append((max_new_tokens, samples))
-        return sample(self, prompts, policy, max_new_tokens=max_new_tokens, seed=seed, samples=samples)
+        return sample(self, prompts, policy, max_new_tokens=max_new_tokens, samples=samples, **more)
 
     monkeypatch.setattr(TransformersEngine, "sample", spy)
     lk.train(**SETTINGS | {"token_budgets": [4, 8], "parallel": [1, 2], "steps": 5}, output_dir=tmp_path)
