@@ -17,6 +17,7 @@ from latentknobs.errors import LatentKnobsError
 # name -> (module, attribute, one line for the overview)
 COMMANDS = {
     "train": ("train", "train", "Learn to choose decoding options and show whether it was worth it."),
+    "strategies": ("strategies", "strategies", "Choose a few strategies out of a large pool of options."),
     "status": ("status", "status", "Where a run stands: stages, sizes, times, and what is left."),
     "evaluate": ("evaluate", "evaluate", "Judge a saved adapter against every baseline."),
     "generate": ("generate", "generate", "Write text with an adapter or a policy, coloured by what it chose."),

@@ -71,6 +71,9 @@ class Space(Section):
 
     knobs: ByContent[tuple[Knob, ...]] = ("temperature",)
     """Knob names, each optionally with a grid: `temperature`, `top_p:0.5,0.9,1`; in YAML also with all of its settings."""
+    strategies: ByContent[PathText | tuple[dict[str, float], ...] | None] = None
+    """Only some options of the grids: the file of `latentknobs strategies`, whose knobs are then the default; in YAML also a list
+    such as [{temperature: 1, top_p: 0.9}], where a knob that is left out is neutral. By default all."""
     order: ByContent[str | tuple[str, ...]] = "transformers"
     """In which order knobs act: an engine's (transformers, vllm, llama.cpp), or the knob names in order."""
     level: ByContent[str] = "token"

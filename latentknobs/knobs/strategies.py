@@ -5,15 +5,51 @@ S, each addition by less, so taking the best addition k times reaches at least 1
 the worst rewards (Nemhauser, Wolsey and Fisher 1978).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
+from pydantic import BaseModel
 from torch import Tensor
 
 from latentknobs.errors import DataError, SpaceError
+from latentknobs.files import read_json
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.tensors import segment_sum
+
+
+class Saved(BaseModel):
+    """The file of `latentknobs strategies`: the pool's knobs and their order as in a config, and the chosen options."""
+
+    knobs: list[Any]
+    order: str | list[str] = "transformers"
+    strategies: list[dict[str, float]]
+
+
+def read_strategies(path: str | Path) -> Saved:
+    """A file of strategies.
+
+    Raises:
+        SpaceError: there is none, or it is damaged.
+    """
+    path = Path(path)
+    cure = "Give the strategies.json of `latentknobs strategies`."
+    if not path.is_file():
+        raise SpaceError(f"There is no file of strategies {str(path)!r}. {cure}")
+    saved: Saved = read_json(path, Saved, SpaceError, cure)
+    return saved
+
+
+def only(space: KnobSpace, strategies: Sequence[Mapping[str, float]]) -> KnobSpace:
+    """The space with these options alone; a knob that one leaves out is neutral.
+
+    Raises:
+        SpaceError: a strategy is not in the space, or twice, or there is none.
+    """
+    neutral = {knob.name: knob.neutral for knob in space.knobs}
+    return space.select([neutral | dict(strategy) for strategy in strategies])
 
 
 def coverage(reward_PK: Tensor, chosen: Sequence[int]) -> float:

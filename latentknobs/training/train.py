@@ -23,6 +23,7 @@ from latentknobs.heads.segmenters import Segmenter, parse_level
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.ranks import check_ranks
 from latentknobs.knobs.space import KnobSpace
+from latentknobs.knobs.strategies import only, read_strategies
 from latentknobs.learners.base import Inputs, Learner
 from latentknobs.learners.find import find_learner
 from latentknobs.models.sources import Sources, gather
@@ -97,10 +98,24 @@ def train(
     Raises:
         LatentKnobsError: one of its kinds, for whatever is wrong with the input. Finished stages stay on disk.
     """
+    named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "preferences": preferences}
+    chosen, space, objects = settle(knobs, config, settings, named | {"reward": reward, "second_reward": second_reward})
+    with left_as_it_was(model):
+        return run_training(chosen, space, gather(chosen, tokenizer=tokenizer, **objects), resume)
+
+
+def settle(
+    knobs: Sequence[Any] | str | None, config: str | Path | TrainConfig | None, settings: dict[str, Any],
+    named: Mapping[str, Any],
+) -> tuple[TrainConfig, KnobSpace, dict[str, Any]]:  # fmt: skip
+    """The config and the space of a call, and those of its arguments that are objects, which `gather` takes.
+
+    Args:
+        settings: of the config, beside `named`, which may be names or objects; None was not passed.
+    """
     base = config.chosen() if isinstance(config, TrainConfig) else read_yaml(config) if config else {}
     objects: dict[str, Any] = {}
-    named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "preferences": preferences}
-    for name, value in (named | {"reward": reward, "second_reward": second_reward}).items():
+    for name, value in named.items():
         if value is not None:
             settings[name] = _named(value, name == "reward")
             if _is_object(settings[name]):
@@ -111,9 +126,13 @@ def train(
     if specs is not None:
         settings["knobs"] = [_spec(knob) for knob in specs]
     chosen = make_config(base, settings)
+    saved = read_strategies(chosen.strategies) if isinstance(chosen.strategies, str) else None
+    if saved is not None and "knobs" not in chosen.changed:
+        chosen = chosen.replace(knobs=saved.knobs, order=saved.order)
     space = KnobSpace.of(*(specs if specs is not None else chosen.knobs), order=chosen.order)
-    with left_as_it_was(model):
-        return run_training(chosen, space, gather(chosen, tokenizer=tokenizer, **objects), resume)
+    if chosen.strategies is not None:
+        space = only(space, saved.strategies if saved else chosen.strategies)
+    return chosen, space, objects
 
 
 def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
