@@ -32,7 +32,7 @@ from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.engines.transformers import TransformersEngine
-from latentknobs.evaluation.statistics import bootstrap
+from latentknobs.evaluation.statistics import estimate
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.context import Observation
@@ -177,14 +177,14 @@ def report(reward_SP: dict[str, Rewards]) -> None:
         mean_P = reward_SP[name].mean(0)
         row: dict[str, Any] = {
             "policy": name,
-            "reward": str(bootstrap(mean_P)),
+            "reward": str(estimate(mean_P)),
             "seeds": reward_SP[name].mean(1).round(3).tolist(),
         }
         number = name.rpartition(", ")[2]
         others = {"constant": constant, "temperature head": f"temperature head, {number}", "joint head": f"joint head, {number}"}
         for label, other in others.items() if name in heads else ():
             if other != name:
-                row[f"over {label}"] = str(bootstrap(mean_P - reward_SP[other].mean(0)))
+                row[f"over {label}"] = str(estimate(mean_P - reward_SP[other].mean(0)))
         rows.append(row)
         print("; ".join(f"{key} {value}" for key, value in row.items()))
     (Path("runs") / "coverage").mkdir(parents=True, exist_ok=True)

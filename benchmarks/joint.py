@@ -14,7 +14,7 @@ import torch
 import latentknobs as lk
 from benchmarks.testbed import WIDTH, save
 from latentknobs.evaluation.report import HEAD
-from latentknobs.evaluation.statistics import bootstrap
+from latentknobs.evaluation.statistics import estimate
 from latentknobs.reporting import print_report
 
 TEMPERATURE, TOP_P, MIN_P = "temperature:0,0.6,1,1.4", "top_p:0.8,0.9,0.95,1", "min_p:0,0.05,0.15"
@@ -54,7 +54,7 @@ def main(
     for task in report.task_names:
         for policy in (report.tuned, ALONE, report.best_constant(task)):
             gains[f"{task}: over {policy}"] = str(report.compare(policy, task).gain)
-    alone_gain = bootstrap((report.rewards[ALONE] - report.rewards[report.tuned]).mean(0))
+    alone_gain = estimate((report.rewards[ALONE] - report.rewards[report.tuned]).mean(0))
     gains[f"all: {ALONE} over {report.tuned}"] = str(alone_gain)
     for label, gain in gains.items():
         print(f"{label} {gain}")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.scaling_plan import Cell, Plan, interval, saturation
-from latentknobs.evaluation.statistics import Interval, bootstrap
+from latentknobs.evaluation.statistics import Interval, estimate
 from latentknobs.reporting import svg
 
 COLOURS = {"mini": "#b8a13c", "small": "#8a8f98", "packaged": "#2a6fbb", "large": "#c2542d"}
@@ -36,7 +36,7 @@ def summarise(found: Mapping[str, Found], plan: Plan) -> dict[str, Any]:
             "training": results["training"],
             "tuned": results["tuned"],
             "tuning": results["tuning"],
-            "constant": _plain(bootstrap(constant_SP.mean(0))),
+            "constant": _plain(estimate(constant_SP.mean(0))),
             "tasks": {task: float(constant_SP[:, tasks == task].mean()) for task in sorted(set(tasks.tolist()))},
             "axes": {
                 axis: _axis(axis, finished, gains, results["cells"], tasks)

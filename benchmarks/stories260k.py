@@ -21,7 +21,7 @@ from benchmarks.paper.hand import InsideWords
 from benchmarks.testbed import WIDTH
 from latentknobs.data.prompts import is_held_out
 from latentknobs.evaluation.report import GREEDY, HEAD, Report
-from latentknobs.evaluation.statistics import bootstrap
+from latentknobs.evaluation.statistics import estimate
 from latentknobs.policies import Policy
 from latentknobs.reporting import print_report
 from latentknobs.rewards import Lexicon, NgramRepetition, WordSurprise
@@ -90,7 +90,7 @@ class Experiment:
         )  # fmt: skip
         print_report(report)
         tuned_SP = report.rewards[report.tuned]
-        gains = {name: str(bootstrap((values - tuned_SP).mean(0))) for name, values in report.rewards.items()}
+        gains = {name: str(estimate((values - tuned_SP).mean(0))) for name, values in report.rewards.items()}
         for name, gain in gains.items():
             print(f"{name}: {report.rewards[name].mean():.3f}, over the tuned constant ({report.tuned}) {gain}")
         data = report.to_dict() | {"gains over tuned": gains}

@@ -17,7 +17,7 @@ from latentknobs import testbed
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.evaluation.api import rescore
 from latentknobs.evaluation.report import HEAD, Report
-from latentknobs.evaluation.statistics import Interval, bootstrap
+from latentknobs.evaluation.statistics import Interval, estimate
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.reporting import print_report
 from latentknobs.rewards import SentenceConstraint
@@ -28,6 +28,7 @@ WIDTH = 256  # of the heads of the published figures; what is chosen by itself i
 
 def save(name: str, data: dict[str, Any]) -> None:
     """Writes the figures of an experiment to `runs/NAME/summary.json`."""
+    (Path("runs") / name).mkdir(parents=True, exist_ok=True)
     (Path("runs") / name / "summary.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
@@ -37,7 +38,7 @@ def mean_temperature(report: Report, adapter: lk.KnobAdapter, task: str) -> Inte
     seeds = report.rewards[HEAD].shape[0]
     chosen = [float(grid_K[list(r.options)].mean()) for r in report.rollouts[HEAD]]
     by_prompt = np.array(chosen).reshape(-1, seeds).mean(1)
-    return bootstrap(by_prompt[[t == task for t in report.tasks]])
+    return estimate(by_prompt[[t == task for t in report.tasks]])
 
 
 @click.group()
@@ -81,7 +82,7 @@ def sentence_starts(report: Report, adapter: lk.KnobAdapter, prompts: list[Promp
         if starts_T.any() and not starts_T.all():
             first.append(float(chosen_T[starts_T].mean()))
             rest.append(float(chosen_T[~starts_T].mean()))
-    return bootstrap(first), bootstrap(rest), bootstrap(np.array(rest) - np.array(first))
+    return estimate(first), estimate(rest), estimate(np.array(rest) - np.array(first))
 
 
 @main.command()

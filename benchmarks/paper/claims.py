@@ -6,7 +6,7 @@ A claim about several rivals or tasks holds if it holds against each, and fails 
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.paper.recipe import Claim
-from latentknobs.evaluation.statistics import Interval, bootstrap, win_share
+from latentknobs.evaluation.statistics import Interval, estimate, win_share
 
 if TYPE_CHECKING:
     from benchmarks.paper.experiment import Field
@@ -43,7 +43,7 @@ def against(claim: Claim, field: "Field", subject: str, rival: str, name: str, t
     keep = field.keep(task)
     ours_SP, theirs_SP = field.values(name, subject)[:, keep], field.values(name, rival)[:, keep]
     is_share = claim.expect in ("wins", "never_loses")
-    shown = bootstrap(win_share(ours_SP, theirs_SP) if is_share else ours_SP.mean(0) - theirs_SP.mean(0))
+    shown = estimate(win_share(ours_SP, theirs_SP) if is_share else ours_SP.mean(0) - theirs_SP.mean(0))
     return decide(claim, shown), f"{task}, {name}: {subject} against {rival} {shown}"
 
 
@@ -79,4 +79,4 @@ def best_here(field: "Field", name: str, task: str) -> list[str]:
     """The constants whose reward does not differ from that of the best one of a task, on these very prompts."""
     value = {player: field.values(name, player)[:, field.keep(task)].mean(0) for player in field.groups["constants"]}
     best = value[max(value, key=lambda player: float(value[player].mean()))]
-    return [player for player in value if bootstrap(best - value[player]).low <= 0]
+    return [player for player in value if estimate(best - value[player]).low <= 0]

@@ -13,9 +13,9 @@ from benchmarks.paper.baselines import constants, dev_mean, family, standard, tu
 from benchmarks.paper.claims import judge
 from benchmarks.paper.measures import measure
 from benchmarks.paper.recipe import Numbers, Part
-from benchmarks.paper.statistics import holm, hypervolume_gain, sign_flip
+from benchmarks.paper.statistics import hypervolume_gain, sign_flip
 from benchmarks.paper.worlds import load_world
-from latentknobs.evaluation.statistics import Interval, bootstrap, win_share
+from latentknobs.evaluation.statistics import Interval, estimate, holm, win_share
 
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
@@ -65,7 +65,7 @@ class Field:
         value_P = value_P[~np.isnan(value_P)]
         if not len(value_P):
             return [float("nan")] * 3
-        return rounded(bootstrap(value_P))
+        return rounded(estimate(value_P))
 
     def table(self, name: str, subject: str, task: str) -> dict[str, Any]:
         """The subject against everybody, with p-values corrected for the number of rivals."""
@@ -76,7 +76,7 @@ class Field:
         for rival in rivals:
             theirs_SP = self.values(name, rival)[:, keep]
             gain_P, wins_P = ours_SP.mean(0) - theirs_SP.mean(0), win_share(ours_SP, theirs_SP)
-            gain, wins = bootstrap(gain_P), bootstrap(wins_P)
+            gain, wins = estimate(gain_P), estimate(wins_P)
             rows.append({
                 "policy": rival, "mean": self.interval(name, rival, task),
                 "gain": rounded(gain), "wins": rounded(wins),

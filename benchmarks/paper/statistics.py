@@ -1,4 +1,4 @@
-"""Tests and curves beyond the bootstrap of `latentknobs.evaluation.statistics`: sign flips, Holm, votes, fronts.
+"""Tests and curves beyond the intervals of `latentknobs.evaluation.statistics`: sign flips, votes, fronts.
 
 The prompt is the unit everywhere: samples of one prompt are averaged first.
 """
@@ -27,15 +27,6 @@ def sign_flip(difference_P: Sequence[float] | Floats, flips: int = FLIPS, seed: 
         sign_FP = rng.integers(0, 2, size=(min(500, flips - start), len(difference))) * 2 - 1
         hits += int((np.abs(sign_FP @ difference) >= observed).sum())
     return (hits + 1) / (flips + 1)
-
-
-def holm(p_M: Sequence[float]) -> list[float]:
-    """p-values corrected for M comparisons, step by step from the smallest (Holm 1979)."""
-    adjusted, worst = [1.0] * len(p_M), 0.0
-    for rank, m in enumerate(sorted(range(len(p_M)), key=lambda m: p_M[m])):
-        worst = max(worst, min(1.0, (len(p_M) - rank) * p_M[m]))
-        adjusted[m] = worst
-    return adjusted
 
 
 def vote_accuracy(answers: Sequence[Hashable], right: Hashable, votes: int) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,20 @@ from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import ConfigError
-from latentknobs.evaluation.comparison import Stage, fixed, lineup, make_report, rewards_of, stages, task_of
-from latentknobs.evaluation.report import Report
+from latentknobs.evaluation.comparison import (
+    Stage,
+    controls,
+    fixed,
+    lineup,
+    make_report,
+    numbers_of,
+    rewards_of,
+    same_as,
+    stages,
+    task_of,
+)  # fmt: skip
+from latentknobs.evaluation.controls import choices_of
+from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.heads.base import Head
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
@@ -40,7 +53,7 @@ def evaluate(
     extra: Mapping[str, Opponent] | None = None,
     **settings: Any,
 ) -> Report:
-    """The head against every constant option, the tuned best constant, greedy, the uniform mixture and an entropy-only head.
+    """The head against every constant option, tuned ones, greedy, the uniform mixture, a rival head and its own controls.
 
     Args:
         adapter: an adapter, or the folder of one.
@@ -94,7 +107,16 @@ def _evaluate(
     with progress("evaluation", sum(stage.responses for stage in both)) as advance:
         tuning, _ = _scored(adapter, config, sources, both[0], advance)
         rewards, rollouts = _scored(adapter, config, sources, both[1], advance)
-    return make_report(rewards, tuning, [task_of(prompt) for prompt in sources.evaluation], rollouts)
+    head = adapter.policy(config.pick)
+    choices = choices_of(sources.engine, sources.evaluation, rollouts[HEAD], head)
+    more = controls(head, choices, sources.evaluation, config.eval_seeds)
+    with progress("controls", more.responses) as advance:
+        also, answers = _scored(adapter, config, sources, more, advance)
+    tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
+    return make_report(
+        rewards | also, tuning, tasks, rollouts | answers, tuned_tasks=tuned_tasks, level=adapter.segmenter.level,
+        notes=more.notes | {"numbers": numbers_of(adapter, both[0])},
+    )  # fmt: skip
 
 
 def _policy(spec: Opponent, sources: Sources, config: TrainConfig) -> Policy:
@@ -109,8 +131,13 @@ def _scored(
     adapter: KnobAdapter, config: TrainConfig, sources: Sources, stage: Stage, advance: Advance
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[Rollout]]]:
     """For each policy of a stage its (copies, prompts) rewards and its responses, in memory."""
-    rewards, rollouts = {}, {}
-    for name, policy in stage.policies(adapter, config.pick).items():
+    rewards, rollouts = dict[str, NDArray[np.float64]](), dict[str, list[Rollout]]()
+    policies = stage.policies(adapter, config.pick)
+    for name, policy in policies.items():
+        if (same := same_as(name, policies)) in rollouts:
+            rewards[name], rollouts[name] = rewards[same], rollouts[same]
+            advance(stage.copies * len(stage.prompts))
+            continue
         if isinstance(head := getattr(policy, "head", None), Head):
             head.to(sources.engine.device)
         rollouts[name] = roll_out(
@@ -124,7 +151,7 @@ def _scored(
 def rescore(report: Report, prompts: Sequence[Prompt], reward: RewardSpec) -> Report:
     """The same responses under another reward; the tuned constant stays the one of the first."""
     rewards = {name: _rewards(reward, prompts, found) for name, found in report.rollouts.items()}
-    return Report(rewards, report.tasks, report.tuned, report.tuning, report.rollouts)
+    return replace(report, rewards=rewards)
 
 
 def _rewards(reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ here. All policies of a stage answer the same prompts with the same random numbe
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,9 +16,21 @@ from latentknobs.adapter import KnobAdapter
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import RewardError
-from latentknobs.evaluation.report import ALL, ENTROPY, GREEDY, HEAD, MIXTURE, Report, judged
+from latentknobs.evaluation.report import (
+    ALL,
+    BINNED,
+    ENTROPY,
+    GREEDY,
+    HEAD,
+    MEAN,
+    MIXTURE,
+    PER_TASK,
+    SHUFFLED,
+    Report,
+    judged,
+)  # fmt: skip
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.policies import ConstantPolicy, GreedyPolicy, Pick, Policy, UniformPolicy
+from latentknobs.policies import Choices, ConstantPolicy, GreedyPolicy, MeanShift, Pick, Policy, Shuffle, UniformPolicy
 
 
 class Compared(NamedTuple):
@@ -48,6 +60,16 @@ def lineup(space: KnobSpace) -> list[Compared]:
     ]
 
 
+def same_as(name: str, policies: Mapping[str, Policy]) -> str:
+    """The policy whose responses are those of another one, so that they need not be generated twice; mostly itself."""
+    cold = next((k for k, one in policies.items() if isinstance(one, ConstantPolicy) and _is_greedy(one)), GREEDY)
+    return cold if name == GREEDY else name
+
+
+def _is_greedy(policy: ConstantPolicy) -> bool:
+    return policy.space.options[policy.option] == {"temperature": 0.0}
+
+
 @dataclass(frozen=True)
 class Stage:
     """Some policies, the prompts that they answer, and how many times.
@@ -55,6 +77,7 @@ class Stage:
     Attributes:
         name: of its files in a run.
         seed: added to the seed of the run, so that no two stages share their draws.
+        notes: what some of the policies are in detail.
     """
 
     name: str
@@ -62,6 +85,7 @@ class Stage:
     prompts: Sequence[Prompt]
     copies: int
     seed: int
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def responses(self) -> int:
@@ -80,6 +104,31 @@ def stages(compared: Sequence[Compared], tune: Sequence[Prompt], held_out: Seque
     return Stage("tuning", constants, tune, 1, 101), Stage("evaluation", compared, held_out, seeds, 1001)
 
 
+CONTROLLED = 3  # controls at most
+
+
+def controls(policy: Policy, choices: Choices, prompts: Sequence[Prompt], seeds: int) -> Stage:
+    """Whom else the head is compared with: controls of its own choices (`policies.controls`, `choices_of`).
+
+    They answer the same prompts with the same random numbers. A head that always chooses the same has no controls.
+    """
+    space, segmenter = policy.space, policy.segmenter
+    if (choices.value_MJ == choices.value_MJ[0]).all():
+        return Stage("controls", [], prompts, seeds, 1001)
+    mean = MeanShift(space, choices)
+    found = [fixed(MEAN, mean), fixed(SHUFFLED, Shuffle(space, segmenter, choices))]
+    if choices.entropy_M is not None:
+        found.append(fixed(BINNED, Shuffle(space, segmenter, choices, binned=True)))
+    return Stage("controls", found, prompts, seeds, 1001, {MEAN: mean.label})
+
+
+def numbers_of(adapter: KnobAdapter, tuning: Stage) -> str:
+    """How many responses trained the head, and tuned each constant."""
+    tuned = f"every constant was tuned on {len(tuning.prompts) * tuning.copies:,} responses"
+    trained = adapter.training.get("trained on")
+    return f"The head was trained on {trained}; {tuned}." if trained else f"{tuned[0].upper()}{tuned[1:]}."
+
+
 def task_of(prompt: Prompt) -> str:
     """The column `task` of a prompt, `all` without one."""
     return str(prompt.columns.get("task", ALL))
@@ -93,19 +142,21 @@ def rewards_of(values: Iterable[float | None], prompts: int) -> NDArray[np.float
 
 def make_report(
     rewards: dict[str, NDArray[np.float64]], tuning: Mapping[str, NDArray[np.float64]], tasks: Sequence[str],
-    rollouts: dict[str, list[Rollout]] | None = None,
+    rollouts: dict[str, list[Rollout]] | None = None, *, tuned_tasks: Sequence[str] = (), level: str = "token",
+    notes: dict[str, str] | None = None,
 ) -> Report:  # fmt: skip
-    """The comparison of rewards that are known already.
+    """The comparison of rewards that are known already. Where there are several tasks, the best constant per task takes part.
 
     Args:
         rewards: for each policy (seeds, prompts) rewards on held-out prompts; NaN where the reward failed.
-        tuning: the same for each constant on training prompts.
-        tasks: of the held-out prompts.
+        tuning: the same for each constant on the prompts that tune.
+        tasks, tuned_tasks: of the held-out prompts, and of those that tune.
+        level, notes: see `Report`.
 
     Raises:
-        RewardError: of the training or of the held-out prompts none has a score for every response.
+        RewardError: of the prompts that tune or of the held-out prompts none has a score for every response.
     """
-    for what, values in (("training prompts that tune the constant", tuning), ("held-out prompts", rewards)):
+    for what, values in (("prompts that tune the constant", tuning), ("held-out prompts", rewards)):
         if not (kept := judged(values)).any():
             failed = {name: int(np.isnan(reward_SP).sum()) for name, reward_SP in values.items()}
             worst = max(failed, key=lambda name: failed[name])
@@ -116,4 +167,17 @@ def make_report(
             )
     kept = judged(tuning)
     means = {name: float(reward_SP[:, kept].mean()) for name, reward_SP in tuning.items()}
-    return Report(rewards, list(tasks), max(means, key=lambda name: means[name]), means, rollouts or {})
+    tuned, notes, rollouts = max(means, key=lambda name: means[name]), dict(notes or {}), dict(rollouts or {})
+    if len(set(tuned_tasks)) > 1:
+        task_P = np.array(tuned_tasks)
+        best = {task: _best(tuning, kept & (task_P == task), tuned) for task in sorted(set(tuned_tasks))}
+        chosen = [best.get(task, tuned) for task in tasks]
+        rewards = rewards | {PER_TASK: np.stack([rewards[name][:, p] for p, name in enumerate(chosen)], -1)}
+        notes[PER_TASK] = "; ".join(f"{task}: {name}" for task, name in best.items())
+        if rollouts:
+            rollouts[PER_TASK] = [row for p, name in enumerate(chosen) for row in rollouts[name] if row.prompt == p]
+    return Report(rewards, list(tasks), tuned, means, rollouts, level=level, notes=notes)
+
+
+def _best(tuning: Mapping[str, NDArray[np.float64]], kept: NDArray[np.bool_], otherwise: str) -> str:
+    return max(tuning, key=lambda name: tuning[name][:, kept].mean()) if kept.any() else otherwise

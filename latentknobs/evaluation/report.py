@@ -1,19 +1,27 @@
 """What an evaluation found: the rewards of every policy on the same prompts, and the head against each, paired by prompt."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from einops import reduce
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from latentknobs.data.rollouts import Rollout
-from latentknobs.evaluation.statistics import Interval, bootstrap, win_share
+from latentknobs.evaluation.statistics import ALPHA, Floats, Interval, estimate, holm, wins
 from latentknobs.files import fit
 
-HEAD, GREEDY, MIXTURE, ENTROPY = "learned head", "greedy decoding", "uniform mixture", "entropy-only head"
+HEAD, GREEDY, MIXTURE = "learned head", "greedy decoding", "uniform mixture"
+STATISTICS, ENTROPY, PER_TASK = "statistics-only head", "entropy-only head", "best constant per task"
+MEAN, SHUFFLED, BINNED = "its mean", "its choices shuffled", "its choices shuffled within bins"
+CONTROLS = {
+    MEAN: "its own mean",
+    SHUFFLED: "its choices in random places",
+    BINNED: "its choices shuffled within entropy and p_max",
+}
 ALL = "all"
 
 
@@ -25,6 +33,7 @@ class Comparison:
         reward: mean reward of the policy.
         gain: mean reward of the head minus that of the policy, paired.
         wins: share of prompts on which the head wins, ties one half.
+        p: of no gain; in the table of a report corrected for all its rows (Holm).
     """
 
     policy: str
@@ -32,6 +41,12 @@ class Comparison:
     reward: Interval
     gain: Interval
     wins: Interval
+    p: float
+
+    @property
+    def sign(self) -> int:
+        """1 where the head is better, -1 where it is worse, 0 where neither is shown."""
+        return 0 if self.p >= ALPHA else 1 if self.gain.mean > 0 else -1
 
 
 class SavedReport(BaseModel):
@@ -41,6 +56,9 @@ class SavedReport(BaseModel):
     tasks: list[str]
     tuned: str
     tuning: dict[str, float]
+    runs: int = 1
+    level: str = "token"
+    notes: dict[str, str] = {}
 
 
 @dataclass
@@ -48,11 +66,14 @@ class Report:
     """What an evaluation found.
 
     Attributes:
-        rewards: for each policy, (seeds, prompts) rewards on the held-out prompts; NaN where the reward failed.
+        rewards: for each policy, (runs x seeds, prompts) rewards on the held-out prompts; NaN where the reward failed.
         tasks: the task of each prompt, `all` where the rows name none.
         tuned: name of the constant option with the best mean reward on training prompts.
         tuning: mean reward of every constant on training prompts.
         rollouts: every response on the held-out prompts, by policy, the seeds of a prompt next to each other.
+        runs: training seeds; what depends on none has the same rewards in each.
+        level: at which choices are made.
+        notes: by policy, what it is in detail; under `numbers`, how many responses trained and tuned what.
     """
 
     rewards: dict[str, NDArray[np.float64]]
@@ -60,6 +81,9 @@ class Report:
     tuned: str
     tuning: dict[str, float]
     rollouts: dict[str, list[Rollout]] = field(default_factory=dict)
+    runs: int = 1
+    level: str = "token"
+    notes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def judged_P(self) -> NDArray[np.bool_]:
@@ -78,16 +102,40 @@ class Report:
         return [ALL, *(sorted(found) if len(found) > 1 else [])]
 
     def compare(self, policy: str, task: str = ALL) -> Comparison:
-        """The head against one policy on the prompts of one task."""
+        """The head against one policy on the prompts of one task, not corrected for other comparisons."""
         keep = self._prompts(task)
         ours, theirs = self.rewards[HEAD][:, keep], self.rewards[policy][:, keep]
-        return Comparison(
-            policy, task, bootstrap(theirs.mean(0)), bootstrap((ours - theirs).mean(0)), bootstrap(win_share(ours, theirs))
-        )
+        low, high = self._ends
+        gain = estimate(self._by_run(ours - theirs), (low - high, high - low))
+        share = estimate(self._by_run(wins(ours, theirs)), (0.0, 1.0), 0.5)
+        return Comparison(policy, task, estimate(self._by_run(theirs), (low, high)), gain, share, gain.p)
 
     def table(self) -> list[Comparison]:
-        """Every policy (the head first) on every task."""
-        return [self.compare(policy, task) for task in self.task_names for policy in self.rewards]
+        """Every policy (the head first) on every task, with p-values corrected for the number of all these comparisons."""
+        return self._table
+
+    @cached_property
+    def _table(self) -> list[Comparison]:
+        rows = [self.compare(policy, task) for task in self.task_names for policy in self.rewards]
+        tested = [n for n, row in enumerate(rows) if row.policy != HEAD]
+        for n, p in zip(tested, holm([rows[n].p for n in tested]), strict=True):
+            rows[n] = replace(rows[n], p=p)
+        return rows
+
+    def row(self, policy: str, task: str = ALL) -> Comparison:
+        """A row of the table."""
+        return next(row for row in self.table() if (row.policy, row.task) == (policy, task))
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        """The least and the greatest reward, 1 apart where all are equal: what a prompt could still show."""
+        values = np.concatenate([reward_SP[:, self.judged_P].ravel() for reward_SP in self.rewards.values()])
+        low, high = float(values.min()), float(values.max())
+        return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+    def _by_run(self, value_SP: Floats) -> Floats:
+        """(runs, P) means over the seeds of each run."""
+        return reduce(value_SP, "(runs seeds) P -> runs P", "mean", runs=self.runs)
 
     def best_constant(self, task: str = ALL) -> str:
         """The constant that is best on these very prompts: not a fair baseline, but how far tuning could go."""
@@ -99,18 +147,26 @@ class Report:
         return self.judged_P & np.array([task in (ALL, t) for t in self.tasks])
 
     def verdict(self) -> str:
-        """In words: whether the head learned more than its best constant, and how many prompts could not be judged."""
-        gain = self.compare(self.tuned).gain
-        missing = f" {self.left_out} of {len(self.tasks)} prompts are left out: the reward failed on a response to them."
-        note = missing if self.left_out else ""
-        if gain.low > 0:
-            return f"The head beats the tuned best constant ({self.tuned}) by {gain}.{note}"
-        if gain.high < 0:
-            return f"The head is worse than the tuned best constant ({self.tuned}): {gain}.{note}"
-        return (
-            f"The head does not differ from the tuned best constant ({self.tuned}): {gain}. It has learned nothing that a "
-            f"fixed setting would not do.{note}"
-        )
+        """In words: better than the tuned constant? than its own mean? than its choices in random places? Only then: control."""
+        asked = {self.tuned: f"the tuned best constant ({self.tuned})"}
+        asked |= {name: words + self._note(name) for name, words in CONTROLS.items() if name in self.rewards}
+        sentences = [f"{'It' if n else 'The head'} {self._answer(*item)}." for n, item in enumerate(asked.items())]
+        signs = {name: self.row(name).sign for name in asked}
+        sentences.append(_conclusion(signs[self.tuned], {name: signs[name] for name in CONTROLS if name in signs}, self.level))
+        sentences.append(f"{self.runs} training seeds." if self.runs > 1 else "One training seed; another may differ.")
+        if self.left_out:
+            sentences.append(
+                f"{self.left_out} of {len(self.tasks)} prompts are left out: the reward failed on a response to them."
+            )
+        return " ".join(sentence for sentence in sentences if sentence)
+
+    def _answer(self, policy: str, words: str) -> str:
+        row = self.row(policy)
+        return {1: f"beats {words} by {row.gain}", 0: f"does not differ from {words}: {row.gain}",
+                -1: f"is worse than {words}: {row.gain}"}[row.sign]  # fmt: skip
+
+    def _note(self, policy: str) -> str:
+        return f" ({self.notes[policy]})" if policy in self.notes else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: raw rewards and the table."""
@@ -120,11 +176,15 @@ class Report:
             "tuning": self.tuning,
             "verdict": self.verdict(),
             "left_out": self.left_out,
+            "runs": self.runs,
+            "level": self.level,
+            "notes": self.notes,
             "rewards": {name: _plain(values) for name, values in self.rewards.items()},
             "table": [
                 {
                     "policy": c.policy,
                     "task": c.task,
+                    "p": c.p,
                     **{key: [i.mean, i.low, i.high] for key, i in (("reward", c.reward), ("gain", c.gain), ("wins", c.wins))},
                 }
                 for c in self.table()
@@ -145,7 +205,24 @@ class Report:
             raise ValueError("its policies do not have one reward for each seed and prompt")
         if not judged(rewards).any():
             raise ValueError("no prompt has a reward of every policy")
-        return cls(rewards, saved.tasks, saved.tuned, saved.tuning)
+        if saved.runs < 1 or len(rewards[HEAD]) % saved.runs:
+            raise ValueError(f"its rewards are not those of {saved.runs} training seeds")
+        return cls(rewards, saved.tasks, saved.tuned, saved.tuning, {}, saved.runs, saved.level, saved.notes)
+
+
+def _conclusion(constant: int, controls: Mapping[str, int], level: str) -> str:
+    """What the answers come to."""
+    control = {"token": "token-level control", "sequence": "control by prompt"}.get(level, f"control by segment ({level})")
+    if constant <= 0:
+        return "It has learned nothing that a fixed setting would not do."
+    if controls.get(MEAN, 1) <= 0:
+        return f"A constant at its mean does as well: no {control} is shown."
+    if SHUFFLED not in controls:
+        return ""
+    if controls[SHUFFLED] <= 0:
+        return f"Where it makes its choices does not matter: no {control} is shown."
+    known = {1: ", of more than entropy and p_max say"}.get(controls.get(BINNED, 1), ", by what entropy and p_max say")
+    return f"This is {control}{known if BINNED in controls else ''}."
 
 
 def _plain(reward_SP: NDArray[np.float64]) -> list[list[float | None]]:

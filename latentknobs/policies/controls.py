@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
-from latentknobs.heads.segmenters import Every, Segmenter
+from latentknobs.heads.segmenters import Segmenter, WholeResponse
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.knob import DecodingKnob, Stage
 from latentknobs.knobs.space import KnobSpace
@@ -47,7 +47,7 @@ class MeanShift(Policy):
     draws = False
 
     def __init__(self, space: KnobSpace, choices: Choices) -> None:
-        self.space, self.segmenter = space, Every(1)
+        self.space, self.segmenter = space, WholeResponse()
         columns = zip(space.knobs, _checked(space, choices).unbind(-1), strict=True)
         self.value_J = torch.tensor([_mean(knob, value_M) for knob, value_M in columns], dtype=torch.float64)
 

@@ -29,14 +29,13 @@ def print_report(report: Report, console: Console | None = None, findings: Seque
     """
     console = console or stdout()
     rows = report.table()
-    seeds, prompts = len(next(iter(report.rewards.values()))), len(report.tasks) - report.left_out
-    console.print(
-        _against(
-            report, [row for row in rows if row.task == ALL], f"{prompts} held-out prompts x {seeds} seed{'s' * (seeds > 1)}"
-        )
-    )
+    seeds, prompts = len(report.rewards[HEAD]) // report.runs, len(report.tasks) - report.left_out
+    what = f"{prompts} held-out prompts x {seeds} response{'s' * (seeds > 1)}"
+    what += f" of {report.runs} training seeds" if report.runs > 1 else ""
+    console.print(_against(report, [row for row in rows if row.task == ALL], what))
     if len(report.task_names) > 1:
         console.print(_by_task(report, rows))
+    console.print(Text(footnote(report), style="dim"))
     console.print(Text(report.verdict(), style="bold"))
     if findings:
         console.print(Text(f"\n{HEADING}", style="bold"))
@@ -63,24 +62,26 @@ def legend(scale: Scale) -> Text:
 
 
 def name_of(policy: str, report: Report) -> str:
-    """A policy's name in a table; the tuned constant is marked."""
-    return f"{policy} (tuned)" if policy == report.tuned else policy
+    """A policy's name in a table, with what it is in detail; the tuned constant is marked."""
+    note = report.notes.get(policy, "tuned" if policy == report.tuned else "")
+    return f"{policy} ({note})" if note else policy
 
 
 def _against(report: Report, rows: Iterable[Comparison], what: str) -> Table:
     table = Table(title=f"Learned head against ... on {what}", title_justify="left", title_style="bold")
     table.add_column("")
-    for heading in ("mean reward", "head's gain [95 %]", "head's win rate [95 %]"):
+    for heading in ("mean reward", "head's gain [95 %]", "p*", "head's win rate [95 %]"):
         table.add_column(heading, justify="right")
     for row in rows:
         if row.policy == HEAD:
-            table.add_row(Text(HEAD, style="bold"), f"{row.reward.mean:.3f}", "", "", end_section=True)
+            table.add_row(Text(HEAD, style="bold"), f"{row.reward.mean:.3f}", "", "", "", end_section=True)
         else:
             table.add_row(
                 name_of(row.policy, report),
                 f"{row.reward.mean:.3f}",
-                Text(signed(row.gain), style=_mood(row.gain, 0)),
-                Text(percent(row.wins), style=_mood(row.wins, 0.5)),
+                Text(signed(row.gain), style=_mood(row)),
+                probability(row.p),
+                percent(row.wins),
             )
     return table
 
@@ -109,5 +110,17 @@ def percent(interval: Interval) -> str:
     return f"{100 * interval.mean:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}] %"
 
 
-def _mood(interval: Interval, neutral: float) -> str:
-    return "green" if interval.low > neutral else "red" if interval.high < neutral else ""
+def probability(p: float) -> str:
+    """`.032`, `< .001`."""
+    return "< .001" if p < 0.001 else "1" if p > 0.9995 else f"{p:.3f}".removeprefix("0")
+
+
+def footnote(report: Report) -> str:
+    """What the numbers of a table rest on."""
+    count = sum(row.policy != HEAD for row in report.table())
+    numbers = f" {report.notes['numbers']}" if "numbers" in report.notes else ""
+    return f"* corrected for all {count} comparisons of this report (Holm); colours and the verdict go by it.{numbers}"
+
+
+def _mood(row: Comparison) -> str:
+    return {1: "green", 0: "", -1: "red"}[row.sign]

@@ -51,7 +51,9 @@ def win_rates(report: Report, table: Table) -> Markup:
             mean_P, low_P, high_P = (100 * np.array([getattr(w, part) for w in wins]) for part in ("mean", "low", "high"))
             axis.axvline(50, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 2)))
             axis.hlines(place_P, low_P, high_P, color=svg.HEAD, linewidth=2, clip_on=False)
-            axis.plot(mean_P, place_P, "o", color=svg.HEAD, markersize=4.5, clip_on=False, zorder=3)
+            is_shown_P = np.array([table[name, task].sign != 0 for name in names])
+            for shown, fill in ((is_shown_P, svg.HEAD), (~is_shown_P, svg.PAPER)):
+                axis.plot(mean_P[shown], place_P[shown], "o", color=svg.HEAD, mfc=fill, markersize=4.5, clip_on=False, zorder=3)
             axis.set(xlim=(0, 100), xticks=[0, 50, 100], title=_title(task, report), ylim=(-0.6, len(names) - 0.4))
             axis.grid(axis="y", visible=False)
             for label, side in zip(axis.get_xticklabels(), ("left", "center", "right"), strict=True):

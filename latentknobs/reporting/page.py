@@ -15,7 +15,7 @@ from latentknobs.evaluation.report import ALL, HEAD, Report
 from latentknobs.files import fit, parse_json, read_text, without_folders
 from latentknobs.reporting import figures
 from latentknobs.reporting.colours import Scale
-from latentknobs.reporting.console import name_of, percent, signed
+from latentknobs.reporting.console import footnote, name_of, percent, probability, signed
 from latentknobs.reporting.figures import Metrics
 from latentknobs.reporting.findings import CALM, HEADING, read_findings
 from latentknobs.reporting.samples import LARGEST, Sample, Samples, head_responses, read_samples, with_options
@@ -44,7 +44,7 @@ def write_report(run: str | Path, report: Report) -> Path:
     scale = Scale.of(samples.knobs[0], samples.options)
     training, stops = _training(run)
     environment = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"signed": signed, "percent": percent}
+    environment.filters |= {"signed": signed, "percent": percent, "probability": probability}
     html = environment.get_template("report.html").render(
         version=latentknobs.__version__,
         settings=_settings(run),
@@ -52,7 +52,8 @@ def write_report(run: str | Path, report: Report) -> Path:
         table=table,
         head=HEAD,
         names={policy: name_of(policy, report) for policy in report.rewards},
-        seeds=len(report.rewards[HEAD]),
+        seeds=len(report.rewards[HEAD]) // report.runs,
+        footnote=footnote(report),
         counts=_counts(report),
         heading=HEADING,
         findings=read_findings(run),
@@ -86,8 +87,7 @@ def _tokens(sample: Sample, samples: Samples, scale: Scale) -> list[dict[str, An
 
 def _mood(report: Report) -> str:
     """`good`, `bad` or `even`: how the head compares with the tuned best constant."""
-    gain = report.compare(report.tuned).gain
-    return "good" if gain.low > 0 else "bad" if gain.high < 0 else "even"
+    return {1: "good", 0: "even", -1: "bad"}[report.row(report.tuned).sign]
 
 
 def _counts(report: Report) -> dict[str, int]:

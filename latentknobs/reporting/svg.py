@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Each colour stands for a variable of the page's style sheet, put in its place after drawing.
-INK, MUTED, GRID, HEAD, LINE = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", HEAD: "--head", LINE: "--base"}
+INK, MUTED, GRID, HEAD, LINE, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", HEAD: "--head", LINE: "--base", PAPER: "--paper"}
 STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold",
     "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "axes.edgecolor": GRID,

@@ -16,8 +16,20 @@ from latentknobs.adapter import KnobAdapter
 from latentknobs.config import TrainConfig
 from latentknobs.content import digest
 from latentknobs.errors import RunError
-from latentknobs.evaluation.comparison import Stage, lineup, make_report, rewards_of, stages, task_of
-from latentknobs.evaluation.report import Report
+from latentknobs.evaluation.comparison import (
+    CONTROLLED,
+    Stage,
+    controls,
+    lineup,
+    make_report,
+    numbers_of,
+    rewards_of,
+    same_as,
+    stages,
+    task_of,
+)  # fmt: skip
+from latentknobs.evaluation.controls import choices_of
+from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.files import MB, read_json
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources
@@ -35,6 +47,12 @@ def stages_of(config: TrainConfig, space: KnobSpace, sources: Sources) -> tuple[
     return both if sources.evaluation else ()
 
 
+def planned(config: TrainConfig, space: KnobSpace, sources: Sources) -> dict[str, int]:
+    """The most responses of each stage of the evaluation of a run."""
+    found = {stage.name: stage.responses for stage in stages_of(config, space, sources)}
+    return found | ({"controls": CONTROLLED * len(sources.evaluation) * config.eval_seeds} if found else {})
+
+
 def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, key: str) -> Report:
     """The comparison on held-out prompts, and its files.
 
@@ -43,13 +61,22 @@ def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapt
     """
     both = stages_of(config, adapter.space, sources)
     (tuning, tuned_by), (rewards, rated_by) = [_scored(run, config, sources, adapter, stage, key) for stage in both]
-    tasks = [task_of(prompt) for prompt in sources.evaluation]
+    mine = list(read_all(sorted((run.path / "evaluation" / "rollouts").glob(f"{_slug(HEAD)}-*.jsonl"))))
+    head = adapter.policy(config.pick)
+    choices = choices_of(sources.engine, sources.evaluation, mine, head)
+    choices = run.processes.gather(choices)[0]  # a GPU reads a little differently in every process
+    more = controls(head, choices, sources.evaluation, config.eval_seeds)
+    also, compared_by = _scored(run, config, sources, adapter, more, key)
+    tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
+    notes = more.notes | {"numbers": numbers_of(adapter, both[0])}
 
     def make(path: Path, advance: Advance) -> None:
-        write_text(path, json.dumps(make_report(rewards, tuning, tasks).to_dict()) + "\n")
+        report = make_report(rewards | also, tuning, tasks, tuned_tasks=tuned_tasks, level=config.level, notes=notes)
+        write_text(path, json.dumps(report.to_dict()) + "\n")
 
     # the order of prompts and policies is part of what a file of scores means
-    run.stage("summary", [Task(SUMMARY, config.digest("evaluation", digest(tuned_by, rated_by, list(rewards), tasks)), make)])
+    content = digest(tuned_by, rated_by, compared_by, list(rewards | also), tasks, tuned_tasks, notes)
+    run.stage("summary", [Task(SUMMARY, config.digest("evaluation", content), make)])
     return read_report(run.path)
 
 
@@ -57,7 +84,12 @@ def _scored(
     run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, stage: Stage, key: str
 ) -> tuple[dict[str, NDArray[np.float64]], str]:
     """For each policy its (copies, prompts) rewards, and a digest of all of them."""
-    policies = stage.policies(adapter, config.pick)
+    all_of = stage.policies(adapter, config.pick)
+    if not all_of:
+        for what in ("rollouts", "scores"):
+            run.stage(f"{stage.name}/{what}", [])
+        return {}, ""
+    policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
     runs = [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
     seed = config.seed + stage.seed
     files = sample(run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=key)
@@ -66,6 +98,7 @@ def _scored(
     for name, paths in zip(policies, files, strict=True):
         pairs = zip((rollout.prompt for rollout in read_all(paths)), read_scores(list(islice(left, len(paths)))), strict=True)
         rewards[name] = rewards_of([value for _, value in sorted(pairs, key=itemgetter(0))], len(stage.prompts))
+    rewards = {name: rewards[same_as(name, all_of)] for name in all_of}
     return rewards, str(run.content(scores))
 
 

@@ -34,7 +34,7 @@ from latentknobs.reporting.findings import write_findings
 from latentknobs.stages import Enters
 from latentknobs.training.diagnostics import Facts, diagnose
 from latentknobs.training.fit import check_fit
-from latentknobs.training.judging import SUMMARY, judge, mean_length, stages_of
+from latentknobs.training.judging import SUMMARY, judge, mean_length, planned
 from latentknobs.training.modules import BASELINE, MAIN, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
@@ -171,7 +171,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
                 tell_changes(run.path, config)
                 write_yaml(config, run.path / "config.yaml")
                 explain(run.path)
-        evaluation = {stage.name: stage.responses for stage in stages_of(config, space, sources)}
+        evaluation = planned(config, space, sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
         run.track = trackers.log
         key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
-from benchmarks.paper.statistics import holm, hypervolume, hypervolume_gain, sign_flip, vote_accuracy
+from benchmarks.paper.statistics import hypervolume, hypervolume_gain, sign_flip, vote_accuracy
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.6, 1.5])
@@ -21,19 +21,6 @@ def test_sign_flips_agree_with_the_exact_test_of_scipy(shift: float) -> None:
 
 def test_a_difference_of_zero_is_never_significant() -> None:
     assert sign_flip(np.zeros(20)) == 1.0
-
-
-def test_holm_is_bonferroni_for_the_smallest_and_one_by_one_after() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([0.02]) == [0.02]
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-def test_holm_keeps_the_order_and_lies_between_plain_and_bonferroni(p: list[float]) -> None:
-    adjusted = holm(p)
-    assert all(a >= b and a <= min(1, b * len(p)) + 1e-12 for a, b in zip(adjusted, p, strict=True))
-    assert all(adjusted[i] <= adjusted[j] for i, j in itertools.permutations(range(len(p)), 2) if p[i] < p[j])
 
 
 def by_enumeration(answers: list[str | None], right: str, votes: int) -> float:

@@ -23,7 +23,7 @@ def test_table_has_every_policy_the_counts_and_the_verdict(report: Report) -> No
     text = printed(report)
     assert all(name in text for name in report.rewards)
     assert f"{report.tuned} (tuned)" in text
-    assert "30 held-out prompts x 2 seeds" in text
+    assert "30 held-out prompts x 2 responses" in text
     assert " ".join(report.verdict().split()) in " ".join(text.split())
 
 
@@ -59,7 +59,7 @@ def test_prompts_that_could_not_be_judged_are_not_counted(report: Report) -> Non
     rewards = {name: values.copy() for name, values in report.rewards.items()}
     rewards[GREEDY][0, :2] = np.nan
     text = printed(Report(rewards, report.tasks, report.tuned, report.tuning))
-    assert "28 held-out prompts x 2 seeds" in text and "2 of 30 prompts are left out" in " ".join(text.split())
+    assert "28 held-out prompts x 2 responses" in text and "2 of 30 prompts are left out" in " ".join(text.split())
 
 
 def test_a_clear_gain_is_green_and_a_clear_loss_red(report: Report) -> None:

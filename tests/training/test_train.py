@@ -15,6 +15,7 @@ from latentknobs import testbed
 from latentknobs.config import read_yaml
 from latentknobs.data.examples import Pair
 from latentknobs.errors import ConfigError, DataError, NoPairsError, RewardError, UnknownNameError
+from latentknobs.evaluation.report import CONTROLS
 from latentknobs.learners.lpo.learner import LPO
 from latentknobs.policies.rules import EDT
 
@@ -63,7 +64,7 @@ def test_a_run_leaves_everything_it_promises(finished):
 def test_every_baseline_is_in_the_report(finished):
     assert set(finished.report.rewards) == {
         "learned head", "temperature 0", "temperature 0.5", "temperature 1", "greedy decoding", "uniform mixture",
-        "entropy-only head",
+        "entropy-only head", "best constant per task", *CONTROLS,
     }  # fmt: skip
     assert all(values.shape == (2, 6) for values in finished.report.rewards.values())
     assert finished.report.tuned in finished.report.tuning
