@@ -342,7 +342,7 @@ class TestSettings:
         for name, setting in fields().items():
             assert f"--{name.replace('_', '-')} " in text, name
             assert " ".join(str(setting.info.description).split())[:25] in text, name
-        assert "[default: 0.001]" in text and "latent|tokens_separate|tokens|nll" in text
+        assert "[default: 0.001]" in text and "latent|tokens_separate|tokens_printed|tokens|nll" in text
 
     def test_help_of_saved_runs_says_where_defaults_come_from(self) -> None:
         for command in ("evaluate", "generate"):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COLUMNS: dict[Objective, dict[str, Column]] = {
     "latent": {**OPTION_LOGPS},
     "tokens_separate": {**SAMPLED_OPTION},
+    "tokens_printed": {**SAMPLED_OPTION},
     "tokens": {**OPTION_LOGPS, **SAMPLED_OPTION, **BASE_LOGPS},
     "nll": {**SAMPLED_OPTION},
 }

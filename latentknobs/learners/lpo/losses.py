@@ -91,11 +91,16 @@ def tokens_separate_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses:
     """(B,) Eq. 10: sum over segments of log pi(sampled option) minus the same under the reference.
 
     The paper omits the reference because its uniform one cancels between chosen and rejected of equal length; here it
-    stays, so that later rounds and unequal lengths are right.
+    stays, so that later rounds and unequal lengths are right. `tokens_printed_score` is without.
     """
-    option_BT = _required(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
+    option_BT = _required(responses.option_BT, "option_BT", "all but `latent`")
     ratio_BT = pick(log_pi_BTK, option_BT) - pick(ref_log_pi_BTK, option_BT)
     return torch.where(segment_starts(responses.segment_BT, responses.mask_BT), ratio_BT, 0.0).sum(-1)
+
+
+def tokens_printed_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
+    """(B,) Eq. 10 as the paper prints it: sum over segments of log pi(sampled option), whatever the reference."""
+    return tokens_separate_score(log_pi_BTK, torch.zeros_like(log_pi_BTK), responses)
 
 
 def tokens_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
@@ -103,14 +108,17 @@ def tokens_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Response
 
     With a frozen LM the added part is a constant of each response: it weighs pairs, it does not steer the head.
     """
-    option_BT = _required(responses.option_BT, "option_BT", "tokens_separate, tokens and nll")
+    option_BT = _required(responses.option_BT, "option_BT", "all but `latent`")
     base_BT = _required(responses.base_logps_BT, "base_logps_BT", "tokens")
     sampled_BT = pick(responses.option_logps_BTK, option_BT)
     offset_BT = torch.where(responses.mask_BT, sampled_BT - base_BT, 0.0)
     return tokens_separate_score(log_pi_BTK, ref_log_pi_BTK, responses) + offset_BT.sum(-1).to(log_pi_BTK.dtype)
 
 
-SCORES = {"latent": latent_score, "tokens_separate": tokens_separate_score, "tokens": tokens_score}
+SCORES = {
+    "latent": latent_score, "tokens_separate": tokens_separate_score, "tokens_printed": tokens_printed_score,
+    "tokens": tokens_score,
+}  # fmt: skip
 
 
 def lpo_margin(
@@ -149,7 +157,8 @@ def lpo_loss(
     """(B,) the un-reduced loss: -log sigmoid(beta * (score of chosen - score of rejected)), Eq. 9, 10 or 11.
 
     Args:
-        objective: `latent` (Eq. 11), `tokens_separate` (Eq. 10), `tokens` (Eq. 9), or `nll`: minus the log-probability
+        objective: `latent` (Eq. 11), `tokens_separate` (Eq. 10), `tokens_printed` (the same without a reference),
+            `tokens` (Eq. 9), or `nll`: minus the log-probability
             of the chosen response's sampled options (section 4.6.1), which uses neither beta nor the reference.
         ref_chosen_BTK, ref_rejected_BTK: reference log-probabilities over options; None is uniform.
         length_norm: `mean` divides each score by its number of segments, `none` sums, as in the paper.
@@ -160,8 +169,7 @@ def lpo_loss(
     """
     _check(objective, length_norm)
     if objective == "nll":
-        zero_BTK = torch.zeros_like(log_pi_chosen_BTK)
-        return -tokens_separate_score(log_pi_chosen_BTK, zero_BTK, chosen) / _lengths(chosen, length_norm)
+        return -tokens_printed_score(log_pi_chosen_BTK, log_pi_chosen_BTK, chosen) / _lengths(chosen, length_norm)
     margin_B = lpo_margin(
         objective, chosen, rejected, log_pi_chosen_BTK, log_pi_rejected_BTK, ref_chosen_BTK, ref_rejected_BTK, length_norm
     )

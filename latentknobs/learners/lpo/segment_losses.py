@@ -56,7 +56,7 @@ def _picked(objective: Objective, log_pi_MK: Tensor, ref_MK: Tensor | None, segm
     """(M,) of the sampled options."""
     option_M = segments["option_N"]
     log_pi_M = pick(log_pi_MK, option_M)
-    if objective == "nll":
+    if objective in ("nll", "tokens_printed"):
         return log_pi_M
     uniform = -math.log(log_pi_MK.shape[-1])
     ratio_M = log_pi_M - (uniform if ref_MK is None else pick(ref_MK, option_M))

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from latentknobs.stages import Enters
 
-Objective = Literal["latent", "tokens_separate", "tokens", "nll"]
+Objective = Literal["latent", "tokens_separate", "tokens_printed", "tokens", "nll"]
 LengthNorm = Literal["none", "mean"]
 PairRule = Literal["best_worst", "correct_incorrect", "top_bottom"]
 
@@ -17,7 +17,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
     objective: Annotated[Objective, Enters("fit")] = "latent"
-    """Which loss: latent (Eq. 11), tokens_separate (Eq. 10), tokens (Eq. 9) or nll."""
+    """Which loss: latent (Eq. 11), tokens_separate (Eq. 10 with a reference), tokens_printed (Eq. 10 as printed, without), tokens
+    (Eq. 9) or nll."""
     beta: Annotated[float, Enters("fit")] = Field(default=0.1, gt=0)
     """Sharpness of the preference loss."""
     length_norm: Annotated[LengthNorm, Enters("fit")] = "none"

@@ -46,7 +46,9 @@ def test_every_equation_on_a_pair_worked_out_by_hand() -> None:
     separate_r = math.log(0.25 / 0.5) + math.log(0.5 / 0.5)
     tokens_c = separate_c + math.log(0.8 / 0.5) + math.log(0.6 / 0.3)
     tokens_r = separate_r + math.log(0.5 / 0.5) + math.log(0.1 / 0.3)
-    margins = {"latent": latent_c - latent_r, "tokens_separate": separate_c - separate_r, "tokens": tokens_c - tokens_r}
+    printed = math.log(0.75) + math.log(0.5) - math.log(0.25) - math.log(0.5)
+    margins = {"latent": latent_c - latent_r, "tokens_separate": separate_c - separate_r, "tokens": tokens_c - tokens_r,
+               "tokens_printed": printed}  # fmt: skip
     for objective, margin in margins.items():
         loss_B = lpo_loss(objective, chosen, rejected, log_pi_BTK, log_pi_BTK, beta=0.7)
         assert loss_B.item() == pytest.approx(math.log(1 + math.exp(-0.7 * margin)), abs=1e-12), objective
@@ -60,6 +62,10 @@ def test_the_default_reference_is_uniform_whatever_the_lengths() -> None:
     short = replace(chosen, mask_BT=torch.tensor([[True, False]]))
     loss_B = lpo_loss("tokens_separate", short, chosen, log_pi_BTK, log_pi_BTK, beta=1.0)
     assert loss_B.item() == pytest.approx(math.log(1 + math.exp(math.log(0.5 / 0.5))), abs=1e-12)
+    loss_B = lpo_loss("tokens_printed", short, chosen, log_pi_BTK, log_pi_BTK, beta=1.0)
+    assert loss_B.item() == pytest.approx(math.log(1 + math.exp(math.log(0.5))), abs=1e-12), (
+        "Eq. 10 as printed prefers short ones"
+    )
     sharp_BTK = torch.tensor([[[0.25, 0.75], [0.2, 0.8]]], dtype=torch.float64).log()
     loss_B = lpo_loss("tokens_separate", short, chosen, sharp_BTK, sharp_BTK, beta=1.0)
     assert loss_B.item() == pytest.approx(math.log(1 + math.exp(math.log(0.2 / 0.5))), abs=1e-12)
