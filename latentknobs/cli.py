@@ -21,6 +21,7 @@ COMMANDS = {
     "status": ("status", "status", "Where a run stands: stages, sizes, times, and what is left."),
     "evaluate": ("evaluate", "evaluate", "Judge a saved adapter against every baseline."),
     "generate": ("generate", "generate", "Write text with an adapter or a policy, coloured by what it chose."),
+    "serve": ("serve", "serve", "Serve a model with vLLM, with adapters that requests choose from."),
     "report": ("report", "report", "Show the results of a run and write its HTML report again."),
     "export": ("export", "export", "Write the preferences of a run in TRL's format."),
     "engines": ("installed", "engines", "The engines that are installed."),

@@ -29,6 +29,14 @@ def read_picks(spec: str, base: dict[str, Any] | None = None, tokenizer: Any = N
     return {"greedy": adapter.policy("greedy"), "sample": adapter.policy("sample")}
 
 
+def base_of(text: Any, name: str) -> dict[str, Any]:
+    """What `describe_model` says of a model, from its text config alone."""
+    return {
+        "name": name, "type": text.model_type, "hidden_size": text.hidden_size, "layers": text.num_hidden_layers,
+        "vocabulary": text.vocab_size,
+    }  # fmt: skip
+
+
 def resolved(spec: str) -> str:
     """The spec as another process may read it: folders in full."""
     return str(Path(path_of(spec)).absolute()) if _is_folder(spec) or path_of(spec).is_dir() else spec

@@ -3,9 +3,9 @@
 from typing import Any
 
 from latentknobs.engines.vllm import policies
+from latentknobs.engines.vllm.limits import SETTINGS
 from latentknobs.engines.vllm.processor import PolicyProcessor
-from latentknobs.engines.vllm.tap import SETTINGS
-from latentknobs.serving import read_picks
+from latentknobs.serving import base_of, read_picks
 
 
 class AdapterProcessor(PolicyProcessor):
@@ -16,10 +16,6 @@ class AdapterProcessor(PolicyProcessor):
         from transformers import AutoTokenizer
 
         model = vllm_config.model_config
-        text, tokenizer = model.hf_text_config, AutoTokenizer.from_pretrained(model.tokenizer)
-        base = {
-            "name": str(model.model), "type": text.model_type, "hidden_size": text.hidden_size,
-            "layers": text.num_hidden_layers, "vocabulary": text.vocab_size,
-        }  # fmt: skip
+        base, tokenizer = base_of(model.hf_text_config, str(model.model)), AutoTokenizer.from_pretrained(model.tokenizer)
         for name, spec in vllm_config.additional_config[SETTINGS].items():
             policies.register(name, read_picks(spec, base, tokenizer), self.device)

@@ -16,7 +16,7 @@ from latentknobs.engines.base import Ids, Response
 from latentknobs.engines.served import ServedEngine
 from latentknobs.engines.transformers.record import stop_ids
 from latentknobs.engines.vllm import policies
-from latentknobs.engines.vllm.tap import SETTINGS
+from latentknobs.engines.vllm.limits import SETTINGS
 from latentknobs.engines.vllm.versions import check_version
 from latentknobs.engines.vllm.worker import first
 from latentknobs.errors import ConfigError, DecodingError
@@ -25,8 +25,12 @@ from latentknobs.progress import processes
 
 PROCESSOR = "latentknobs.engines.vllm.processor:PolicyProcessor"
 WORKER = "latentknobs.engines.vllm.worker.PolicyWorker"
+OURS: dict[str, Any] = {
+    "logits_processors": [PROCESSOR], "worker_extension_cls": WORKER, "additional_config": {SETTINGS: {}},
+    "generation_config": "vllm",
+}  # fmt: skip
 QUIET = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
-OURS = "rollouts"  # the name of the policy that is sampled from
+NAME = "rollouts"  # of the policy that is sampled from
 
 
 class VLLMEngine(ServedEngine):
@@ -37,42 +41,41 @@ class VLLMEngine(ServedEngine):
         tokenizer: of the LM.
         max_num_seqs: most responses that are decoded together.
         gpu_memory_utilization: share of the device's memory (on a CPU of the machine's) that vLLM takes.
-        enforce_eager: whether vLLM starts quickly and decodes without compiling.
-        max_num_batched_tokens: most tokens of a step; longer prompts are read in chunks. None: vLLM's default.
-        num_gpu_blocks_override: size of vLLM's cache, for tests of what happens when it is full.
+        more: further arguments of `vllm.LLM`, e.g. `enforce_eager=true` to start quickly, or `max_num_batched_tokens`.
+
+    Raises:
+        ConfigError: vLLM is missing or was not tested, or an argument does not fit.
     """
 
     name: ClassVar[str] = "vllm"
     one_by_one: ClassVar[bool] = False
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_num_seqs: int = 256, gpu_memory_utilization: float = 0.4,
-        enforce_eager: bool = False, max_num_batched_tokens: int | None = None, num_gpu_blocks_override: int | None = None,
-    ) -> None:  # fmt: skip
+        self, model: Any, tokenizer: Any, *, max_num_seqs: int = 256, gpu_memory_utilization: float = 0.4, **more: Any
+    ) -> None:
         super().__init__(model, tokenizer)
         self.model = model
         check_version()
         if processes() > 1:
             raise ConfigError("The engine 'vllm' works in one process. Start one, or a server, with engine='vllm:http://...'.")
-        more = {"max_num_batched_tokens": max_num_batched_tokens, "num_gpu_blocks_override": num_gpu_blocks_override}
-        self.settings = {
-            "max_num_seqs": max_num_seqs, "gpu_memory_utilization": gpu_memory_utilization, "enforce_eager": enforce_eager,
-        } | {name: value for name, value in more.items() if value is not None}  # fmt: skip
+        if wrong := sorted({*OURS, "tensor_parallel_size", "pipeline_parallel_size"} & more.keys()):
+            raise ConfigError(f"The engine 'vllm' sets {wrong[0]} itself. Leave it out; for several devices, use a server.")
+        self.settings = {"max_num_seqs": max_num_seqs, "gpu_memory_utilization": gpu_memory_utilization} | more
 
     def check(self, policy: Policy) -> None:
         """See `Engine.check`; second logits are refused."""
-        policies.check(OURS, policy)
+        policies.check(NAME, policy)
 
     def sample(
         self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
         second_prompts: Sequence[Ids] | None = None,
     ) -> list[Response]:  # fmt: skip
         """See `Engine.sample`. In float32 the responses are those of the engine `transformers`, near-ties aside."""
-        keys = [f"{OURS} {row}" for row in range(len(prompts))]
-        extra = {"latentknobs": OURS, "latentknobs_seed": seed, "latentknobs_samples": samples}
+        keys = [f"{NAME} {row}" for row in range(len(prompts))]
+        extra = {"latentknobs": NAME, "latentknobs_seed": seed, "latentknobs_samples": samples}
         with _undisturbed():
             llm = self._llm()
-            llm.collective_rpc("latentknobs_register", args=(OURS, {"": policy}))
+            llm.collective_rpc("latentknobs_register", args=(NAME, {"": policy}))
             rows = [{"extra_args": extra | {"latentknobs_row": b, "latentknobs_key": key}} for b, key in enumerate(keys)]
             found = self._generate(llm, prompts, rows, max_new_tokens)
             traces = first(llm.collective_rpc("latentknobs_take", args=(keys,)))
@@ -81,7 +84,8 @@ class VLLMEngine(ServedEngine):
     def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
         """See `Engine.plain`; the noise is vLLM's own."""
         with _undisturbed():
-            rows = [{**values, "seed": seed + b} for b in range(len(prompts))]
+            seeded = self.device.type != "cpu"  # there a request with a seed whose prompt is read in chunks ends vLLM
+            rows = [{**values, "seed": seed + b if seeded else None} for b in range(len(prompts))]
             found = self._generate(self._llm(), prompts, rows, max_new_tokens)
         return [Response(tuple(ids), (), None, self._text(ids)) for ids in found]
 
@@ -91,7 +95,8 @@ class VLLMEngine(ServedEngine):
 
     def _llm(self) -> Any:
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return _started(self._folder(), dtype, tuple(sorted(self.settings.items())))
+        with _undisturbed():
+            return _started(self._folder(), dtype, tuple(sorted(self.settings.items())))
 
     def _generate(self, llm: Any, prompts: Sequence[Ids], rows: Sequence[dict[str, Any]], max_new_tokens: int) -> list[list[int]]:
         """The ids of one response to each prompt, with sampling parameters of its own."""
@@ -135,10 +140,7 @@ def _started(model: str, dtype: str, settings: tuple[tuple[str, Any], ...]) -> A
     """vLLM in this process, kept for the next rollouts."""
     from vllm import LLM
 
-    return LLM(
-        model, dtype=dtype, generation_config="vllm", logits_processors=[PROCESSOR], worker_extension_cls=WORKER,
-        additional_config={SETTINGS: {}}, disable_log_stats=True, seed=0, **dict(settings),
-    )  # fmt: skip
+    return LLM(model, dtype=dtype, seed=0, **OURS, **{"disable_log_stats": True, **dict(settings)})
 
 
 @lru_cache(maxsize=4)

@@ -10,16 +10,17 @@ from typing import Any
 
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1
+from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2
 
 from latentknobs.engines.vllm import policies
 from latentknobs.engines.vllm.decode import Row, decode
+from latentknobs.engines.vllm.limits import check_config
 from latentknobs.engines.vllm.progress import Chance, Progress, Responses
 from latentknobs.engines.vllm.request import Request, read_request
-from latentknobs.engines.vllm.tap import SETTINGS, TAP
+from latentknobs.engines.vllm.tap import TAP
 from latentknobs.engines.vllm.versions import check_version
-from latentknobs.errors import ConfigError
 
 ASIDE = 4  # responses that may be set aside, in batches
 
@@ -60,8 +61,9 @@ class PolicyProcessor(V1, V2):
         """V1: requests come, move and go."""
         if batch_update is None:
             return
-        for index in (*batch_update.removed, *(added[0] for added in batch_update.added)):
-            if index in self.rows:
+        filled = [to for _, to, how in batch_update.moved if how == MoveDirectionality.UNIDIRECTIONAL]
+        for index in {*batch_update.removed, *filled, *(added[0] for added in batch_update.added)}:
+            if index in self.rows:  # vacated: vLLM lists as removed only what it has not filled again
                 self.responses.set_aside(self.rows[index])
         process_dict_updates(self.rows, batch_update, self._admit)
 
@@ -125,23 +127,3 @@ class PolicyProcessor(V1, V2):
                 if progress.request == request and progress.is_before(ids[first:]):
                     self.responses.set_aside(progress)
         return self.responses.begin(request, policies.find(request.policy, request.pick), ids[:first], ids[first:])
-
-
-def check_config(vllm_config: Any) -> None:
-    """Refuses ways of running in which tokens would not be drawn by policies.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
-    if vllm_config.speculative_config is not None:
-        raise ConfigError("Policies cannot follow drafts yet: start vLLM without --speculative-config.")
-    if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
-        raise ConfigError("Policies see whole batches: start vLLM without --enable-batch-sharded-sampling.")
-    mode = str(vllm_config.model_config.logprobs_mode)
-    if mode.startswith("processed"):
-        raise ConfigError(
-            f"With --logprobs-mode {mode}, vLLM would report the log-probability 0 for every token that a policy drew. Leave it "
-            "out: the log-probabilities under the values that were chosen come with the choices."
-        )
-    if not isinstance(vllm_config.additional_config, dict) or SETTINGS not in vllm_config.additional_config:
-        raise ConfigError(f"vLLM's additional_config has no {SETTINGS!r}. Start it with `latentknobs serve`, or engine='vllm'.")

@@ -12,8 +12,6 @@ from typing import Any
 from latentknobs.engines.vllm.versions import check_version
 from latentknobs.errors import ConfigError, DecodingError
 
-SETTINGS = "latentknobs"  # key in vLLM's additional_config
-
 
 class Tap:
     """What the LM head saw last.

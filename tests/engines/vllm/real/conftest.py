@@ -1,0 +1,46 @@
+"""Tests of vLLM itself, collected where it is installed (`make check-vllm`). One process of pytest starts one vLLM."""
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from latentknobs import testbed
+from latentknobs.adapter import KnobAdapter, describe_model
+from latentknobs.heads.features import read_features, width
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.knobs.space import KnobSpace
+
+collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
+V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"  # its kernels run in an interpreter here, some twenty times slower
+MODEL, TOKENIZER = testbed.load_model(), testbed.load_tokenizer()
+LEVELS = {"token": ("token", ("hidden",)), "sequence": ("sequence", ("hidden",)), "sentence": ("delimiter:.!?", ("hidden",)),
+          "entropy": ("every:4", ("hidden", "entropy"))}  # fmt: skip
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Prompts of the testbed, of several lengths."""
+    return [TOKENIZER(row["prompt"]).input_ids for row in testbed.prompts("mixture", "eval", count)]
+
+
+@pytest.fixture(scope="session")
+def adapters() -> dict[str, KnobAdapter]:
+    """Untrained heads with random weights, standardised on the LM's own features, so that all options occur."""
+    ids = torch.tensor([row[:16] for row in prompts(40) if len(row) >= 16])
+    with torch.no_grad():
+        out = MODEL(ids, output_hidden_states=True)
+    hidden_ND, logits_NV = out.hidden_states[-1].flatten(0, 1), out.logits.flatten(0, 1)
+    return {name: adapter_of(level, features, hidden_ND, logits_NV) for name, (level, features) in LEVELS.items()}
+
+
+def adapter_of(level: str, features: tuple[str, ...], hidden_ND: Any, logits_NV: Any) -> KnobAdapter:
+    space = KnobSpace.of({"temperature": [0.0, 0.5, 1.0, 1.3]}, {"min_p": [0.0, 0.05, 0.2]}, {"top_p": [0.8, 1.0]})
+    torch.manual_seed(0)
+    head = OptionHead(space, width(features, hidden_ND.shape[1]), 64)
+    feature_NF = read_features(features, hidden_ND, logits_NV)
+    head.fit_scaler(feature_NF.mean(0), feature_NF.std(0))
+    torch.nn.init.normal_(head.mlp[-1].weight, std=0.5)
+    return KnobAdapter(space, head.eval(), parse_level(level, TOKENIZER), features, describe_model(MODEL))
