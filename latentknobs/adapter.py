@@ -189,8 +189,9 @@ class KnobAdapter:
                 is not installed, or the model is another one.
         """
         folder = hub.download(str(folder), revision) if hub.is_hub_name(str(folder)) else path_of(folder)
+        config = _read_config(folder)
         try:
-            saved: SavedAdapter = fit(_read_config(folder), SavedAdapter)
+            saved: SavedAdapter = fit(config, SavedAdapter)
         except ValueError as error:
             raise AdapterError(f"The adapter {str(folder)!r} has a damaged {CONFIG}: {error}. {COPY}") from None
         try:

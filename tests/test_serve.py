@@ -55,7 +55,7 @@ def test_other_plug_ins_stay_on(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("arguments", "words"), [
     (["testbed", "--adapter", "mine"], "not of the form NAME=FOLDER"),
     (["testbed", "--adapter", "a=edt:base=1,theta=1", "--adapter", "a=greedy"], "Two adapters are called 'a'"),
-    (["testbed", "--adapter", "a=./nowhere"], "There is no adapter in './nowhere'"),
+    (["testbed", "--adapter", "a=./nowhere"], "There is no adapter in"),
     (["testbed", "--adapter", "a=edd:base=1"], 'Did you mean "edt"'),
     (["./nowhere", "--adapter", "a=greedy"], "The model './nowhere' cannot be read"),
     (["testbed", "--adapter", "a=greedy", "--", "--speculative_config", "{}"], "policies cannot follow drafts yet"),
@@ -82,7 +82,8 @@ def test_an_adapter_of_another_model_is_refused(folder: Path) -> None:
 
 def test_folders_reach_other_processes_in_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    assert parse_adapters(["a=./mine", "b=mine", "c=greedy"]) == {"a": str(folder), "b": str(folder), "c": "greedy"}
+    assert parse_adapters(["a=./mine", "b=mine", "c=greedy", "d=who/what"]) == {
+        "a": str(folder), "b": str(folder), "c": "greedy", "d": "who/what"}  # fmt: skip
 
 
 def test_flags_that_are_no_trouble_pass() -> None:

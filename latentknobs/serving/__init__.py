@@ -1,7 +1,6 @@
 """Adapters and policies inside a server of vLLM."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from latentknobs.adapter import KnobAdapter, check_base, read_adapter
@@ -38,10 +37,11 @@ def base_of(text: Any, name: str) -> dict[str, Any]:
 
 
 def resolved(spec: str) -> str:
-    """The spec as another process may read it: folders in full."""
-    return str(Path(path_of(spec)).absolute()) if _is_folder(spec) or path_of(spec).is_dir() else spec
+    """The spec as a process that was started elsewhere may read it: folders in full."""
+    is_here = spec.startswith(("~", ".", os.sep)) or path_of(spec).is_dir()
+    return str(path_of(spec).absolute()) if is_here else spec
 
 
 def _is_folder(spec: str) -> bool:
-    """Whether a spec can only be meant as a folder."""
+    """Whether a spec can only be meant as a folder, or as a name on the hub."""
     return spec.startswith(("~", ".", os.sep)) or (os.sep in spec and ":" not in spec)

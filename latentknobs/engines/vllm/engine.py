@@ -53,9 +53,9 @@ class VLLMEngine(ServedEngine):
     def __init__(
         self, model: Any, tokenizer: Any, *, max_num_seqs: int = 256, gpu_memory_utilization: float = 0.4, **more: Any
     ) -> None:
+        check_version()
         super().__init__(model, tokenizer)
         self.model = model
-        check_version()
         if processes() > 1:
             raise ConfigError("The engine 'vllm' works in one process. Start one, or a server, with engine='vllm:http://...'.")
         if wrong := sorted({*OURS, "tensor_parallel_size", "pipeline_parallel_size"} & more.keys()):
