@@ -1,13 +1,12 @@
 """Tests of vLLM itself, collected where it is installed (`make check-vllm`). One process of pytest starts one vLLM."""
 
-import os
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+from vllm_cases import MODEL, TOKENIZER, prompts
 
-from latentknobs import testbed
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.heads.features import read_features, width
 from latentknobs.heads.option_head import OptionHead
@@ -15,15 +14,8 @@ from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
 
 collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
-V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"  # its kernels run in an interpreter here, some twenty times slower
-MODEL, TOKENIZER = testbed.load_model(), testbed.load_tokenizer()
 LEVELS = {"token": ("token", ("hidden",)), "sequence": ("sequence", ("hidden",)), "sentence": ("delimiter:.!?", ("hidden",)),
           "entropy": ("every:4", ("hidden", "entropy"))}  # fmt: skip
-
-
-def prompts(count: int) -> list[list[int]]:
-    """Prompts of the testbed, of several lengths."""
-    return [TOKENIZER(row["prompt"]).input_ids for row in testbed.prompts("mixture", "eval", count)]
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MODEL, TOKENIZER, V2, prompts
 from scipy import stats
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm_cases import MODEL, TOKENIZER, V2, prompts
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.engines.base import Response
