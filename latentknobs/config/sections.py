@@ -137,13 +137,13 @@ class Fit(Section):
     """Optimiser steps per round; a learner on policy samples in each."""
     pairs_per_step: Count = 64
     """Preference pairs in a step; of a learner on policy, the responses that it samples."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e6)
     """Of AdamW, at its peak."""
     schedule: Schedule = "linear"
     """How the learning rate decays: linear or cosine to 0, or constant."""
     warmup: int = Field(default=0, ge=0, lt=2**31)
     """Steps over which the learning rate rises from 0."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=1e6)
     """Of AdamW."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; longer ones are scaled down."""

@@ -227,8 +227,12 @@ def _place(knob: DecodingKnob, value: float) -> int | None:
 
 def _ordered(knobs: list[DecodingKnob], order: str | Sequence[str]) -> tuple[tuple[DecodingKnob, ...], str]:
     by_name = {knob.name: knob for knob in knobs}
+    if not isinstance(order, str | list | tuple):
+        raise SpaceError(
+            f"order={order!r} is neither an engine's name nor a list of knob names. Write e.g. order='transformers'."
+        )
     if not isinstance(order, str):
-        if sorted(order) != sorted(by_name):
+        if sorted(map(str, order)) != sorted(by_name):
             raise SpaceError(f"The order {list(order)} must name each of the knobs {sorted(by_name)} once.")
         return tuple(by_name[name] for name in order), "given"
     if order not in ORDERS:

@@ -15,7 +15,7 @@ from latentknobs.knobs.knob import is_ordered
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood import reference
 from latentknobs.likelihood.row_cut import NO_CUTOFF, Cut
-from latentknobs.likelihood.rows import checked, wide
+from latentknobs.likelihood.rows import check_shapes, checked, wide
 
 
 def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context: Context | None = None) -> Tensor:
@@ -58,8 +58,9 @@ def apply_options(logits_NV: Tensor, space: KnobSpace, option_N: Tensor, context
     """(N, V) logits of the distribution that option `option_N[n]` really samples from.
 
     Raises:
-        LogitsError: a row is not a distribution, or an option is not one of the space's.
+        LogitsError: a row is not a distribution, an option is not one of the space's, or the shapes do not fit.
     """
+    check_shapes(logits_NV, option_N, "options")
     return apply_values(logits_NV, space, reference.values_of(space, option_N, logits_NV.device), context)
 
 

@@ -14,6 +14,24 @@ HUGE = 1e8  # logits beyond this could overflow when a temperature divides them
 FLOOR = -80.0  # nats; weights of tokens further below the best add less than 1e-29 to a mass, and denormal numbers are slow
 
 
+def check_shapes(logits_NV: object, index_N: object, what: str) -> tuple[int, int]:
+    """N and V of the arguments of a public function.
+
+    Raises:
+        LogitsError: they are not rows of logits with an index for each.
+    """
+    if not isinstance(logits_NV, Tensor) or logits_NV.dim() != 2 or logits_NV.is_complex():
+        raise LogitsError(f"The logits are {_found(logits_NV)}, not a tensor (N, V). Flatten batch and time first.")
+    if not isinstance(index_N, Tensor) or index_N.shape != logits_NV.shape[:1] or index_N.is_floating_point():
+        raise LogitsError(f"The {what} are {_found(index_N)}; give {len(logits_NV)} whole numbers in a tensor, one for each row.")
+    N, V = logits_NV.shape
+    return N, V
+
+
+def _found(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def wide(logits: Tensor) -> Tensor:
     """In float32 or float64: quotients of bfloat16 would be bfloat16."""
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -32,7 +32,7 @@ from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import ScalingKnob, TruncationKnob, extend_over_ties, is_ordered
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.best import TOP, best_values, sort_descending
-from latentknobs.likelihood.rows import HUGE, check_distributions, checked, first_argmax, masses, shifted, wide
+from latentknobs.likelihood.rows import HUGE, check_distributions, check_shapes, checked, first_argmax, masses, shifted, wide
 from latentknobs.tensors import pick
 
 CELLS = 1 << 16  # best tokens in work at once: 256 rows of 256
@@ -57,9 +57,9 @@ def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context
         (N, K) nats, float32 or wider; -inf where the option removes the target.
 
     Raises:
-        LogitsError: a row is not a distribution, or a target is not a token.
+        LogitsError: a row is not a distribution, a target is not a token, or the shapes do not fit.
     """
-    N, V = logits_NV.shape
+    N, V = check_shapes(logits_NV, targets_N, "targets")
     if not logits_NV.numel():
         return wide(logits_NV).new_zeros(N, space.K)
     if bool((is_bad_N := (targets_N < 0) | (targets_N >= V)).any()):

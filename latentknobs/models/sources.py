@@ -68,7 +68,7 @@ def gather(
         tokenizer = tokenizer or loaded
     elif tokenizer is None:
         raise ConfigError("A model object needs its tokenizer: pass tokenizer=..., or give the model by name.")
-    if not callable(tokenizer):
+    if not (callable(tokenizer) and hasattr(tokenizer, "get_vocab")):
         shown = reprlib.repr(tokenizer)
         raise ConfigError(f"tokenizer={shown} is not a tokenizer. Pass what AutoTokenizer.from_pretrained(...) returned.")
     output_embeddings(model)  # refuses what is not a causal LM

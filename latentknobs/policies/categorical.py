@@ -4,12 +4,13 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latentknobs.errors import ConfigError
 from latentknobs.heads.features import HIDDEN, check_features, needed_by, read_features
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter
@@ -30,6 +31,8 @@ class CategoricalPolicy(Policy):
     """
 
     def __init__(self, space: KnobSpace, segmenter: Segmenter, pick: Pick) -> None:
+        if pick not in get_args(Pick):
+            raise ConfigError(f"pick={pick!r} is not a way to take an option. Choose one of {', '.join(get_args(Pick))}.")
         self.space = space
         self.segmenter = segmenter
         self.pick = pick

@@ -126,3 +126,9 @@ def test_a_grid_by_mistake():
         KnobSpace.of({"temperature": [n / 1000 for n in range(5000)]})
     with pytest.raises(GridError, match="true and false are not numbers"):
         KnobSpace.of({"temperature": [True]})
+
+
+@pytest.mark.parametrize("order", [3, None, {"temperature"}])
+def test_an_order_without_order(order):
+    with pytest.raises(SpaceError, match="is neither an engine's name nor a list of knob names"):
+        KnobSpace.of("temperature", order=order)

@@ -126,3 +126,25 @@ def test_gradients_pass_where_rows_are_shifted() -> None:
     logits_NV = torch.tensor([[3e38, 3e38, 0.0], [1.0, 2.0, 0.0]], requires_grad=True)
     apply_options(logits_NV, CUT, torch.tensor([CUT.K - 1, 0])).log_softmax(-1)[:, 0].sum().backward()
     assert logits_NV.grad is not None and logits_NV.grad.isfinite().all() and logits_NV.grad[0, 0] != 0
+
+
+ROWS = torch.zeros(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("logits_NV", "index_N", "says"),
+    [
+        (ROWS[0], torch.tensor([0]), r"The logits are torch.float32 \(5,\), not a tensor \(N, V\)"),
+        (ROWS.numpy(), torch.tensor([0]), "The logits are a ndarray"),
+        (ROWS, torch.tensor([0, 1]), r"The (options|targets) are torch.int64 \(2,\); give 3 whole numbers"),
+        (ROWS, torch.zeros(3), r"are torch.float32 \(3,\)"),
+        (ROWS, [0, 1, 2], "are a list"),
+        (ROWS, None, "are a NoneType"),
+    ],
+)
+def test_rows_and_indices_that_do_not_fit(logits_NV, index_N, says):
+    space = KnobSpace.of("temperature")
+    with pytest.raises(LogitsError, match=says):
+        apply_options(logits_NV, space, index_N)
+    with pytest.raises(LogitsError, match=says):
+        option_logps(logits_NV, index_N, space)

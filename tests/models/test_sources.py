@@ -96,6 +96,8 @@ class TestTokenizersThatDoNotFit:
         with pytest.raises(ConfigError, match=r"tokenizer=\[.*\] is not a tokenizer\. Pass what AutoTokenizer") as caught:
             gather(make_config({}), model=model, tokenizer=["x" * 1000] * 1000, prompts=ROWS)
         assert len(str(caught.value)) < 300
+        with pytest.raises(ConfigError, match=r"tokenizer=.* is not a tokenizer\."):
+            gather(make_config({}), model=model, tokenizer=lambda text: {"input_ids": [1, 2]}, prompts=ROWS)
 
 
 class TestPreferences:

@@ -179,3 +179,8 @@ def test_what_cannot_be_read_has_no_identity() -> None:
     policy.rule = lambda logits_NV: logits_NV  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="cannot be read, so its policy needs an `identity` of its own"):
         policy.identity()
+
+
+def test_a_way_of_picking_that_is_not_known():
+    with pytest.raises(ConfigError, match=r"pick='Greedy' is not a way to take an option\. Choose one of greedy, sample"):
+        HeadPolicy(OptionHead(KnobSpace.of("temperature"), 1), KnobSpace.of("temperature"), Every(1), ("entropy",), "Greedy")

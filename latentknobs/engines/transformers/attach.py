@@ -17,13 +17,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from latentknobs.engines.transformers import modes
+from latentknobs.engines.transformers import inputs, modes
 from latentknobs.engines.transformers.batching import check_batch, is_packed, packed_logits, refuse_batching
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.finished import Call
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
-from latentknobs.engines.transformers.inputs import COUNTS, check_counts, check_sequences, in_our_words, left_of, prompt_of
 from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.record import Record, read_record
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
@@ -74,6 +73,7 @@ class Attached:
         self, model: Any, policy: Policy, seed: int = 0, sampler: modes.Sampler = "own", *,
         sampling_arguments: SamplingArguments | None = None,
     ) -> None:  # fmt: skip
+        inputs.check_attached(seed, sampler, sampling_arguments)
         layers = layers_of(model)
         self.model = model = layers[-1]
         if getattr(model, "_latentknobs", None) is not None:
@@ -181,7 +181,7 @@ class Attached:
             attention_mask: (B, prompt_length) of the prompt, when rows are padded on the left.
             negative_prompt_ids, negative_prompt_attention_mask: (B, P) what `generate` took; not needed for its newest call.
         """
-        check_sequences(self.model, sequences, prompt_length, attention_mask)
+        inputs.check_sequences(self.model, sequences, prompt_length, attention_mask)
         call = self._call if self._call is not None and self._call.returned(sequences, prompt_length) else None
         if call is not None:
             call.check_recordable()
@@ -210,15 +210,15 @@ class Attached:
             raise DecodingError("generate(...) with a policy attached takes at most inputs and generation_config by position.")
         config = for_call(kwargs.pop("generation_config", args[1] if len(args) > 1 else None))
         args, configs = args[:1], (config, neutral := for_model(own))
-        counts = {name: setting(name, kwargs, configs, default) for name, default in COUNTS.items()}
-        tokens, beams, copies = check_counts(counts)
+        counts = {name: setting(name, kwargs, configs, default) for name, default in inputs.COUNTS.items()}
+        tokens, beams, copies = inputs.check_counts(counts)
         kwargs, ignored = check_arguments(kwargs, self.policy.space.names, self.sampling_arguments, beams=beams)
         modes.refuse_embeds(kwargs, self.policy)
         if has_cache := bool(setting("use_cache", kwargs, configs, True)):
             modes.refuse_dropped_cache(self.model)
         modes.refuse_beams_without_cache(self.policy, has_cache or beams == 1)
-        prompt = prompt_of(self.model, kwargs, args)
-        tokens = left_of(setting("max_length", kwargs, configs, None), prompt) if tokens is None else tokens
+        prompt = inputs.prompt_of(self.model, kwargs, args)
+        tokens = inputs.left_of(setting("max_length", kwargs, configs, None), prompt) if tokens is None else tokens
         if ledger is None:
             ledger = Ledger(self.policy, 1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
             ledger.max_new_tokens, ledger.samples = self.budget or tokens, self.samples or copies
@@ -237,7 +237,7 @@ class Attached:
         try:
             self._stepper.begin()
             self.model.generation_config = neutral
-            with in_our_words(now.verifier.has_begun):
+            with inputs.in_our_words(now.verifier.has_begun):
                 returned = self._methods["generate"].original(*args, generation_config=config, **kwargs)
         finally:
             if self.model.generation_config is neutral:

@@ -7,15 +7,34 @@ again as a `DecodingError` that holds its words.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from latentknobs.errors import DecodingError, LatentKnobsError
+from latentknobs.engines.transformers import modes
+from latentknobs.engines.transformers.settings import SamplingArguments
+from latentknobs.errors import ConfigError, DecodingError, LatentKnobsError
 
 COUNTS: dict[str, int | None] = {"max_new_tokens": None, "num_beams": 1, "num_return_sequences": 1}
 UNDERNEATH = (ValueError, TypeError, AttributeError, AssertionError, ImportError, LookupError)
+
+
+def check_attached(seed: Any, sampler: Any, sampling_arguments: Any) -> None:
+    """Refuses settings of `Attached` that it does not know.
+
+    Raises:
+        ConfigError: naming one.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ConfigError(f"seed={seed!r} is not a whole number. Give one, e.g. seed=0.")
+    known: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "sampler": (sampler, get_args(modes.Sampler)),
+        "sampling_arguments": (sampling_arguments, (*get_args(SamplingArguments), None)),
+    }
+    for name, (value, values) in known.items():
+        if value not in values:
+            raise ConfigError(f"{name}={value!r} is not known. Choose one of {', '.join(map(repr, values))}.")
 
 
 def prompt_of(model: Any, kwargs: dict[str, Any], args: tuple[Any, ...]) -> Tensor | None:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 import latentknobs as lk
 from latentknobs.engines.transformers import Attached
-from latentknobs.errors import DecodingError
+from latentknobs.errors import ConfigError, DecodingError
 from latentknobs.policies import ConstantPolicy
 
 COLD = ConstantPolicy(lk.KnobSpace.of({"temperature": [0.0]}), 0)
@@ -95,3 +95,14 @@ def test_an_error_after_the_first_step_stays_what_it_is(lm: Any) -> None:
 
     with Attached(lm, COLD), pytest.raises(ValueError, match="a criterion's own"):
         lm.generate(IDS, max_new_tokens=3, stopping_criteria=[failing])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"seed": "x"}, {"seed": 1.5}, {"seed": None}, {"seed": True}, {"sampler": "mine"}, {"sampling_arguments": "maybe"}],
+)
+def test_settings_of_attached_that_it_does_not_know(lm: Any, settings: dict[str, Any]) -> None:
+    state = state_of(lm)
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}="):
+        Attached(lm, COLD, **settings)
+    assert state_of(lm) == state
