@@ -8,7 +8,7 @@ NEWEST ?= .venv-newest
 DEMO ?= runs/demo
 SPEED ?= runs/speed
 
-.PHONY: help setup demo picture test test-newest check docs notebooks data bench paper lint format clean
+.PHONY: help setup demo picture test test-newest check docs notebooks data instruct bench paper lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make check   the tests that take longer"
 	@echo "make docs    the documentation site in docs/_build, and every tutorial from top to bottom (2 minutes)"
 	@echo "make data    real weights and texts that some tables need, from the hub into data/, once, checked by their hashes"
+	@echo "make instruct  fetches SmolLM2-135M-Instruct (93 MB) and prepares it for benchmarks/instruct"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
 	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (16 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
@@ -73,6 +74,9 @@ notebooks: $(VENV)/.docs
 
 data: $(READY)
 	$(BIN)/python -m tools.data
+
+instruct: $(READY)
+	$(BIN)/python -m tools.instruct
 
 bench: $(READY)
 	for name in likelihood sampling generate training; do \

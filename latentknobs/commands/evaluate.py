@@ -11,7 +11,7 @@ from latentknobs.commands.saved import open_saved, settings_of
 from latentknobs.commands.settings import config_options, parse_flags
 
 FIELDS = (
-    "model", "trust_remote_code", "device", "device_map", "dtype", "prompts", "eval_prompts",
+    "model", "gguf_file", "trust_remote_code", "device", "device_map", "dtype", "prompts", "eval_prompts",
     "reward", "reward_weights", "eval_size", "tune_size", "pick", "max_new_tokens", "batch_size", "seed",
 )  # fmt: skip
 

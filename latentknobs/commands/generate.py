@@ -24,7 +24,18 @@ from latentknobs.reporting import coloured, legend
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.samples import token_texts
 
-FIELDS = ("model", "trust_remote_code", "device", "device_map", "dtype", "max_new_tokens", "batch_size", "pick", "seed")
+FIELDS = (
+    "model",
+    "gguf_file",
+    "trust_remote_code",
+    "device",
+    "device_map",
+    "dtype",
+    "max_new_tokens",
+    "batch_size",
+    "pick",
+    "seed",
+)
 
 
 @click.command()

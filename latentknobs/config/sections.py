@@ -29,7 +29,9 @@ class Model(Section):
     stages = ("rollouts", "features")
 
     name: ByContent[PathText] = "testbed"
-    """Folder or hub id of a causal LM; `testbed` is the packaged one."""
+    """Folder, hub id or .gguf file of a causal LM; `testbed` is the packaged one."""
+    gguf_file: ByContent[str | None] = None
+    """Name of the GGUF file in the model's folder, if the model is in one; its weights are unpacked."""
     trust_remote_code: Harmless[bool] = False
     """Let a hub model run its own code."""
     device: Harmless[str] = "auto"

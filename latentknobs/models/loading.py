@@ -10,6 +10,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.errors import ConfigError
 from latentknobs.files import path_of
+from latentknobs.models.gguf import gguf_arguments, split_gguf
 from latentknobs.progress import processes, speaks
 
 TESTBED = "testbed"
@@ -24,8 +25,9 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
     """
     spread = _spread(name, config)
     name = str(path_of(name)) if name.startswith("~") else name
+    folder, file = split_gguf(name, config.gguf_file)
     device = None if spread else pick_device(config.device)
-    if name == TESTBED:
+    if name == TESTBED and file is None:
         model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
         if config.dtype != "auto":
             model = model.to(getattr(torch, config.dtype))
@@ -36,13 +38,16 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
         if not speaks():
             logging.disable_progress_bar()
         trust = config.trust_remote_code
+        for_tokenizer, for_model = gguf_arguments(file)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=config.dtype, trust_remote_code=trust, **spread)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, padding_side="left", **for_tokenizer)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=config.dtype, trust_remote_code=trust, **spread, **for_model
+            )
         except Exception as error:  # files of any kind and, where it is trusted, code of any kind
             raise ConfigError(
                 f"The model {name!r} cannot be loaded: {_first_line(error)} Give as model a folder or hub id of a causal LM, "
-                "or `testbed` for the packaged one."
+                "a .gguf file, or `testbed` for the packaged one."
             ) from error
     return freeze(model if spread else model.to(device)), tokenizer
 
