@@ -81,6 +81,7 @@ def roll_out(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
+    samples: int | None = None,
     engine: str | Engine = "transformers",
     advance: Callable[[int], None] = lambda rows: None,
 ) -> list[Rollout]:
@@ -88,6 +89,7 @@ def roll_out(
 
     Args:
         seed: fixes all values and tokens, together with `batch_size`.
+        samples: how many responses are sampled together in the eyes of policies that read it; None: `copies`.
         engine: runs the policy on the model, or the name of such an engine.
         advance: called with the number of responses just finished.
     """
@@ -98,7 +100,7 @@ def roll_out(
     for number, rows in enumerate(plan_batches(prompts, copies, batch_size)):
         found += roll_out_batch(
             runner, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size),
-            samples=copies,
+            samples=samples or copies,
         )  # fmt: skip
         advance(len(rows))
     return sorted(found, key=lambda rollout: rollout.prompt)

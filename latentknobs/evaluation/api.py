@@ -141,7 +141,8 @@ def _scored(
         if isinstance(head := getattr(policy, "head", None), Head):
             head.to(sources.engine.device)
         rollouts[name] = roll_out(
-            sources.model, sources.tokenizer, stage.prompts, policy, copies=stage.copies, max_new_tokens=config.max_new_tokens,
+            sources.model, sources.tokenizer, stage.prompts, policy, copies=stage.copies, samples=1,
+            max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size, seed=config.seed + stage.seed, engine=sources.engine, advance=advance,
         )  # fmt: skip
         rewards[name] = _rewards(sources.reward, stage.prompts, rollouts[name])

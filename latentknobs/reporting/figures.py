@@ -28,6 +28,8 @@ class Metrics(BaseModel):
     loss: float
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    reward: float | None = None
+    rollouts: int | None = None
     stopped: str | None = None
 
 
@@ -109,6 +111,21 @@ def chosen_values(report: Report, rollouts: Sequence[Rollout], samples: Samples,
         return figure
 
     return svg.svg(f"chosen-{knob}", f"How often the head chose each {knob}, per task", draw)
+
+
+def learning_curve(rows: Sequence[Metrics]) -> Markup:
+    """Mean reward of the responses of each step against the number of responses so far, for a learner on policy."""
+    reward_M = np.array([row.reward for row in rows], dtype=float)
+    rollouts_M = np.cumsum(np.diff([row.rollouts or 0 for row in rows], prepend=0).clip(min=0))
+
+    def draw() -> Figure:
+        figure, [axis] = svg.panels(1, WIDTH, 2.1)
+        axis.plot(rollouts_M, reward_M, color=svg.LINE, linewidth=0.6, alpha=0.35)
+        axis.plot(rollouts_M, _smooth(reward_M), color=svg.HEAD, linewidth=1.6)
+        axis.set(title="Mean reward of a step's responses, while options are sampled", xlabel="responses so far")
+        return figure
+
+    return svg.svg("training", "Mean reward of the responses of each step against the number of responses", draw)
 
 
 def training_curves(rows: Sequence[Metrics]) -> Markup:

@@ -108,7 +108,8 @@ def _training(run: Path) -> tuple[Markup | None, list[str]]:
         raise RunError(f"{str(path)!r} is damaged: {error}. {cure}") from None
     rows = [row for row in rows if row.head == "main"]
     stops = [f"Round {row.round} stopped after step {row.step}: {row.stopped}." for row in rows if row.stopped]
-    return figures.training_curves(rows) if rows else None, stops
+    draw = figures.learning_curve if rows and rows[0].reward is not None else figures.training_curves
+    return draw(rows) if rows else None, stops
 
 
 def _settings(run: Path) -> dict[str, Any]:

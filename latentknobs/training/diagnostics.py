@@ -112,9 +112,9 @@ def constant_head(facts: Facts) -> str | None:
     if share < CONSTANT:
         return None
     return (
-        f"The head has become a constant: it takes {facts.options[least.index(share)]} in at least {share:.1%} of the segments "
-        "of every task. That constant does the same without a head; to keep the head open, lower learning_rate or "
-        "steps, or set entropy_bonus of lpo, e.g. 0.01."
+        f"The head has collapsed to a constant: it takes {facts.options[least.index(share)]} in at least {share:.1%} of the "
+        "segments of every task. That constant does the same without a head; to keep the head open, lower learning_rate or "
+        "steps, or raise entropy_bonus of the learner, e.g. to 0.02."
     )
 
 

@@ -92,7 +92,7 @@ def _scored(
     policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
     runs = [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
     seed = config.seed + stage.seed
-    files = sample(run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=key)
+    files = sample(run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=key, samples=1)
     scores = score_files(run, sources.reward, stage.name, stage.prompts, [path for paths in files for path in paths])
     rewards, left = {}, iter(scores)
     for name, paths in zip(policies, files, strict=True):

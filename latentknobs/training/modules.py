@@ -126,7 +126,9 @@ class Fitting:
         module = self._new(part, torch.zeros(width), torch.ones(width))
         try:
             tensors = load_file(path)
-            if strange := [name for name, value in tensors.items() if not value.isfinite().all()]:
+            # the scale of a feature that never varied is infinite
+            finite = {name: (value > 0) if name == "scale_F" else value.isfinite() for name, value in tensors.items()}
+            if strange := [name for name, is_finite in finite.items() if not is_finite.all()]:
                 raise ValueError(f"{strange[0]} is not finite")
             module.load_state_dict(tensors)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:

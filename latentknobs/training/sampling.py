@@ -45,20 +45,22 @@ class PolicyRun:
 
 def sample(
     run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], policies: Sequence[PolicyRun], *,
-    copies: int, seed: int, key: str,
+    copies: int, seed: int, key: str, samples: int | None = None,
 ) -> list[list[Path]]:  # fmt: skip
     """For each policy the files of its rollouts, in order: `copies` responses to every prompt.
 
     Args:
         seed: of these responses; stages that must not share their draws have different ones.
         key: digest of the model and the space.
+        samples: how many are sampled together in the eyes of policies that read it; None: `copies`.
     """
     for one in policies:
         check_evidence(prompts, reads(one.policy))
     batches = list(enumerate(plan_batches(prompts, copies, config.batch_size)))
     size = max(1, config.shard_size // config.batch_size)
     parts = [batches[start : start + size] for start in range(0, len(batches), size)]
-    key = config.digest("rollouts", f"{key} {copies} {seed} {model_input(prompts)} {sources.engine.identity}")
+    samples = samples or copies
+    key = config.digest("rollouts", f"{key} {copies} {samples} {seed} {model_input(prompts)} {sources.engine.identity}")
     for one in policies:
         sources.engine.check(one.policy)
 
@@ -69,7 +71,7 @@ def sample(
         def make(path: Path, advance: Advance) -> None:
             journal = Journal(run.path / UNFINISHED / file.replace("/", "-"), full) if sources.engine.one_by_one else None
             with journal or nullcontext():
-                write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], copies, seed, advance, journal))
+                write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], samples, seed, advance, journal))
 
         return Task(file, full, make, sum(len(rows) for _, rows in parts[number]))
 
@@ -81,12 +83,12 @@ def sample(
 
 def _generate(
     config: TrainConfig, sources: Sources, prompts: Sequence[Prompt], policy: Policy, batches: Sequence[tuple[int, list[int]]],
-    copies: int, seed: int, advance: Advance, journal: Journal | None,
+    samples: int, seed: int, advance: Advance, journal: Journal | None,
 ) -> Iterator[Rollout]:  # fmt: skip
     for number, rows in batches:
         yield from roll_out_batch(
             sources.engine, prompts, rows, policy, max_new_tokens=config.max_new_tokens,
-            seed=batch_seed(seed, number, config.batch_size), samples=copies,
+            seed=batch_seed(seed, number, config.batch_size), samples=samples,
             known=journal.known(number) if journal else NOTHING, keep=partial(journal.add, number) if journal else None,
         )  # fmt: skip
         advance(len(rows))

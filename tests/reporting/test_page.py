@@ -1,5 +1,6 @@
 """The HTML report: complete, escaped, self-contained, the same every time."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -105,6 +106,13 @@ def test_a_single_task_and_a_single_seed_are_enough(run: Path, report: Report) -
     rewards = {name: values[:1] for name, values in report.rewards.items()}
     html = write_report(run, Report(rewards, ["all"] * 30, report.tuned, report.tuning)).read_text(encoding="utf-8")
     assert "<details>" in html and "each answered 1 time by" in html
+
+
+def test_a_learner_on_policy_shows_reward_against_rollouts(run: Path, report: Report) -> None:
+    rows = [{"round": 1, "head": "main", "step": s, "loss": 0.0, "reward": s / 4, "rollouts": 8 * s} for s in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report(run, report).read_text(encoding="utf-8")
+    assert "against the number of responses" in html and "responses so far" in html and "Preference" not in html
 
 
 def test_without_metrics_there_are_no_curves(run: Path, report: Report) -> None:

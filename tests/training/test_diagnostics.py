@@ -45,7 +45,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"usage": {"math": [0.01, 0.99, 0.0], "stories": [0.0, 0.985, 0.015]}},
         {"usage": {"math": [0.01, 0.99, 0.0], "stories": [0.0, 0.97, 0.03]}},
-        "has become a constant: it takes temperature 0.5 in at least 98.5% of the segments of every task",
+        "has collapsed to a constant: it takes temperature 0.5 in at least 98.5% of the segments of every task",
     ),
     (
         {"usage": {"math": [1.0, 0.0, 0.0]}}, {"usage": {"math": [1.0, 0.0, 0.0], "stories": [0.0, 0.0, 1.0]}},

@@ -139,6 +139,24 @@ def test_settings_that_no_step_can_keep_are_refused(tmp_path: Path, settings: di
         lk.train(**SETTINGS | settings, output_dir=tmp_path)
 
 
+def test_an_evaluation_is_of_single_responses_whatever_the_number_of_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    log_pi = HeadPolicy.log_pi
+
+    def spy(self: Any, observed: Any, state: Any = None) -> Any:
+        if "samples" in self.features:
+            seen.append((int(observed.samples_N[0]), int(observed.remaining_N[0])))
+        return log_pi(self, observed, state)
+
+    monkeypatch.setattr(HeadPolicy, "log_pi", spy)
+    more = {"features": ["hidden", "remaining", "samples"], "parallel": [2], "eval_size": 2, "tune_size": 2, "steps": 1}
+    run = lk.train(**SETTINGS | more, output_dir=tmp_path)
+    assert seen[:2] == [(2, 8), (2, 7)], "the step samples under its own budget"
+    assert seen[-1][0] == 1 and run.adapter.head.budgets == 2
+
+
 def test_budgets_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     sample = TransformersEngine.sample
