@@ -42,7 +42,7 @@ def reads_only_what_it_declares(knob: DecodingKnob) -> None:
     if not isinstance(knob, ContextKnob):
         return
     logits_NV = random_rows()
-    declared = context_for(logits_NV).only(knob.needs, knob.name)
+    declared = context_for(logits_NV, knob).only(knob.needs, knob.name)
     for value in values_of(knob):
         try:
             knob.apply_in(logits_NV.clone(), torch.full((N,), value, dtype=logits_NV.dtype), declared)

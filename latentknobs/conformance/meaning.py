@@ -28,7 +28,7 @@ ORDERED = CUTS - {Stage.TOP} | {Stage.SCALE}
 def rows_do_not_mix(knob: DecodingKnob) -> None:
     """A row's result depends on that row alone, wherever it stands in the batch."""
     logits_NV = random_rows()
-    context, order_N = context_for(logits_NV), torch.arange(N).flip(0)
+    context, order_N = context_for(logits_NV, knob), torch.arange(N).flip(0)
     for value in values_of(knob):
         out_NV = run(knob, logits_NV, value, context)
         alone_NV = torch.cat([run(knob, logits_NV[n : n + 1], value, context.rows(slice(n, n + 1))) for n in range(N)])
@@ -49,9 +49,13 @@ def values_do_not_mix(knob: DecodingKnob) -> None:
 def ignores_removed_tokens(knob: DecodingKnob) -> None:
     """Tokens at -inf count for nothing: adding some changes nothing."""
     logits_NV = random_rows()
-    context = context_for(logits_NV)
-    more_NV = torch.cat([logits_NV, torch.full((N, 4), -torch.inf, dtype=logits_NV.dtype)], -1)
-    more = Context(**{**context.parts, "second_NV": torch.nn.functional.pad(context.second_NV, (0, 4))})
+    context = context_for(logits_NV, knob)
+
+    def longer(row_NV: Tensor) -> Tensor:
+        return torch.nn.functional.pad(row_NV, (0, 4), value=-torch.inf)
+
+    more_NV, rows = longer(logits_NV), {"second_NV": longer(context.second_NV), "logits_NV": longer(context.logits_NV)}
+    more = Context(**{**context.parts, **rows})
     for value in values_of(knob):
         is_same = same_distribution(run(knob, more_NV, value, more)[:, :V], run(knob, logits_NV, value, context))
         require(is_same, f"value {value:g}: tokens at -inf change what happens to the others; leave them out of counts and sums")
@@ -59,8 +63,10 @@ def ignores_removed_tokens(knob: DecodingKnob) -> None:
 
 def keeps_ties_together(knob: DecodingKnob) -> None:
     """Tokens of equal logits come out equal (greedy options aside, which keep the first)."""
+    if getattr(knob, "knows_tokens", False):
+        return
     logits_NV = tied_rows()
-    context = _uniform_context(logits_NV)
+    context = _uniform_context(logits_NV, knob)
     for value in (value for value in values_of(knob) if not is_greedy(knob, value)):
         out_NV = run(knob, logits_NV, value, context)
         is_tied_NVV = logits_NV.unsqueeze(-1) == logits_NV.unsqueeze(-2)
@@ -71,12 +77,15 @@ def keeps_ties_together(knob: DecodingKnob) -> None:
 
 def ignores_token_ids(knob: DecodingKnob) -> None:
     """Renumbering the vocabulary renumbers the result."""
+    if getattr(knob, "knows_tokens", False):
+        return
     logits_NV = random_rows()
-    context = context_for(logits_NV)
+    context = context_for(logits_NV, knob)
     order_V = torch.randperm(V, generator=torch.Generator().manual_seed(4))
     new_id_V = order_V.argsort()
     previous_NL = torch.where(context.previous_NL >= 0, new_id_V[context.previous_NL], -1)
-    turned = Context(previous_NL=previous_NL, position_N=context.position_N, second_NV=context.second_NV[:, order_V])
+    rows = {"second_NV": context.second_NV[:, order_V], "logits_NV": context.logits_NV[:, order_V]}
+    turned = Context(**{**context.parts, **rows, "previous_NL": previous_NL})
     for value in values_of(knob):
         is_same = same(run(knob, logits_NV, value, context)[:, order_V], run(knob, logits_NV[:, order_V], value, turned))
         require(is_same, f"value {value:g} treats some token ids specially; read probabilities, not positions")
@@ -143,11 +152,8 @@ def _is_stretched(logits_NV: Tensor, out_NV: Tensor) -> bool:
     return same(before_NV * factor_N1, after_NV) or bool(out_NV.isnan().any())
 
 
-def _uniform_context(logits_NV: Tensor) -> Context:
+def _uniform_context(logits_NV: Tensor, knob: DecodingKnob) -> Context:
     """A context that gives no reason to treat one token otherwise than another."""
-    context = context_for(logits_NV)
-    return Context(
-        previous_NL=torch.full_like(context.previous_NL, -1),
-        position_N=context.position_N,
-        second_NV=torch.zeros_like(logits_NV),
-    )
+    context, flat_NV = context_for(logits_NV, knob), torch.zeros_like(logits_NV)
+    nothing_NL = torch.full_like(context.previous_NL, -1)
+    return Context(**{**context.parts, "previous_NL": nothing_NL, "second_NV": flat_NV, "logits_NV": flat_NV})

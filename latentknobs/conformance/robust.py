@@ -42,7 +42,7 @@ def does_not_mutate(knob: DecodingKnob) -> None:
     for value in values_of(knob):
         logits_NV, value_N = random_rows(), torch.full((N,), value, dtype=torch.float64)
         given_NV, given_N = logits_NV.clone(), value_N.clone()
-        call(knob, given_NV, given_N, context_for(given_NV))
+        call(knob, given_NV, given_N, context_for(given_NV, knob))
         is_same = torch.equal(given_NV, logits_NV) and torch.equal(given_N, value_N)
         require(is_same, f"value {value:g} writes into its inputs; work on a copy (masked_fill, not masked_fill_)")
 
@@ -50,7 +50,7 @@ def does_not_mutate(knob: DecodingKnob) -> None:
 def is_repeatable(knob: DecodingKnob) -> None:
     """The same inputs give the same output: no random numbers, no memory."""
     for value in values_of(knob):
-        value_N, context = torch.full((N,), value, dtype=torch.float64), context_for(random_rows())
+        value_N, context = torch.full((N,), value, dtype=torch.float64), context_for(random_rows(), knob)
         first_NV = call(knob, random_rows(), value_N.clone(), context)
         again_NV = call(knob, random_rows(), value_N.clone(), context)
         is_same = torch.equal(first_NV.nan_to_num(), again_NV.nan_to_num())

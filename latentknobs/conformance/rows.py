@@ -9,7 +9,7 @@ from torch import Tensor
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob
 
-N, V, L = 7, 23, 5
+N, V, L, D = 7, 23, 5, 16
 
 
 def random_rows(seed: int = 0, n: int = N, v: int = V) -> Tensor:
@@ -40,14 +40,18 @@ def long_rows() -> Tensor:
     return 0.1 * noise_NV - exponent_N1 * torch.arange(1, 4097, dtype=torch.float64).log()
 
 
-def context_for(logits_NV: Tensor) -> Context:
-    """A complete context: earlier tokens (some rows have fewer), positions, and second logits."""
+def context_for(logits_NV: Tensor, knob: DecodingKnob | None = None) -> Context:
+    """A complete context: earlier tokens (some rows have fewer), positions, second logits, hidden states, and the LM's logits."""
     n, v = logits_NV.shape
     generator = torch.Generator().manual_seed(2)
     previous_NL = torch.randint(0, v, (n, L), generator=generator)
     previous_NL[1::2, :2] = -1
     second_NV = torch.randn(n, v, generator=generator, dtype=torch.float64).to(logits_NV.dtype)
-    return Context(previous_NL=previous_NL, position_N=torch.arange(n), second_NV=second_NV)
+    hidden_ND = torch.randn(n, getattr(knob, "hidden_size", None) or D, generator=generator, dtype=torch.float64)
+    return Context(
+        previous_NL=previous_NL, position_N=torch.arange(n), second_NV=second_NV, hidden_ND=hidden_ND.to(logits_NV.dtype),
+        logits_NV=(2 * torch.randn(n, v, generator=generator, dtype=torch.float64)).to(logits_NV.dtype),
+    )  # fmt: skip
 
 
 def values_of(knob: DecodingKnob) -> list[float]:
@@ -64,7 +68,7 @@ def run(knob: DecodingKnob, logits_NV: Tensor, value: float | Tensor, context: C
     """The knob's output on copies of the inputs, always from the same state of torch's random generator."""
     value_N = value if isinstance(value, Tensor) else torch.full((len(logits_NV),), value, dtype=torch.float64)
     with seeded():
-        return call(knob, logits_NV.clone(), value_N.to(logits_NV.dtype, copy=True), context or context_for(logits_NV))
+        return call(knob, logits_NV.clone(), value_N.to(logits_NV.dtype, copy=True), context or context_for(logits_NV, knob))
 
 
 def call(knob: DecodingKnob, logits_NV: Tensor, value_N: Tensor, context: Context) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 from latentknobs.errors import DecodingError
 from latentknobs.tensors import pick
 
-KNOB_PARTS = ("previous_NL", "position_N", "second_NV")  # those that a knob may read: training can supply them too
-PARTS = (*KNOB_PARTS, "hidden_ND", "logits_NV", "remaining_N", "samples_N")
+# those that a knob may read: training can supply them too
+KNOB_PARTS = ("previous_NL", "position_N", "second_NV", "hidden_ND", "logits_NV")
+PARTS = (*KNOB_PARTS, "remaining_N", "samples_N")
 
 
 class Observation:
@@ -25,7 +26,8 @@ class Observation:
         previous_NL: (N, L) ids of all earlier tokens, prompt included; -1 where a row has fewer (on either side).
         position_N: (N,) how many response tokens came before.
         second_NV: (N, V) logits of the same token in another context. `generate` and `train` supply those of the same model
-            without the prompt (see `latentknobs.engines.transformers.second`); a caller of the likelihoods may supply any.
+            after the prompt without its evidence, or after its last token (see `latentknobs.data.evidence`); a caller of the
+            likelihoods may supply any.
         hidden_ND: (N, D) inputs of the output embeddings.
         logits_NV: (N, V) the LM's own logits, before any knob acts.
         remaining_N: (N,) how many tokens the response may still have, this one included (`max_new_tokens` at position 0).

@@ -19,7 +19,7 @@ from latentknobs.knobs.grid import LONGEST
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.registry import HERE, knob_class, source_of, sources
 
-ROWS, VOCABULARY, HISTORY = 8, 61, 5
+ROWS, VOCABULARY, HISTORY, HIDDEN = 8, 61, 5, 16
 Word = Annotated[str, Field(max_length=200)]  # of a file
 
 
@@ -37,7 +37,7 @@ class SavedKnob(BaseModel):
     hashes: Annotated[list[Word], Field(max_length=LONGEST)] = []
 
 
-def probe() -> tuple[Tensor, Context]:
+def probe(hidden_size: int | None = None) -> tuple[Tensor, Context]:
     """(8, 61) float64 logits, from flat to peaked, with ties, removed tokens and two offsets; and a complete context."""
     row_N1 = torch.arange(ROWS).unsqueeze(-1)
     rank_NV = (row_N1 * 31 + torch.arange(VOCABULARY) * 17) % VOCABULARY  # 61 is prime: each row holds every rank once
@@ -48,12 +48,16 @@ def probe() -> tuple[Tensor, Context]:
     logits_NV[2::4] += 20.0
     previous_NL = (row_N1 * 31 + torch.arange(HISTORY) * 13) % VOCABULARY
     previous_NL[1, :2] = -1
-    return logits_NV, Context(previous_NL=previous_NL, position_N=torch.arange(ROWS), second_NV=logits_NV.flip(0) / 2)
+    unit_ND = (row_N1 * 31 + torch.arange(hidden_size or HIDDEN) * 17) % 61  # the knob's own logits are not those of the LM
+    return logits_NV, Context(
+        previous_NL=previous_NL, position_N=torch.arange(ROWS), second_NV=logits_NV.flip(0) / 2,
+        hidden_ND=unit_ND.double() / 32 - 1, logits_NV=logits_NV.roll(1, -1),
+    )  # fmt: skip
 
 
 def option_hashes(knob: DecodingKnob) -> list[str]:
     """For each option of the grid, 16 hex digits that stand for what it does."""
-    logits_NV, context = probe()
+    logits_NV, context = probe(getattr(knob, "hidden_size", None))
     return [_hash(_outputs(knob, logits_NV, context, value)) for value in knob.options]
 
 

@@ -228,12 +228,20 @@ def extend_over_ties(sorted_NM: Tensor, count_NG: Tensor) -> Tensor:
 class ContextKnob(DecodingKnob):
     """A knob that also reads what came before: a penalty on earlier tokens, a schedule over positions, guidance.
 
-    Class variable:
+    Class variables:
         needs: the parts of `Context` that `apply_context` reads; it sees no others.
+        knows_tokens: whether token ids mean something to it. Where they do not, tokens of equal logits come out equal, and
+            renumbering the vocabulary renumbers the result.
     """
 
     stage: ClassVar[Stage] = Stage.CONTEXT
     needs: ClassVar[tuple[str, ...]]
+    knows_tokens: ClassVar[bool] = False
+
+    @property
+    def hidden_size(self) -> int | None:
+        """D of the only LMs that it can read the hidden states of; None: of any."""
+        return None
 
     @abstractmethod
     def apply_context(self, logits_NV: Tensor, value_N: Tensor, context: Context) -> Tensor:

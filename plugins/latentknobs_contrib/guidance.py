@@ -1,13 +1,17 @@
-"""Knobs that compare with a second reading."""
+"""Knobs that compare with a second reading: of the prompt without its evidence, or of the response alone."""
 
-from typing import Annotated, ClassVar
+import math
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from latentknobs.knobs.context import Context
-from latentknobs.knobs.knob import ContextKnob
+from latentknobs.knobs.knob import ContextKnob, Stage
+
+ENDLESS = 1e6  # nats; a half-life that stands for an infinite one
+COLDEST = 1e-6  # least factor of a temperature
 
 
 class GuidanceScale(ContextKnob):
@@ -28,3 +32,32 @@ class GuidanceScale(ContextKnob):
         guided_NV = value_N.unsqueeze(-1) * (first_NV - second_NV) + second_NV
         guided_NV = torch.where(first_NV.isneginf() | second_NV.isneginf(), first_NV, guided_NV)
         return torch.where((value_N == self.neutral).unsqueeze(-1), logits_NV, guided_NV)
+
+
+class KLHalfLife(ContextKnob):
+    """KL-guided temperature: T_t = T_0 * 2^(-KL_t / sigma) (Chang et al. 2023, arXiv 2306.01286; its code's `kl_bandwidth`).
+
+    KL_t, in nats, is that of the LM's own next-token distribution from the one of the second reading, whatever knobs act before:
+    where the evidence matters, text becomes colder. The value is the half-life sigma, T_0 the knob `temperature`. `inf` may be
+    written for 1,000,000, which changes nothing.
+    """
+
+    name: ClassVar[str] = "kl_half_life"
+    stage: ClassVar[Stage] = Stage.SCALE
+    neutral: ClassVar[float] = ENDLESS
+    needs: ClassVar[tuple[str, ...]] = ("logits_NV", "second_NV")
+    options: tuple[Annotated[float, Field(gt=0, le=ENDLESS)], ...] = (0.5, 2.0, 8.0, ENDLESS)
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _endless(cls, options: Any) -> Any:
+        values = (options,) if isinstance(options, int | float) else options
+        return tuple(ENDLESS if value == math.inf else value for value in values)
+
+    def apply_context(self, logits_NV: Tensor, value_N: Tensor, context: Context) -> Tensor:
+        """(N, V) logits over 2^(-KL / sigma), which is at least one millionth; neutral rows as they came."""
+        first_NV, second_NV = context.logits_NV.log_softmax(-1), context.second_NV.log_softmax(-1)
+        kl_N = torch.where(first_NV.isneginf(), 0.0, first_NV.exp() * (first_NV - second_NV)).sum(-1).clamp(min=0)
+        factor_N1 = torch.exp2(-kl_N / value_N).clamp(min=COLDEST).to(logits_NV.dtype).unsqueeze(-1)
+        colder_NV = (logits_NV - logits_NV.amax(-1, keepdim=True)) / factor_N1
+        return torch.where((value_N == self.neutral).unsqueeze(-1), logits_NV, colder_NV)

@@ -38,7 +38,7 @@ def test_the_probe_is_made_of_exact_numbers_and_tries_ties_removed_tokens_and_of
     logits_NV, context = probe()
     assert torch.equal((logits_NV * 32).nan_to_num(neginf=0), (logits_NV * 32).round().nan_to_num(neginf=0))
     assert len(logits_NV[3].unique()) < logits_NV.shape[1] and logits_NV[4].isneginf().any()
-    assert (context.previous_NL == -1).any() and len(context.parts) == 3
+    assert (context.previous_NL == -1).any() and len(context.parts) == 5
 
 
 # The beginnings of the hashes of each option of each shipped knob, the same on every machine. A change here means that
@@ -47,6 +47,7 @@ GOLDEN = {
     "epsilon_cutoff": "617d0e81520a",
     "eta_cutoff": "617d0e81563c",
     "guidance_scale": "6172e62dcfbb",
+    "kl_half_life": "17d76e70f617",
     "min_p": "6179b0c85b5c",
     "p_less": "617c8554e431",
     "repetition_penalty": "617819ceb",

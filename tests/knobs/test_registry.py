@@ -130,7 +130,7 @@ BAD: list[tuple[type[DecodingKnob], str]] = [
     (NotANumber, "declares the neutral value nan. It must be a finite number."),
     (TooNew, "was written for version 2 of the knob contract; this latentknobs knows 1. Upgrade latentknobs."),
     (TooOld, "was written for version 0 of the knob contract; this latentknobs knows 1. Upgrade the plugin."),
-    (NeedsNothing, "declares needs=('history',). Name one or more of previous_NL, position_N, second_NV."),
+    (NeedsNothing, "declares needs=('history',). Name one or more of previous_NL, position_N, second_NV, hidden_ND, logits_NV."),
 ]
 
 

@@ -113,16 +113,9 @@ def optimizers(model: LlamaForCausalLM, schedule: Schedule) -> list[torch.optim.
     ]
 
 
-def train(
-    rows: Tensor, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, out: Path, size: str = "packaged", *,
-    model: LlamaForCausalLM | None = None,
-) -> float:  # fmt: skip
-    """Train on packed `rows`, epochs reshuffled, snapshots into `out`; the mean loss of the last 200 steps in nats.
-
-    Args:
-        model: one to go on with, in place of a new one of this size.
-    """
-    model = model or new_model(tokenizer, size)
+def train(rows: Tensor, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, out: Path, size: str = "packaged") -> float:
+    """Train on packed `rows`, epochs reshuffled, snapshots into `out`; the mean loss of the last 200 steps in nats."""
+    model = new_model(tokenizer, size)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.average_decay))
     optims = optimizers(model, schedule)
     scheduled = [torch.optim.lr_scheduler.LambdaLR(optim, schedule.pace) for optim in optims]
