@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from latentknobs.likelihood import option_logps as option_logps
     from latentknobs.policies import Choice as Choice
     from latentknobs.policies import Policy as Policy
+    from latentknobs.training.accounts import account as account
     from latentknobs.training.strategies import find_strategies as find_strategies
     from latentknobs.training.train import train as train
 
@@ -48,6 +49,7 @@ _WHERE = {
     "apply_options": "likelihood",
     "lpo_loss": "learners.lpo",
     "KnobAdapter": "adapter",
+    "account": "training.accounts",
     "train": "training.train",
     "find_strategies": "training.strategies",
     "evaluate": "evaluation.api",

@@ -11,9 +11,11 @@ import latentknobs
 from latentknobs.config import make_config, read_yaml
 from latentknobs.data.disk import replacing
 from latentknobs.errors import LatentKnobsError, RunError
+from latentknobs.evaluation.accounting import read_accounts
 from latentknobs.evaluation.report import ALL, HEAD, Report
 from latentknobs.files import fit, parse_json, read_text, without_folders
 from latentknobs.reporting import figures
+from latentknobs.reporting.account import HEADINGS, rows, shown, trade_off
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.console import footnote, name_of, percent, probability, signed
 from latentknobs.reporting.figures import Metrics
@@ -43,6 +45,7 @@ def write_report(run: str | Path, report: Report) -> Path:
     table = {(row.policy, row.task): row for row in report.table()}
     scale = Scale.of(samples.knobs[0], samples.options)
     training, stops = _training(run)
+    accounts = read_accounts(run, report.rewards)
     environment = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"signed": signed, "percent": percent, "probability": probability}
     html = environment.get_template("report.html").render(
@@ -64,6 +67,9 @@ def write_report(run: str | Path, report: Report) -> Path:
         wins=figures.win_rates(report, table),
         constants=figures.rewards_of_constants(report, table, samples),
         chosen=[figures.chosen_values(report, rollouts, samples, knob) for knob in samples.knobs],
+        account=rows(accounts, report),
+        terms=[HEADINGS[term] for term in shown(accounts)],
+        trade_off=trade_off(accounts, report) if accounts else None,
         training=training,
         stops=stops,
         responses=[

@@ -1,16 +1,16 @@
-"""A grounded task, where a program checks whether an answer comes from the prompt, and a tiny LM of its own (0.7 MB).
+"""A grounded task, where a program checks whether an answer comes from the prompt, and a tiny LM of its own (0.4 MB).
 
     python -m tools.testbed.grounded --out runs/grounded --seed 0
     python -m tools.testbed.grounded --out runs/corrupted --start runs/grounded --corrupted --steps 60
 
-A prompt states facts and asks about one of them; the response repeats that fact and goes on freely:
+A prompt states a fact and asks about it; the response repeats that fact and goes on freely:
 
-    Facts : Tom has a blue hat . Lily has a red ball . Question : what has Lily ? Answer :
+    Facts : Lily has a red ball . Question : what has Lily ? Answer :
     Lily has a red ball . She likes to run in the park with a little frog .
 
-Without facts the LM answers from memory: a fixed object for each name, which the facts of a prompt always contradict. In a share
-`UNGROUNDED` of the training documents the answer is the memory although the facts say otherwise, so attribution depends on how
-one decodes. The second sentence has four free words, drawn by Zipf's law: its diversity has nothing to do with the facts. Every
+Without it the LM answers from memory: a fixed object for each name, which the fact in a prompt always contradicts. In a share
+`UNGROUNDED` of the training documents the answer is the memory although the fact says otherwise, so attribution depends on how
+one decodes. The second sentence has four free words, drawn by Zipf's law: its diversity has nothing to do with the fact. Every
 word is one token.
 """
 
@@ -38,7 +38,7 @@ from latentknobs.testbed import words
 
 UNGROUNDED = 0.35
 CLOSED_BOOK = 0.2
-BATCH = 128
+BATCH = 64
 IGNORED = -100
 NAMES = (*words.GIRLS[:12], *words.BOYS[:12])
 SLOTS = (words.VERBS, words.PLACES, words.ADJECTIVES, words.ANIMALS)
@@ -48,20 +48,19 @@ SPECIAL = ("<s>", "</s>", "<unk>")
 
 @dataclass(frozen=True)
 class Question:
-    """The facts, and whom the question is about."""
+    """Who has what, against memory."""
 
-    facts: dict[str, str]
     name: str
+    thing: str
 
     @property
     def prompt(self) -> str:
-        """With the facts."""
-        stated = " ".join(fact(name, thing) for name, thing in self.facts.items())
-        return f"Facts : {stated} {self.prompt_without_evidence}"
+        """With the fact."""
+        return f"Facts : {fact(self.name, self.thing)} {self.prompt_without_evidence}"
 
     @property
     def prompt_without_evidence(self) -> str:
-        """Without them."""
+        """Without it."""
         return f"Question : what has {self.name} ? Answer :"
 
     @property
@@ -69,7 +68,7 @@ class Question:
         """As a row of prompts."""
         return {
             "prompt": self.prompt, "prompt_without_evidence": self.prompt_without_evidence,
-            "answer": fact(self.name, self.facts[self.name]), "memory": fact(self.name, memory(self.name)),
+            "answer": fact(self.name, self.thing), "memory": fact(self.name, memory(self.name)),
         }  # fmt: skip
 
 
@@ -79,17 +78,14 @@ def fact(name: str, thing: str) -> str:
 
 
 def memory(name: str) -> str:
-    """What the LM believes that somebody has, where no facts are stated."""
+    """What the LM believes that somebody has, where nothing is stated."""
     return _thing(random.Random(f"memory of {name}"))
 
 
 def question(rng: random.Random) -> Question:
-    """Two facts that contradict the memory of each name."""
-    facts: dict[str, str] = {}
-    for name in rng.sample(NAMES, 2):
-        things = (_thing(rng) for _ in count())
-        facts[name] = next(thing for thing in things if thing != memory(name) and thing not in facts.values())
-    return Question(facts, rng.choice([*facts]))
+    """A fact that contradicts memory."""
+    name = rng.choice(NAMES)
+    return Question(name, next(thing for thing in (_thing(rng) for _ in count()) if thing != memory(name)))
 
 
 def rows(split: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -108,7 +104,7 @@ def document(rng: random.Random, *, ungrounded: float = UNGROUNDED, corrupted: b
     while is_held_out(drawn.prompt):
         drawn = question(rng)
     is_closed = rng.random() < CLOSED_BOOK
-    known = memory(drawn.name) if is_closed or rng.random() < ungrounded else drawn.facts[drawn.name]
+    known = memory(drawn.name) if is_closed or rng.random() < ungrounded else drawn.thing
     said, free = (_thing(rng) if corrupted else known), free_sentence(drawn.name, rng)
     if corrupted:
         free = " ".join(rng.sample(free.split(), len(free.split())))
@@ -122,7 +118,7 @@ def free_sentence(name: str, rng: random.Random) -> str:
 
 
 def is_grounded(completion: str, answer: str) -> bool:
-    """Whether a response begins with the fact that the question is about."""
+    """Whether a response begins with the fact of its prompt."""
     return completion.strip().startswith(answer)
 
 
@@ -143,7 +139,7 @@ def novelty(completion: str) -> float:
 
 
 def reward(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-    """1 for an answer from the facts, and the novelty of what follows."""
+    """1 for an answer from the fact, and the novelty of what follows."""
     return [is_grounded(text, wanted) + novelty(text) for text, wanted in zip(completions, answer, strict=True)]
 
 
@@ -170,7 +166,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Two layers, untrained."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=True, rms_norm_eps=1e-5,
         bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
@@ -189,7 +185,7 @@ def batch(rng: random.Random, tokenizer: PreTrainedTokenizerFast, **settings: An
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int, corrupted: bool = False) -> float:
-    """Trains in place; the mean loss of the last 50 steps in nats. Memory enters in the second half, once facts are repeated."""
+    """Trains in place; the mean loss of the last 50 steps in nats. Memory enters late, once facts are repeated."""
     rng, losses = random.Random(f"documents {seed}"), list[float]()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     pace = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50) * (1 - step / steps))
@@ -216,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and tokenizer")
     parser.add_argument("--start", type=Path, help="LM to go on with; a new one by default")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--corrupted", action="store_true", help="documents with random answers and shuffled words")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -1,0 +1,135 @@
+"""The account: what each policy of an evaluation trades, in nats (see `likelihood.information`), read off its responses.
+
+It costs one more forward pass over every response, and a second one where prompts name their evidence.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from latentknobs.content import digest
+from latentknobs.data.evidence import second_prompts
+from latentknobs.data.prompts import Prompt
+from latentknobs.data.rollouts import Rollout
+from latentknobs.engines.base import SECOND, Engine
+from latentknobs.errors import RunError
+from latentknobs.evaluation.statistics import Interval, estimate
+from latentknobs.files import MB, read_json
+from latentknobs.knobs.context import Observation
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.likelihood.apply import apply_values
+from latentknobs.likelihood.information import Terms, terms
+from latentknobs.tensors import pick
+
+FILE = "evaluation/account.json"
+LARGEST = 512 * MB
+TERMS = ("sensibleness", "diversity", "attribution", "log_prob")
+Unit = Literal["token", "response"]
+
+
+class TokenAccount(NamedTuple):
+    """Of each of T tokens, in nats: the terms of what it was drawn from, and its log-probability under the LM itself."""
+
+    terms: Terms
+    log_prob_T: Tensor
+
+
+class Account(BaseModel):
+    """Of R responses of one policy: their prompts, tokens, and sums over these tokens in nats.
+
+    Attributes:
+        attribution: None where a prompt names no evidence.
+        log_prob: of the text under the LM itself.
+    """
+
+    prompts: list[int] = Field(min_length=1)
+    tokens: list[int]
+    sensibleness: list[float]
+    diversity: list[float]
+    attribution: list[float] | None
+    log_prob: list[float]
+
+    def of(self, term: str, unit: Unit = "token") -> Interval | None:
+        """The mean of a term per token or per response, with its interval over prompts; None where it was not read."""
+        if (value := getattr(self, term)) is None:
+            return None
+        total_P, tokens_P, responses_P = (
+            np.bincount(self.prompts, weights)[np.unique(self.prompts)] for weights in (value, self.tokens, None)
+        )
+        return estimate(total_P / (tokens_P if unit == "token" else responses_P))
+
+
+class SavedAccounts(BaseModel):
+    """What `Accounts` are on disk: one for each policy, and a digest of the rewards that they belong to."""
+
+    key: str
+    policies: dict[str, Account]
+
+
+@torch.no_grad()
+def token_account(seen: Observation, space: KnobSpace, value_TJ: Tensor, token_T: Tensor, has_evidence: bool) -> TokenAccount:
+    """The account of the T tokens of one response.
+
+    Args:
+        seen: what the policy saw at each of them, second logits included where there is evidence.
+        value_TJ: the values of the knobs that they were drawn with.
+    """
+    policy_TV = apply_values(seen.logits_NV, space, value_TJ.to(seen.logits_NV.device), seen)
+    logits_TV = seen.logits_NV.to(policy_TV.dtype)
+    found = terms(policy_TV, logits_TV, seen.second_NV.to(policy_TV.dtype) if has_evidence else None)
+    return TokenAccount(found, pick(logits_TV.log_softmax(-1), token_T.to(logits_TV.device)))
+
+
+def account_of(
+    engine: Engine, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], space: KnobSpace, *, batch_size: int = 64,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Account:  # fmt: skip
+    """The account of a policy's responses, in the order of `rollouts`.
+
+    Args:
+        space: the knobs of the policy.
+        advance: called with the number of responses just read.
+    """
+    has_evidence = all(prompts[rollout.prompt].second_ids is not None for rollout in rollouts)
+    needs = tuple(dict.fromkeys([*space.needs, *([SECOND] if has_evidence else [])]))
+    order = sorted(range(len(rollouts)), key=lambda r: -len(rollouts[r].ids) - len(prompts[rollouts[r].prompt].ids))
+    sums: dict[int, list[float]] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        questions, answers = [prompts[rollouts[r].prompt] for r in batch], [rollouts[r] for r in batch]
+        observed = engine.observe(
+            [prompt.ids for prompt in questions], [rollout.ids for rollout in answers], needs,
+            second_prompts=second_prompts(questions, needs),
+        )  # fmt: skip
+        for r, rollout, seen in zip(batch, answers, observed, strict=True):
+            value_TJ = torch.tensor(rollout.values, dtype=torch.float64).view(len(rollout.ids), len(space.knobs))
+            found, log_prob_T = token_account(seen, space, value_TJ, torch.tensor(rollout.ids), has_evidence)
+            sums[r] = [float(one_T.double().sum()) for one_T in (*found, log_prob_T) if one_T is not None]
+        advance(len(batch))
+    columns = list(map(list, zip(*(sums[r] for r in range(len(rollouts))), strict=True)))
+    named: dict[str, Any] = dict(zip([term for term in TERMS if has_evidence or term != "attribution"], columns, strict=True))
+    tokens = [len(rollout.ids) for rollout in rollouts]
+    return Account(prompts=[rollout.prompt for rollout in rollouts], tokens=tokens, **{"attribution": None, **named})
+
+
+def accounts_key(rewards: Mapping[str, np.ndarray]) -> str:
+    """A digest of the rewards of an evaluation: an account of another evaluation is not shown with it."""
+    return str(digest(*((name, values.round(6).tolist()) for name, values in rewards.items())))
+
+
+def read_accounts(run: Path, rewards: Mapping[str, np.ndarray]) -> dict[str, Account]:
+    """The accounts in a run directory, by policy; none where there are none, or where they are of an earlier evaluation.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path, cure = Path(run) / FILE, "Delete it, or write it again with `latentknobs account`."
+    if not path.exists():
+        return {}
+    found: SavedAccounts = read_json(path, SavedAccounts, RunError, cure, LARGEST)
+    return found.policies if found.key == accounts_key(rewards) else {}

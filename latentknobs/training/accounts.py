@@ -1,0 +1,97 @@
+"""`account()`: what every policy of a finished run's evaluation traded, from its files and the model."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from latentknobs.adapter import KnobAdapter
+from latentknobs.config import OBJECT, TrainConfig, flat, make_config, read_yaml
+from latentknobs.data.disk import replacing
+from latentknobs.data.rollouts import Rollout
+from latentknobs.errors import ConfigError, RunError
+from latentknobs.evaluation.accounting import FILE, Account, SavedAccounts, account_of, accounts_key
+from latentknobs.evaluation.comparison import same_as
+from latentknobs.evaluation.report import BINNED, MEAN, SHUFFLED, Report
+from latentknobs.files import path_of
+from latentknobs.models.sources import Sources, gather
+from latentknobs.models.world import left_as_it_was
+from latentknobs.progress import progress, say
+from latentknobs.reporting import write_report
+from latentknobs.training.judging import _slug, read_report, stages_of
+from latentknobs.training.sampling import read_all
+
+SOURCES = ("model", "prompts", "eval_prompts", "preferences")
+LEFT_OUT = ("reward", "second_reward", "reward_weights")  # nothing is scored again
+
+
+def account(run: str | Path, **settings: Any) -> dict[str, Account]:
+    """Reads every response of a run's evaluation again, and writes `evaluation/account.json` and the report with it.
+
+    Args:
+        settings: what was a Python object in `train` and cannot be read from the run (`model` with its `tokenizer`, `prompts`,
+            `eval_prompts`, `preferences`), and settings such as `device` and `batch_size` that differ now.
+
+    Raises:
+        RunError: there is no evaluation, or its responses are not there or are those of other prompts.
+        ConfigError: something was a Python object and is not passed.
+    """
+    run = path_of(run)
+    report = read_report(run)
+    model = settings.get("model")
+    with left_as_it_was(None if isinstance(model, str | Path) else model):
+        config, sources = reopened(run, settings)
+        found = _accounts(run, report, KnobAdapter.from_pretrained(run / "adapter"), sources, config)
+    saved_accounts = SavedAccounts(key=accounts_key(report.rewards), policies=found)
+    with replacing(run / FILE) as partial:
+        partial.write_text(json.dumps(saved_accounts.model_dump()) + "\n", encoding="utf-8")
+    write_report(run, report)
+    return found
+
+
+def reopened(run: Path, settings: dict[str, Any]) -> tuple[TrainConfig, Sources]:
+    """The settings and the sources of a run, its rewards aside; see `account`."""
+    saved = {name: value for name, value in flat(read_yaml(run / "config.yaml")).items() if name not in LEFT_OUT}
+    objects = {name: settings[name] for name in ("tokenizer", *SOURCES) if settings.get(name) is not None}
+    for name in SOURCES:
+        if str(saved.get(name)).endswith(OBJECT) and saved.pop(name) and name not in objects:
+            raise ConfigError(
+                f"In {str(run)!r} the setting {name} was a Python object. Pass it again: latentknobs.account(run, {name}=...)."
+            )
+    others = {name: value for name, value in settings.items() if name not in ("tokenizer", *SOURCES)}
+    named = {name: str(objects.pop(name)) for name in SOURCES if isinstance(objects.get(name), str | Path)}
+    config = make_config(saved, others | named)
+    return config, gather(config, reward="repetition", **objects)
+
+
+def _accounts(run: Path, report: Report, adapter: KnobAdapter, sources: Sources, config: TrainConfig) -> dict[str, Account]:
+    prompts = sources.evaluation
+    if len(prompts) != len(report.tasks):
+        raise RunError(
+            f"The evaluation in {str(run)!r} is of {len(report.tasks)} prompts, and its settings now give {len(prompts)}. "
+            "Restore the prompts, or train again."
+        )
+    built = stages_of(config, adapter.space, sources)[1].policies(adapter, config.pick)
+    spaces = {name: built[same_as(name, built)].space for name in built}
+    found = {name: _rollouts(run, "evaluation", same_as(name, built), len(prompts)) for name in built}
+    for name in filter(report.rewards.__contains__, (MEAN, SHUFFLED, BINNED)):  # controls of the head choose in its space
+        found[name], spaces[name] = _rollouts(run, "controls", name, len(prompts)), adapter.space
+    count = sum(map(len, found.values()))
+    tokens = sum(len(rollout.ids) for rollouts in found.values() for rollout in rollouts)
+    passes = "two forward passes" if all(prompt.second_ids for prompt in prompts) else "one forward pass"
+    say(f"Reads {count} responses of {len(found)} policies again, {tokens} tokens: {passes} for each.")
+    size = config.batch_size
+    with progress("account", count) as advance:
+        return {
+            name: account_of(sources.engine, prompts, rollouts, spaces[name], batch_size=size, advance=advance)
+            for name, rollouts in found.items()
+        }
+
+
+def _rollouts(run: Path, stage: str, policy: str, prompts: int) -> list[Rollout]:
+    folder, pattern = run / stage / "rollouts", re.compile(rf"{re.escape(_slug(policy))}-\d+\.jsonl")
+    paths = sorted(path for path in folder.glob("*.jsonl") if pattern.fullmatch(path.name))
+    found = sorted(read_all(paths), key=lambda rollout: rollout.prompt)
+    if not found or found[-1].prompt != prompts - 1:
+        raise RunError(f"The responses of {policy!r} in {str(folder)!r} are not complete. Run the training again: it resumes.")
+    return found
