@@ -22,6 +22,7 @@ from latentknobs import entry_points
 from latentknobs.config.files import read_yaml
 from latentknobs.config.sections import LEARNER, LEARNER_STAGES, SECTIONS, Schedule
 from latentknobs.data.disk import replacing
+from latentknobs.engines.base import expand
 from latentknobs.errors import ConfigError, PluginError, did_you_mean
 from latentknobs.stages import Enters, Stage
 
@@ -102,7 +103,7 @@ class TrainConfig:
         self._sections = {section: _validated(kind, own[section] | nested[section], section) for section, kind in kinds.items()}
         known = fields(name).values()
         self.changed = frozenset(one.alias for one in known if one.name in nested[one.section] or one.alias == LEARNER)
-        entry_points.find("engine", entry_points.split(self.engine)[0])
+        entry_points.find("engine", entry_points.split(expand(self.engine))[0])
 
     def __getitem__(self, section: str) -> BaseModel:
         return self._sections[section]

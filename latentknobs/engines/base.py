@@ -20,6 +20,7 @@ from latentknobs.knobs.context import Observation
 from latentknobs.policies import ConstantPolicy, Policy
 
 SECOND = "second_NV"
+SERVERS = ("vllm", "sglang", "llama.cpp")  # kinds of servers that are named by their address
 Ids = Sequence[int]
 
 
@@ -184,16 +185,24 @@ def is_one_choice(policy: Policy) -> bool:
     return isinstance(policy, ConstantPolicy) or isinstance(policy.segmenter, WholeResponse)
 
 
+def expand(spec: str) -> str:
+    """`name:http://host:port,...` in full: the engine `openai` for such servers; of other engines the setting `url`."""
+    name, tail = entry_points.split(spec)
+    if not tail.startswith(("http://", "https://")):
+        return spec
+    return f"openai:profile={name},url={tail}" if name in SERVERS else f"{name}:url={tail}"
+
+
 def engine_of(spec: str, model: Any, tokenizer: Any) -> Engine:
-    """The engine that `name`, `name:key=value,...` or `name:http://host:port,...` (short for `url=`) stands for, on a model.
+    """The engine that `name`, `name:key=value,...` or `name:http://host:port,...` stands for, on a model.
 
     Raises:
         UnknownNameError, PluginError, ConfigError: see `entry_points.resolve`.
     """
-    name, tail = entry_points.split(spec)
-    full = f"{name}:url={tail}" if tail.startswith(("http://", "https://")) else spec
+    full = expand(spec)
     made, _ = entry_points.resolve("engine", full, model=model, tokenizer=tokenizer)
     if not isinstance(made, Engine):
+        name = entry_points.split(spec)[0]
         raise ConfigError(f"The engine {name!r} is a {type(made).__name__}, which does not implement latentknobs' Engine.")
     made.spec = full
     return made

@@ -1,6 +1,6 @@
 """One suite for every engine: transformers and a table of logits pass it, and each broken one fails the check meant for it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,62 @@ class ShortReadings(TableEngine):
             yield hidden_TD[:, :3], logits_TV
 
 
+class KeepsItsTemperature(TableEngine):
+    """What a call sets stays for the next one."""
+
+    def sample(self, prompts: Sequence[Ids], policy: Policy, **settings: Any) -> list[Response]:
+        found = super().sample(prompts, policy, **settings)
+        self.logits_VV = self.logits_VV * torch.where(torch.arange(20) == found[0].ids[0], 0.5, 1.0)
+        return found
+
+
+class StreamsAllAgain(TableEngine):
+    def stream(self, prompts: Sequence[Ids], policy: Policy, **settings: Any) -> Iterator[tuple[int, Response]]:
+        return super().stream(prompts, policy, **(settings | {"skip": ()}))
+
+
+class OwnParameters(TableEngine):
+    """Its own parameters do not do what a constant does: it ignores top-k."""
+
+    def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
+        policy = ConstantPolicy(KnobSpace.of({"temperature": [values["temperature"]]}), 0)
+        return self.sample(prompts, policy, max_new_tokens=max_new_tokens, seed=seed)
+
+
+class ColderConstants(TableEngine):
+    """What a server does that takes its defaults for what is not neutral."""
+
+    def _draw(self, seen: Observation, policy: Policy, choice: Choice, *keys: Any) -> Tensor:
+        if policy.space.names == ("temperature", "top_k"):
+            choice = choice._replace(value_NJ=choice.value_NJ * torch.tensor([0.1, 1.0]))
+        return super()._draw(seen, policy, choice, *keys)
+
+
+class FalseLogProbs(TableEngine):
+    def sample(self, prompts: Sequence[Ids], policy: Policy, **settings: Any) -> list[Response]:
+        return [row._replace(logps=(-1.0,) * len(row.ids)) for row in super().sample(prompts, policy, **settings)]
+
+
+class GoesOnAfterItsEnd(TableEngine):
+    def sample(self, prompts: Sequence[Ids], policy: Policy, **settings: Any) -> list[Response]:
+        found = super().sample(prompts, policy, **settings)
+        return [row._replace(ids=(*row.ids, 5)[: settings["max_new_tokens"]]) for row in found]
+
+
+class RefusesInVain(TableEngine):
+    """Says that it chooses once for a response, and samples at every level."""
+
+    token_level = False
+
+
 BROKEN: dict[type[Engine], str] = {
     OneMissing: "one_response_for_each_prompt", GlobalState: "is_repeatable_by_seed", RowsOfTheBatch: "rows_do_not_mix",
     NeverGreedy: "cold_is_greedy", LosesTopK: "values_act_on_every_token", OtherOptions: "choices_are_what_a_reading_gives",
-    NoBudget: "budgets_reach_policies", ShortReadings: "readings_have_a_row_for_each_token",
+    KeepsItsTemperature: "nothing_of_a_call_stays", StreamsAllAgain: "streams_what_it_samples",
+    OwnParameters: "constants_equal_its_own_parameters", ColderConstants: "constants_equal_its_own_parameters",
+    FalseLogProbs: "log_probs_are_those_of_a_reading", GoesOnAfterItsEnd: "ends_are_early",
+    RefusesInVain: "refuses_before_any_text", NoBudget: "budgets_reach_policies",
+    ShortReadings: "readings_have_a_row_for_each_token",
 }  # fmt: skip
 
 

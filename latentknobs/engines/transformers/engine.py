@@ -1,6 +1,6 @@
 """The engine of transformers: policies inside `generate`, unchanged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +65,18 @@ class TransformersEngine(Engine):
             )
             for b, (row, text) in enumerate(zip(responses, texts, strict=True))
         ]
+
+    def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
+        """See `Engine.plain`: those of `generate`."""
+        own: dict[str, Any] = {"do_sample": True, "top_k": 0} | {k: int(v) if k == "top_k" else v for k, v in values.items()}
+        with torch.random.fork_rng(devices=[]), evaluating(self.model):
+            torch.manual_seed(seed)
+            rows = [
+                self.model.generate(torch.tensor([list(prompt)], device=self.device), max_new_tokens=max_new_tokens, **own)[0]
+                for prompt in prompts
+            ]
+        ids = [tuple(row[len(prompt) :].tolist()) for row, prompt in zip(rows, prompts, strict=True)]
+        return [Response(found, ((),) * len(found), None, "") for found in ids]
 
     def read(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Engine.read`: one forward pass over all of them."""
