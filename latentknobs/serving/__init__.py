@@ -5,7 +5,7 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter, check_base, read_adapter
 from latentknobs.files import path_of
-from latentknobs.policies import Policy
+from latentknobs.policies import CategoricalPolicy, Policy
 from latentknobs.policies.names import policy_of
 
 
@@ -25,7 +25,8 @@ def read_picks(spec: str, base: dict[str, Any] | None = None, tokenizer: Any = N
         return {"": policy_of(adapter, tokenizer)}
     if base is not None:
         check_base(adapter.base, base, strict=False)
-    return {"greedy": adapter.policy("greedy"), "sample": adapter.policy("sample")}
+    policy = adapter.policy("greedy")
+    return {"greedy": policy, "sample": adapter.policy("sample")} if isinstance(policy, CategoricalPolicy) else {"": policy}
 
 
 def base_of(text: Any, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """vLLM in this process: every token and every choice is that of transformers, whatever the scheduler does."""
 
+import os
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ BLOCKS = {
 ENGINE = VLLMEngine(MODEL, TOKENIZER, max_num_seqs=16, gpu_memory_utilization=0.1, enforce_eager=True, max_model_len=256,
                     enable_prefix_caching=False, disable_log_stats=False, **BLOCKS)  # fmt: skip
 READER = TransformersEngine(MODEL, TOKENIZER)
-ROWS, TOKENS = (4, 24) if V2 else (14, 100)  # responses of each policy, and their length
+ROWS, TOKENS = (int(os.environ.get("ROWS", "4")), 24) if V2 else (14, 100)  # responses of each policy, and their length
 
 
 class TestVLLM(EngineConformance):
@@ -56,6 +57,7 @@ def all_policies(adapters: dict[str, KnobAdapter]) -> dict[str, Policy]:
         "uniform": policy_of("uniform:temperature=0,0.7,1.2,top_k=0,3,epsilon_cutoff=0,0.01,level=sequence"),
         "penalty": policy_of("uniform:repetition_penalty=1,1.3,temperature=0.8,1.2"),
         "edt": policy_of("edt:base=1.4,theta=0.3"), "mirostat": policy_of("mirostat:tau=3.0"), "hot": Hot(),
+        "values": adapters["values"].policy(),
     }  # fmt: skip
 
 
@@ -76,6 +78,7 @@ def preemptions(llm: Any) -> int:
 
 def test_a_mixed_batch_says_what_transformers_says(adapters: dict[str, KnobAdapter]) -> None:
     policies, llm = all_policies(adapters), ENGINE._llm()
+    assert llm.llm_engine.vllm_config.use_v2_model_runner == V2, "the other model runner is tried"
     for name, policy in policies.items():
         llm.collective_rpc("latentknobs_register", args=(name, {"": policy}))
     rows = [(name, row) for row in range(ROWS) for name in [*policies, None]]
@@ -128,7 +131,7 @@ def test_rollouts_are_those_of_transformers(adapters: dict[str, KnobAdapter]) ->
 @pytest.mark.parametrize("values", [{"temperature": 1.2, "min_p": 0.1}, {"temperature": 1.6, "top_p": 0.8}, {"top_k": 4}])
 def test_constants_are_distributed_as_vllms_own_parameters(values: dict[str, float]) -> None:
     """Chi-squared, of the first token of many responses to one prompt."""
-    rows, text = 120 if V2 else 1000, prompts(1)[0][:2]
+    rows, text = 120 if V2 else 1000, TOKENIZER("Rule:").input_ids
     order = [name for name in ("temperature", "min_p", "top_k", "top_p") if name in values]
     space = KnobSpace.of(*({name: [value]} for name, value in values.items()), order=order)
     mine = ENGINE.sample([text] * rows, policy_of_space(space), max_new_tokens=1, seed=3)

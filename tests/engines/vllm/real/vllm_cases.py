@@ -5,6 +5,18 @@ import os
 from latentknobs import testbed
 
 V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"  # its kernels run in an interpreter here, some twenty times slower
+if V2:
+    from triton.backends import Backend, backends
+
+    class Interpreter:
+        """Triton's kernels are run by Triton's interpreter (TRITON_INTERPRET=1); vLLM counts the drivers that are active."""
+
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+    backends["cpu"] = Backend(compiler=None, driver=Interpreter)
+
 MODEL, TOKENIZER = testbed.load_model(), testbed.load_tokenizer()
 
 

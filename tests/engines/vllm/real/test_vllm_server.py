@@ -1,0 +1,214 @@
+"""`latentknobs serve` and the real client of OpenAI: many streams at once, choices, refusals, keys."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import pytest
+from vllm_cases import MODEL, TOKENIZER, V2, prompts
+
+from latentknobs.adapter import KnobAdapter
+from latentknobs.engines.transformers import TransformersEngine
+from latentknobs.policies import Policy
+from latentknobs.policies.names import policy_of
+
+pytestmark = pytest.mark.skipif(V2, reason="the server is tried with runner V1")
+RULES = {"edt": "edt:base=1.4,theta=0.3", "mirostat": "mirostat:tau=3"}
+KEY, TOKENS = "a-key", 40
+SOAK = float(os.environ.get("SOAK_SECONDS", "15"))
+FLAGS = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--max-model-len", "256", "--api-key", KEY]
+
+
+class Server(NamedTuple):
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def get(self, path: str, key: str = KEY) -> httpx.Response:
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+    def choices(self, body: Any) -> httpx.Response:
+        return httpx.post(self.url + "/v1/latentknobs/choices", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+
+    def client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.url + "/v1", api_key=KEY, timeout=300, max_retries=0)
+
+    def memory(self) -> int:
+        """Bytes that all of its processes hold."""
+        ids = subprocess.run(["ps", "-o", "pid=", "-g", str(os.getpgid(self.process.pid))], capture_output=True, text=True).stdout
+        status = [Path(f"/proc/{pid}/statm") for pid in ids.split()]
+        return sum(int(path.read_text().split()[1]) * 4096 for path in status if path.exists())
+
+
+@pytest.fixture(scope="session")
+def server(adapters: dict[str, KnobAdapter], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    named = [f"--adapter={name}={adapter.save_pretrained(folder / name)}" for name, adapter in adapters.items()]
+    named += [f"--adapter={name}={spec}" for name, spec in RULES.items()]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "latentknobs",
+        "serve",
+        "testbed",
+        *named,
+        "--",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        *FLAGS,
+    ]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = Server(f"http://127.0.0.1:{port}", process)
+        try:
+            until = time.monotonic() + 400
+            while not is_up(server):
+                assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()[-3000:]
+                time.sleep(0.5)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def is_up(server: Server) -> bool:
+    try:
+        return server.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+class Job(NamedTuple):
+    """A request, and the policy that it names; None: it names none, and is greedy."""
+
+    name: str | None
+    policy: Policy | None
+    row: int
+    prompt: list[int]
+
+
+def all_jobs(adapters: dict[str, KnobAdapter], each: int) -> list[Job]:
+    """Requests for each policy; rows count those of one policy, as the engine of transformers does."""
+    policies: dict[str | None, Policy | None] = {name: adapter.policy() for name, adapter in adapters.items()}
+    policies |= {name: policy_of(spec) for name, spec in RULES.items()}
+    policies[None] = None
+    texts = iter(prompts(each * len(policies)))
+    return [Job(name, policy, row, next(texts)) for name, policy in policies.items() for row in range(each)]
+
+
+async def stream(client: openai.AsyncOpenAI, job: Job, key: str | None = None) -> tuple[int, ...]:
+    """The ids of a streamed response."""
+    extra: dict[str, Any] = {"return_token_ids": True}
+    if job.name is None:
+        extra["temperature"] = 0.0
+    else:
+        extra["vllm_xargs"] = {"latentknobs": job.name, "latentknobs_seed": 7, "latentknobs_row": job.row}
+        extra["vllm_xargs"] |= {"latentknobs_key": key} if key else {}
+    ids: list[int] = []
+    found = await client.completions.create(model="testbed", prompt=job.prompt, max_tokens=TOKENS, stream=True, extra_body=extra)
+    async for chunk in found:
+        ids += getattr(chunk.choices[0], "token_ids", None) or []
+    return tuple(ids)
+
+
+async def together(server: Server, jobs: list[Job], keyed: bool = False) -> list[tuple[int, ...]]:
+    async with server.client() as client:
+        return await asyncio.gather(*(stream(client, job, f"{job.name} {job.row}" if keyed else None) for job in jobs))
+
+
+def expected(jobs: list[Job]) -> list[tuple[int, ...]]:
+    """What transformers says to all of them."""
+    reader, found = TransformersEngine(MODEL, TOKENIZER), dict[tuple[str | None, int], tuple[int, ...]]()
+    for name in {job.name for job in jobs}:
+        mine = [job for job in jobs if job.name == name]
+        policy = mine[0].policy or policy_of("greedy")
+        responses = reader.sample([job.prompt for job in mine], policy, max_new_tokens=TOKENS, seed=7)
+        found |= {(name, job.row): response.ids for job, response in zip(mine, responses, strict=True)}
+    return [found[job.name, job.row] for job in jobs]
+
+
+def test_64_streams_say_what_transformers_says_and_bring_their_choices(server: Server, adapters: dict[str, KnobAdapter]) -> None:
+    jobs = all_jobs(adapters, 8)
+    assert len(jobs) == 64
+    found = asyncio.run(together(server, jobs, keyed=True))
+    assert found == expected(jobs)
+    asked = [n for n, job in enumerate(jobs) if job.name]
+    traces = server.choices({"keys": [f"{jobs[n].name} {jobs[n].row}" for n in asked]}).json()["choices"]
+    for n, trace in zip(asked, traces, strict=True):
+        policy = jobs[n].policy
+        assert policy is not None and tuple(trace["ids"]) == found[n] and len(trace["logps"]) == len(found[n])
+        assert all(len(values) == len(policy.space.knobs) for values in trace["values"])
+        assert (trace["options"] is None) == (jobs[n].name in (*RULES, "values"))
+
+
+def test_streams_go_on_and_nothing_changes_or_grows(server: Server, adapters: dict[str, KnobAdapter]) -> None:
+    jobs, rounds = all_jobs(adapters, 8), 0
+    first = asyncio.run(together(server, jobs))
+    asyncio.run(together(server, jobs, keyed=True))
+    before, until = server.memory(), time.monotonic() + SOAK
+    while time.monotonic() < until or rounds < 2:
+        order = sorted(range(len(jobs)), key=lambda n: hash((n, rounds)))
+        some = order[: len(order) if rounds % 2 else len(order) // 3]  # in other company each time
+        assert asyncio.run(together(server, [jobs[n] for n in some])) == [first[n] for n in some]
+        rounds += 1
+    grown = (server.memory() - before) / 2**20
+    print(f"\n{rounds} rounds of up to {len(jobs)} streams in {SOAK:.0f} s; memory grew by {grown:.1f} MiB")
+    assert grown < 40
+
+
+def test_what_a_server_knows(server: Server, adapters: dict[str, KnobAdapter]) -> None:
+    assert server.get("/v1/latentknobs/policies", key="wrong").status_code == 401
+    known = server.get("/v1/latentknobs/policies").json()
+    assert set(known) == {*adapters, *RULES}
+    assert known["token"]["identity"]["sample"] == adapters["token"].policy("sample").identity()
+    assert known["edt"]["identity"] == {"greedy": policy_of(RULES["edt"]).identity()} and known["edt"]["picks"] == []
+    assert "vllm:num_requests_running" in server.get("/metrics").text
+
+
+@pytest.mark.parametrize(("xargs", "more", "words"), [
+    ({"latentknobs": "tokne"}, {}, "no adapter 'tokne' on this server. Did you mean"),
+    ({"latentknobs": "token"}, {"temperature": 0.5}, "for temperature=0.5. Leave temperature out"),
+    ({"latentknobs": "token"}, {"extra_body": {"top_k": 3}}, "for top_k=3"),
+    ({"latentknobs": "values", "latentknobs_pick": "sample"}, {}, "has no 'latentknobs_pick'"),
+    ({"latentknobs": "token", "latentknobs_sede": 1}, {}, "no field 'latentknobs_sede'"),
+    ({"latentknobs": "token", "latentknobs_key": "k"}, {"n": 2}, "would be the same for all"),
+])  # fmt: skip
+def test_refusals_are_400_in_our_words(server: Server, xargs: dict[str, Any], more: dict[str, Any], words: str) -> None:
+    body = {"vllm_xargs": xargs} | more.pop("extra_body", {})
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=0)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="testbed", prompt=[3, 4], max_tokens=3, extra_body=body, **more)
+    assert words in str(caught.value)
+    assert server.get("/health").status_code == 200
+
+
+def test_keys_are_given_away_once_and_bad_bodies_are_refused(server: Server, adapters: dict[str, KnobAdapter]) -> None:
+    job = Job("token", adapters["token"].policy(), 0, [3, 4])
+    asyncio.run(together(server, [job], keyed=True))
+    keys = {"keys": ["token 0", "nowhere"]}
+    assert [one is None for one in server.choices(keys).json()["choices"]] == [False, True]
+    assert server.choices(keys).json()["choices"] == [None, None]
+    for body in ({}, {"keys": "token 0"}, [1]):
+        assert server.choices(body).status_code == 400
+
+
+def test_n_and_seeds(server: Server) -> None:
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=0)
+
+    def texts(**more: Any) -> list[str]:
+        body = {"vllm_xargs": {"latentknobs": "edt"}}
+        found = client.completions.create(model="testbed", prompt="Once", max_tokens=20, extra_body=body, **more)
+        return [choice.text for choice in found.choices]
+
+    assert len(set(texts(n=6))) > 1 and texts(n=3, seed=4) == texts(n=3, seed=4) and len(set(texts(n=6, seed=4))) > 1
