@@ -6,11 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latentknobs.engines.transformers.step import check_values, draw_tokens
+from latentknobs.engines.transformers.sampler import finish_draw, first_draw
+from latentknobs.engines.transformers.step import check_values
 from latentknobs.engines.uniforms import OPTIONS, REDRAWS, TOKENS, uniforms
 from latentknobs.engines.vllm.progress import Drawn, Progress, Traced
 from latentknobs.knobs.context import Observation
-from latentknobs.likelihood.apply import apply_values
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.likelihood.apply import apply_values, ordered_tail
 from latentknobs.policies import Policy, reads
 from latentknobs.tensors import pick
 
@@ -50,23 +52,25 @@ def decode(rows: Sequence[Row], logits_NV: Tensor, hidden_ND: Tensor, raw_NV: Te
 def _step(group: list[Progress], logits_RV: Tensor, hidden_RD: Tensor, raw_RV: Tensor) -> Tensor:
     """(R,) tokens of responses that share a policy."""
     policy, device = group[0].policy, logits_RV.device
-    parts = _parts(group, reads(policy), device)
+    seen = Observation(**_parts(group, reads(policy), device), hidden_ND=hidden_RD, logits_NV=raw_RV)
     keys = [[progress.seed for progress in group], [progress.row for progress in group], [p.position for p in group]]
     seed_R, row_R, position_R = torch.tensor(keys, device=device)
-    _choose(policy, group, Observation(**parts, hidden_ND=hidden_RD, logits_NV=raw_RV), seed_R, row_R, position_R)
+    _choose(policy, group, seen, seed_R, row_R, position_R)
 
     drawn = [progress.drawn for progress in group]
     value_RJ = torch.tensor([one.values for one in drawn if one is not None], dtype=torch.float64, device=device)
-    seen = Observation(**parts, logits_NV=logits_RV)
+    uniform_R = uniforms(seed_R, TOKENS, row_R, position_R)
 
     def again(rows: Tensor) -> Tensor:
         return uniforms(seed_R[rows], REDRAWS, row_R[rows], position_R[rows])
 
-    token_R = draw_tokens(policy.space, value_RJ, seen, uniforms(seed_R, TOKENS, row_R, position_R), again)
+    tail_RV, space, tail_RJ = ordered_tail(logits_RV, policy.space, value_RJ, seen)
+    token_R, cut = first_draw(tail_RV, space, tail_RJ, uniform_R)
+    token_R = finish_draw(token_R, cut, tail_RV, space, tail_RJ, uniform_R, again)
     for progress, one, token in zip(group, drawn, token_R.tolist(), strict=True):
         assert one is not None
         progress.drawn = one._replace(token=token)
-    _trace(group, policy, seen, value_RJ, token_R)
+    _trace(group, policy.space, logits_RV, seen, value_RJ, token_R)
     return token_R
 
 
@@ -111,14 +115,15 @@ def _choose(policy: Policy, group: list[Progress], seen: Observation, seed_R: Te
             progress.drawn = Drawn(values, option, after)
 
 
-def _trace(group: list[Progress], policy: Policy, seen: Observation, value_RJ: Tensor, token_R: Tensor) -> None:
+def _trace(
+    group: list[Progress], space: KnobSpace, logits_RV: Tensor, seen: Observation, value_RJ: Tensor, token_R: Tensor
+) -> None:
     """Writes down what clients will fetch."""
     traced = [n for n, progress in enumerate(group) if progress.trace is not None]
     if not traced:
         return
     index_T = torch.tensor(traced, device=token_R.device)
-    rows = seen if len(traced) == len(group) else seen.rows(index_T)
-    warped_TV = apply_values(rows.logits_NV, policy.space, value_RJ[index_T], rows)
+    warped_TV = apply_values(logits_RV[index_T], space, value_RJ[index_T], seen.rows(index_T))
     logp_T = pick(warped_TV.log_softmax(-1), token_R[index_T])
     for n, logp in zip(traced, logp_T.tolist(), strict=True):
         progress = group[n]
