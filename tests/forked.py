@@ -24,6 +24,13 @@ def started(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str
     return process
 
 
+def launched_as(rank: int, size: int, port: int) -> dict[str, str]:
+    """The environment that a launcher gives to a process."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    names = {name: str(value) for name, value in told.items()}
+    return names | {"MASTER_ADDR": "127.0.0.1"}
+
+
 def finished(function: Callable[..., Any], *arguments: Any, env: Mapping[str, str] | None = None, log: Path | None = None) -> int:
     """Its exit code."""
     process = started(function, *arguments, env=env, log=log)

@@ -10,19 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from forked import started
+from forked import launched_as, started
 from safetensors.torch import load_file
 from share_work import BATCHES, work
 
 from latentknobs.errors import RunError
 from latentknobs.training.processes import Processes
-
-
-def launched(rank: int, size: int, port: int) -> dict[str, str]:
-    """The environment that a launcher gives to a process."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    names = {name: str(value) for name, value in told.items()}
-    return names | {"MASTER_ADDR": "127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     logs = [together / f"said-{rank}" for rank in range(2)]
-    running = [started(work, together, env=launched(rank, 2, port), log=logs[rank]) for rank in range(2)]
+    running = [started(work, together, env=launched_as(rank, 2, port), log=logs[rank]) for rank in range(2)]
     work(alone)
     for process, log in zip(running, logs, strict=True):
         process.join(timeout=120)

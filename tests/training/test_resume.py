@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from forked import launched_as, started
 from safetensors.torch import load_file, save_file
 
 import latentknobs as lk
 from latentknobs import testbed
-from latentknobs.cli import cli
+from latentknobs.cli import cli, main
 from latentknobs.config import flat, make_config, read_yaml
 from latentknobs.errors import RunError
 from latentknobs.training.manifest import hash_file
@@ -114,25 +116,52 @@ def test_num_processes_starts_them_and_one_process_goes_on_with_what_two_made(tm
     assert near(finished, tmp_path) < 1e-6
 
 
+def command_line(*arguments: str) -> None:
+    """What `latentknobs arguments...` does."""
+    sys.argv = ["latentknobs", *arguments]
+    main()
+
+
+def two_processes(folder: Path, *arguments: str) -> tuple[list[int], str]:
+    """The exit codes of two processes as a launcher starts them, without the launcher, and what both said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logs = [folder / f"said-{rank}" for rank in range(2)]
+    running = [started(command_line, *arguments, env=launched_as(rank, 2, port), log=logs[rank]) for rank in range(2)]
+    for process in running:
+        process.join(timeout=200)
+    return [process.exitcode for process in running], "".join(log.read_text() for log in logs)
+
+
 def test_two_processes_that_share_one_model_run_it_on_the_same_rows(finished, tmp_path):
     testbed.load_model().save_pretrained(tmp_path / "model")
     testbed.load_tokenizer().save_pretrained(tmp_path / "model")
     shared = [f"--model={tmp_path / 'model'}", "--tp-plan=auto"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "latentknobs", "train"]
-    command = [*launcher, *FLAGS, *shared, f"--output-dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    codes, said = two_processes(tmp_path, "train", *FLAGS, *shared, f"--output-dir={tmp_path / 'run'}")
+    assert codes == [0, 0], said[-3000:]
     assert same(finished, tmp_path / "run", "round-1/rollouts/00001.jsonl", "round-1/examples.jsonl") == []
     assert near(finished, tmp_path / "run") < 1e-3  # two halves of a sum are rounded differently
 
 
-def test_what_is_wrong_with_a_run_of_several_processes_is_told_without_a_traceback(tmp_path, monkeypatch):
+def test_each_of_several_processes_says_what_is_wrong_without_a_traceback(tmp_path):
+    codes, said = two_processes(tmp_path, "train", f"--output-dir={tmp_path / 'run'}", "--reward=nosuch")
+    assert codes == [2, 2] and "Traceback" not in said
+    assert all(f"Process {rank}: Error: There is no reward 'nosuch'" in said for rank in range(2))
+
+
+@pytest.mark.slow  # what the processes say is tested above, and a launcher's exit code
+def test_what_is_wrong_with_a_run_of_several_processes_ends_its_launcher(tmp_path):
     start = ["train", f"--output-dir={tmp_path}", "--num-processes=2"]
     wrong = subprocess.run(
         [sys.executable, "-m", "latentknobs", *start, "--reward=nosuch"], capture_output=True, text=True, timeout=120, check=False
     )
     assert wrong.returncode == 2 and re.search("Process [01]: Error: There is no reward 'nosuch'", wrong.stderr)
     assert "Traceback" not in wrong.stderr
+
+
+def test_wrong_settings_start_no_processes(tmp_path, monkeypatch):
+    start = ["train", f"--output-dir={tmp_path}", "--num-processes=2"]
     monkeypatch.setattr("latentknobs.commands.train._launch", lambda count: pytest.fail("a process was started"))
     wrong = CliRunner().invoke(cli, [*start, "--bata=1"])
     assert wrong.exit_code == 2 and "No such option" in wrong.output
