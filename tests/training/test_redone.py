@@ -99,7 +99,7 @@ BY_CONTENT = [
 
 
 def test_every_setting_that_is_keyed_by_content_is_perturbed_here():
-    elsewhere = {"dtype", "preferences", "engine"}  # preferences: below; another engine: tests/engines/openai
+    elsewhere = {"dtype", "gguf_file", "preferences", "engine"}  # of models: test_subject.py; engines: tests/engines/openai
     expected = {name for name, one in fields().items() if one.enters.by_content} - elsewhere
     assert {name for changes, _ in BY_CONTENT for name in changes} == expected
 
