@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import latentknobs
 from latentknobs.data.disk import replacing, save_tensors
+from latentknobs.engines.openai import Client
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.frozen import hidden_size, input_device
 from latentknobs.engines.transformers.settings import SamplingArguments
@@ -131,6 +132,26 @@ class KnobAdapter:
             if head is not None:
                 head.to(input_device(inner))
         return Attached(model, self.policy(pick), seed=seed, sampling_arguments=sampling_arguments)
+
+    def client(
+        self, client: Any, model: Any, tokenizer: Any, *, profile: str = "vllm", pick: Pick = "greedy", seed: int = 0,
+        strict: bool = True,
+    ) -> Client:  # fmt: skip
+        """A client of an OpenAI-compatible server whose requests carry what this adapter, of level `sequence`, chooses for them.
+
+        Args:
+            client: `openai.OpenAI` or `openai.AsyncOpenAI`.
+            model, tokenizer: the served LM in this process; it reads the prompts.
+            profile, seed: see `latentknobs.engines.openai.Client`.
+            strict: see `attach`.
+
+        Raises:
+            AdapterError: the adapter was trained on another model.
+            ConfigError: it chooses within responses, or what such a server cannot express.
+        """
+        check_base(self.base, describe_model(model), strict)
+        self.head.to(input_device(model))
+        return Client(client, self.policy(pick), model=model, tokenizer=tokenizer, profile=profile, seed=seed)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the adapter's folder and returns its path. Folders of this machine are left out of what is written."""

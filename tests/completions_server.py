@@ -75,16 +75,16 @@ class CompletionsServer(ThreadingHTTPServer):
         if value("top_p", 1.0) < 1:
             chain.append(processors.TopPLogitsWarper(value("top_p", 1.0)))
         draws = torch.Generator().manual_seed(body.get("seed", 0) % 2**63)
-        found, logps, cache, given = list[int](), list[float](), None, torch.tensor([ids])
+        found, logps, cache, newest = list[int](), list[float](), None, torch.tensor([ids])
         for _ in range(body.get("max_tokens", 16)):
-            out = self.model(input_ids=given, past_key_values=cache, use_cache=True)
+            out = self.model(input_ids=newest, past_key_values=cache, use_cache=True)
             cache, own_1V = out.past_key_values, out.logits[:, -1].float()
             logits_1V, so_far = own_1V, torch.tensor([ids + found])
             for one in chain:
                 logits_1V = one(so_far, logits_1V)
-            given = logits_1V.argmax(-1, keepdim=True) if cold else torch.multinomial(logits_1V.softmax(-1), 1, generator=draws)
-            found.append(int(given))
-            logps.append(float((own_1V if self.faults.raw else logits_1V).log_softmax(-1)[0, given]) + self.faults.shift)
+            newest = logits_1V.argmax(-1, keepdim=True) if cold else torch.multinomial(logits_1V.softmax(-1), 1, generator=draws)
+            found.append(int(newest))
+            logps.append(float((own_1V if self.faults.raw else logits_1V).log_softmax(-1)[0, newest]) + self.faults.shift)
             if found[-1] in body.get("stop_token_ids", [self.tokenizer.eos_token_id]):
                 break
         return found, logps

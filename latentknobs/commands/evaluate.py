@@ -22,6 +22,7 @@ FIELDS = (
 @click.option("--seeds", metavar="INTEGER", help="Times that every policy answers every prompt.  [default: as in training]")
 @click.option("--against", multiple=True, metavar="POLICY", help="Also compare with this policy: a name, e.g. "
               "`edt:base=1.4,theta=3`, or an adapter's folder; several times for several.")  # fmt: skip
+@config_options("engine")  # not that of training: its server may be gone
 @config_options(*FIELDS, default="as in training")
 def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, against: tuple[str, ...], **flags: Any) -> None:
     """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture and an entropy head.

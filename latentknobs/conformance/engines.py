@@ -1,7 +1,7 @@
 """What every engine promises, as checks on a small model: policies act on every token, and readings agree with samples.
 
 An engine that chooses once for a response (`Engine.token_level`) is checked at that level, one without seeds
-(`Engine.repeatable`) is not asked for the same text twice, and its own parameters are compared with where it has any
+(`Engine.repeatable`) need not give the same text twice, and its own parameters are compared with where it has any
 (`Engine.plain`).
 """
 

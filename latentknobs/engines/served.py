@@ -7,12 +7,12 @@ reported with what a reading gives.
 from abc import ABC
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from latentknobs.engines.base import Engine, Ids, Response
+from latentknobs.engines.base import Engine, Ids
 from latentknobs.engines.transformers.engine import TransformersEngine
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.apply import apply_values
@@ -81,8 +81,24 @@ class Drift:
         return facts
 
 
+class Drawn(Protocol):
+    """A response or a rollout."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """(T)."""
+
+    @property
+    def values(self) -> tuple[tuple[float, ...], ...]:
+        """(T, J)."""
+
+    @property
+    def logps(self) -> tuple[float, ...] | None:
+        """(T)."""
+
+
 @torch.no_grad()
-def measure_drift(engine: Engine, space: KnobSpace, prompts: Sequence[Ids], responses: Sequence[Response]) -> Drift:
+def measure_drift(engine: Engine, space: KnobSpace, prompts: Sequence[Ids], responses: Sequence[Drawn]) -> Drift:
     """The drift over some responses that `engine` sampled with knobs of `space`."""
     differences, tokens, outside = [torch.zeros(0)], 0, 0
     for seen, row in zip(engine.observe(prompts, [row.ids for row in responses], space.needs), responses, strict=True):

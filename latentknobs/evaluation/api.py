@@ -14,6 +14,7 @@ from latentknobs.config import TrainConfig, make_config
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
+from latentknobs.engines.served import measure_drift
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.comparison import (
     Stage,
@@ -34,7 +35,7 @@ from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
 from latentknobs.policies import Policy
 from latentknobs.policies.names import policy_of
-from latentknobs.progress import Advance, progress
+from latentknobs.progress import Advance, progress, say
 from latentknobs.rewards import RewardSpec
 
 Opponent = Policy | KnobAdapter | str | Path
@@ -108,6 +109,9 @@ def _evaluate(
         tuning, _ = _scored(adapter, config, sources, both[0], advance)
         rewards, rollouts = _scored(adapter, config, sources, both[1], advance)
     head = adapter.policy(config.pick)
+    if sources.engine.drifts:
+        ids = [sources.evaluation[rollout.prompt].ids for rollout in rollouts[HEAD]]
+        say(f"{sources.engine.name}: {measure_drift(sources.engine, adapter.space, ids[:64], rollouts[HEAD][:64])}")
     choices = choices_of(sources.engine, sources.evaluation, rollouts[HEAD], head)
     more = controls(head, choices, sources.evaluation, config.eval_seeds)
     with progress("controls", more.responses) as advance:

@@ -8,7 +8,7 @@ from pathlib import Path
 from latentknobs.content import digest
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import write_lines
-from latentknobs.engines.base import Engine, Response
+from latentknobs.engines.base import Engine
 from latentknobs.engines.served import Drift, measure_drift
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.progress import Advance
@@ -26,8 +26,7 @@ def measure(
     def make(path: Path, advance: Advance) -> None:
         every = max(1, sum(map(count_lines, rollouts)) // RESPONSES)
         some = list(islice(read_all(rollouts), 0, None, every))
-        responses = [Response(row.ids, row.values, row.options, row.text, row.logps) for row in some]
-        write_lines(path, [measure_drift(engine, space, [prompts[row.prompt].ids for row in some], responses)])
+        write_lines(path, [measure_drift(engine, space, [prompts[row.prompt].ids for row in some], some)])
 
     task = Task(f"{stage}/drift.jsonl", digest(key, run.content(rollouts), engine.identity), make)
     [path] = run.stage(f"{stage}/drift", [task])

@@ -10,6 +10,8 @@ FILES = (
     ("`config.yaml`", "every setting; `latentknobs train --config config.yaml` runs it again"),
     ("`round-N/prompts.jsonl`", "the prompts of the round, their tokens, and their other columns"),
     ("`round-N/rollouts/`", "sampled responses: index of the prompt, token ids, the option of each token, text"),
+    ("`round-N/drift.jsonl`", "how far an engine that samples in another program is from a reading"),
+    ("`unfinished/`", "responses of files of rollouts that are not complete yet"),
     ("`round-N/scores/`", "their rewards, line by line; null where the reward failed"),
     (
         "`round-N/examples.jsonl`",

@@ -263,7 +263,7 @@ def _finish(
 
 def _adapter(config: TrainConfig, learner: Learner, sources: Sources, modules: Modules) -> KnobAdapter:
     assert isinstance(modules.main, Head) and isinstance(modules.baseline, Head)  # `check_module`
-    known, values = fields(config.learner), config.flat()
+    known, values = fields(config.learner), config.flat() | {"engine": sources.engine.identity}  # no address of a server
     shown = [name for name, one in known.items() if one.enters != Enters() and one.section != "space" and name not in UNSHOWN]
     training = {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}
     inputs, base = learner.inputs, describe_model(sources.model)

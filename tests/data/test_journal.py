@@ -1,4 +1,4 @@
-"""A finished response is on disk at once, and no later run asks for it again."""
+"""A finished response is on disk at once, and no later run samples it again."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

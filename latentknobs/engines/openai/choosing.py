@@ -32,8 +32,8 @@ def choose(
     if read is None or reads_nothing(policy):
         blind = Observation(logits_NV=torch.zeros(1, 1))
         return [_choice(policy, blind, seed, row) for row in rows]
-    asked = list(zip(map(tuple, prompts), map(tuple, second_prompts or [prompt[-1:] for prompt in prompts]), strict=True))
-    unique, seen = list(dict.fromkeys(asked)), dict[tuple[Ids, Ids], Observation]()
+    pairs = list(zip(map(tuple, prompts), map(tuple, second_prompts or [prompt[-1:] for prompt in prompts]), strict=True))
+    unique, seen = list(dict.fromkeys(pairs)), dict[tuple[Ids, Ids], Observation]()
     for start in range(0, len(unique), TOGETHER):
         part = unique[start : start + TOGETHER]
         firsts, seconds = zip(*part, strict=True)
@@ -42,7 +42,7 @@ def choose(
             read, firsts, next_token, reads(policy), max_new_tokens=max_new_tokens, samples=samples, second_prompts=seconds
         )
         seen |= dict(zip(part, found, strict=True))
-    return [_choice(policy, seen[pair], seed, row) for pair, row in zip(asked, rows, strict=True)]
+    return [_choice(policy, seen[pair], seed, row) for pair, row in zip(pairs, rows, strict=True)]
 
 
 def _choice(policy: Policy, seen: Observation, seed: int, row: int) -> Choice:

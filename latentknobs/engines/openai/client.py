@@ -82,7 +82,7 @@ class Client:
         """The arguments of a call with the chosen values among them, and these values.
 
         Raises:
-            ConfigError: the call sets a sampling field itself, or asks for several responses that would share a draw.
+            ConfigError: the call sets a sampling field itself, or wants several responses that would share a draw.
         """
         extra = dict(arguments.get("extra_body") or {})
         passed = {**arguments, **extra}
@@ -102,7 +102,7 @@ class Client:
 
 
 class _Endpoint:
-    """A `create` that asks the policy first."""
+    """A `create` whose requests carry what the policy chooses."""
 
     def __init__(self, owner: Client, create: Any, where: str) -> None:
         self._owner, self._create, self._where = owner, create, where

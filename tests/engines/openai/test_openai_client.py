@@ -8,12 +8,14 @@ import pytest
 import torch
 from completions_server import MESSAGES, CompletionsServer, serving
 from openai import AsyncOpenAI, BadRequestError, OpenAI
+from tiny_models import tiny_lm
 
 from latentknobs import testbed
+from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.engines.openai import Client
 from latentknobs.engines.openai.choosing import choose
 from latentknobs.engines.transformers import TransformersEngine
-from latentknobs.errors import ConfigError, DecodingError
+from latentknobs.errors import AdapterError, ConfigError, DecodingError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every, WholeResponse
 from latentknobs.knobs.context import Observation
@@ -149,3 +151,14 @@ def test_policies_that_a_request_cannot_carry(plain: OpenAI) -> None:
         Client(plain, head())
     with pytest.raises(ConfigError, match="no field for the knob 'min_p'"):
         Client(plain, UniformPolicy(SPACE, WholeResponse()), profile="openai")
+
+
+def test_an_adapter_makes_its_client_and_refuses_another_model(plain: OpenAI) -> None:
+    policy = head()
+    assert isinstance(policy, HeadPolicy)
+    adapter = KnobAdapter(SPACE, policy.head, WholeResponse(), ("hidden",), describe_model(MODEL))
+    assert adapter.client(plain, MODEL, TOKENIZER).choose(TEXTS[1]) == Client(
+        plain, policy, model=MODEL, tokenizer=TOKENIZER
+    ).choose(TEXTS[1])
+    with pytest.raises(AdapterError, match="was trained on"):
+        adapter.client(plain, tiny_lm("llama"), TOKENIZER)

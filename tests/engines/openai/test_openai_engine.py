@@ -1,4 +1,4 @@
-"""Rollouts over HTTP, from a real server of the packaged LM that can be made to fail in every way that servers do."""
+"""Rollouts over HTTP, from a real server of the packaged LM that fails in every way that servers do."""
 
 import json
 import re
@@ -130,7 +130,7 @@ def test_what_stays_wrong_ends_the_run_with_our_words(server: CompletionsServer,
 def test_a_server_that_is_away(server: CompletionsServer) -> None:
     with pytest.raises(EngineError, match=r"at http://127.0.0.1:9 does not answer.*start it, and give the same command again"):
         engine_of("vllm:http://127.0.0.1:9,retries=0", MODEL, TOKENIZER).sample(PROMPTS, uniform(), max_new_tokens=4, seed=0)
-    assert "client" not in vars(engine(server).server)  # making an engine asks nothing
+    assert "client" not in vars(engine(server).server)  # a new engine sends nothing
 
 
 def test_finished_responses_come_before_the_error_of_a_server_that_dies(server: CompletionsServer) -> None:
@@ -181,7 +181,7 @@ def test_what_a_profile_cannot_express_is_refused_by_name(profile: str, policy: 
         one.check(policy)
 
 
-def test_llama_cpp_is_told_the_order_of_the_space() -> None:
+def test_llama_cpp_gets_the_order_of_the_space() -> None:
     one = engine_of("llama.cpp:http://127.0.0.1:9", MODEL, TOKENIZER)
     assert isinstance(one, OpenAIEngine)
     policy = uniform("temperature:0,3", "typical_p:0.5,1", "xtc_threshold:0.1,1", order="transformers")
@@ -240,9 +240,10 @@ def test_training_over_http_survives_a_server_that_dies_and_ends_the_same(
     assert not list((again.path / "unfinished").iterdir())
 
 
-def test_evaluation_over_http(server: CompletionsServer, tmp_path: Path) -> None:
+def test_evaluation_over_http(server: CompletionsServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = lk.train(output_dir=str(tmp_path), **(TRAINING | {"eval_size": 0}))
     report = lk.evaluate(run.adapter, engine=f"vllm:{server.url}", eval_size=3, tune_size=3, seeds=1, max_new_tokens=8)
+    assert "0 of" in (shown := err(capsys)) and "log-probabilities differ from it by" in shown
     assert server.finished > 20 and "learned head" in report.rewards
     with pytest.raises(ConfigError, match="no field for the knob 'top_h'"):
         lk.evaluate(run.adapter, engine=f"vllm:{server.url}", extra={"other": uniform("top_h:0.4,1")}, eval_size=3, tune_size=3)
