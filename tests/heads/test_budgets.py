@@ -120,6 +120,8 @@ def test_the_budget_is_that_of_the_call_unless_it_is_overridden(lm: nn.Module, m
     assert seen_budgets(lm, monkeypatch, max_new_tokens=4) == [4, 3, 2, 1]
     assert seen_budgets(lm, monkeypatch, max_length=7) == [4, 3, 2, 1]
     assert seen_budgets(lm, monkeypatch, budget=2, max_new_tokens=4) == [2, 1, 0, -1]
+    with pytest.raises(DecodingError, match=r"budget=0\): give a whole number from 1"):
+        seen_budgets(lm, monkeypatch, budget=0, max_new_tokens=4)
 
 
 def test_rows_that_leave_and_rows_that_stay_see_the_same(lm: nn.Module) -> None:

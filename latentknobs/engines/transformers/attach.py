@@ -221,7 +221,7 @@ class Attached:
         tokens = inputs.left_of(setting("max_length", kwargs, configs, None), prompt) if tokens is None else tokens
         if ledger is None:
             ledger = Ledger(self.policy, 1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
-            ledger.max_new_tokens, ledger.samples = self.budget or tokens, self.samples or copies
+            ledger.max_new_tokens, ledger.samples = inputs.budgets(self.budget, self.samples, tokens, copies)
             ledger.is_plain, ledger.is_one_call = beams == 1, True
             ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
             ledger.second_prompt = modes.second_prompt(kwargs, self.policy, 1 if prompt is None else len(prompt))

@@ -105,6 +105,12 @@ def check_counts(values: dict[str, Any]) -> list[Any]:
     return list(values.values())
 
 
+def budgets(budget: int | None, samples: int | None, tokens: int | None, copies: int) -> tuple[int | None, int]:
+    """The token budget and the parallel budget that policies read: those that were set, or those of the call."""
+    check_counts({"budget": budget, "samples": samples})
+    return budget or tokens, samples or copies
+
+
 def left_of(max_length: int | None, prompt: Tensor | None) -> int | None:
     """How many tokens `max_length` leaves a response; None where it is not set."""
     return None if max_length is None else max_length - (1 if prompt is None else prompt.shape[1])

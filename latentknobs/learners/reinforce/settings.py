@@ -1,15 +1,22 @@
 """The settings of REINFORCE: how the gradient is estimated, and under which budgets."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from latentknobs.stages import Enters
 
 Estimator = Literal["marginal", "score"]
 Baseline = Literal["leave_one_out", "group", "mean", "none"]
 Group = Literal["best", "majority"]
-Count = Annotated[int, Field(ge=1)]
+
+
+def _several(value: Any) -> Any:
+    """One number, or `1,4,8` as it stands on a command line, as several."""
+    return value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int) else value
+
+
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_several)]
 
 
 class Settings(BaseModel):
@@ -31,11 +38,11 @@ class Settings(BaseModel):
     """Updates of the head on the rollouts of a step; from the second on, with importance weights."""
     clip_ratio: Annotated[float, Enters("fit")] = Field(default=0.2, gt=0, lt=1)
     """Importance weights further than this from 1 teach nothing more."""
-    parallel: Annotated[tuple[Count, ...], Enters("fit")] = Field(default=(1,), min_length=1)
+    parallel: Annotated[Counts, Enters("fit")] = Field(default=(1,), min_length=1)
     """Parallel budgets B: so many responses to a prompt earn one reward together. Steps take turns."""
     group: Annotated[Group, Enters("fit")] = "best"
     """What B responses earn: the best of their rewards (Pass@B of 0 and 1), or that of their majority answer."""
     vote: Annotated[str | None, Enters("fit")] = None
     """For majority: the answer of a response is its last number after this text; by default its last number."""
-    token_budgets: Annotated[tuple[Count, ...], Enters("fit")] = ()
+    token_budgets: Annotated[Counts, Enters("fit")] = ()
     """Token budgets to train for, at most max_new_tokens; steps take turns. By default max_new_tokens alone."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latentknobs import KnobSpace
+from latentknobs.config import make_config
 from latentknobs.data.examples import Batch, Example
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.segment_batches import FeatureCache
@@ -121,6 +122,14 @@ def test_budgets_take_turns_and_must_fit_the_run() -> None:
         one.budget(12, 0)
     with pytest.raises(ConfigError, match="parallel holds 4, more than rollouts=3"):
         learner(rollouts=3, parallel=(4,)).budget(16, 0)
+
+
+def test_budgets_can_be_written_on_a_command_line() -> None:
+    config = make_config({"learner": "reinforce:parallel=1,4,estimator=score,token_budgets=16"})
+    assert (config.parallel, config.token_budgets, config.estimator) == ((1, 4), (16,), "score")
+    assert (config.steps, config.learning_rate, config.validation) == (32, 0.01, 0.0), "defaults of the learner's own"
+    assert config.changed == {"learner", "parallel", "token_budgets", "estimator"} and make_config({}).steps == 300
+    assert make_config(config.chosen(), {"steps": 7}).steps == 7
 
 
 def test_it_keeps_what_its_estimator_reads() -> None:
