@@ -24,10 +24,11 @@ from latentknobs.engines.transformers.settings import SamplingArguments
 from latentknobs.engines.transformers.wrappers import layers_of
 from latentknobs.errors import AdapterError, LatentKnobsError
 from latentknobs.files import fit, path_of, public_name, read_json, without_folders
+from latentknobs.heads.autodeco import read_autodeco
 from latentknobs.heads.base import Head
-from latentknobs.heads.features import check_features, width
+from latentknobs.heads.features import HIDDEN, check_features, width
 from latentknobs.heads.files import COPY, load_head, saved_shape, weights_of
-from latentknobs.heads.segmenters import Delimiter, Segmenter, parse_level
+from latentknobs.heads.segmenters import Delimiter, Every, Segmenter, parse_level
 from latentknobs.knobs.identity import Word
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models import hub
@@ -228,6 +229,29 @@ class KnobAdapter:
         if model is not None:
             check_base(adapter.base, describe_model(model), strict=True)
         return adapter
+
+    @classmethod
+    def from_autodeco(cls, folder: str | os.PathLike[str], model: Any = None) -> "KnobAdapter":
+        """Reads heads that the authors of AutoDeco released (arXiv 2510.26697): temperature from 0 to 2, top-p from 0 to 1.
+
+        Args:
+            folder: a checkpoint of theirs, of the heads alone or merged with the model (see `latentknobs.heads.autodeco`).
+            model: the LM it will be attached to; with it, a mismatch is refused now rather than at `attach`.
+
+        Raises:
+            AdapterError: the folder is not such a checkpoint or is damaged, or the model is another one.
+        """
+        path = path_of(folder)
+        head, base = read_autodeco(path)
+        found = None if model is None else describe_model(layers_of(model)[-1])
+        base["type"] = base["type"] or (found or {}).get("type")
+        if base["type"] is None:
+            raise AdapterError(
+                f"The checkpoint in {str(path)!r} does not name the family of its model. Pass model=, the model itself."
+            )
+        if found is not None:
+            check_base(base, found, strict=False)
+        return cls(head.space, head, Every(1), (HIDDEN,), base, training={"source": f"AutoDeco checkpoint {path.name}"})
 
 
 def attach(

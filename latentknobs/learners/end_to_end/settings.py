@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from latentknobs.stages import Enters
+from latentknobs.stages import Enters, Harmless
 
 Objective = Literal["likelihood", "preference", "reward_weighted"]
 Keep = Literal["correct", "best", "all"]
@@ -37,5 +37,5 @@ class Settings(BaseModel):
     """Let truncations also read four statistics of the scaled distribution, as the published heads do; level token only."""
     top_logits: Annotated[int, Enters("features")] = Field(default=256, ge=1)
     """How many of a token's best logits are kept one by one; the rest in some 10 groups for each factor of 10."""
-    first_text: Annotated[FirstText, Enters("rollouts")] = "options"
+    first_text: Harmless[FirstText] = "options"  # keys of rollouts hold the policy itself
     """What samples the first rollouts: the options of the grid, as first_round says, or the LM itself (neutral values)."""
