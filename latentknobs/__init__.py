@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from latentknobs.policies import Choice as Choice
     from latentknobs.policies import Policy as Policy
     from latentknobs.training.accounts import account as account
+    from latentknobs.training.steering import steer as steer
     from latentknobs.training.strategies import find_strategies as find_strategies
     from latentknobs.training.train import train as train
 
@@ -50,6 +51,7 @@ _WHERE = {
     "lpo_loss": "learners.lpo",
     "KnobAdapter": "adapter",
     "account": "training.accounts",
+    "steer": "training.steering",
     "train": "training.train",
     "find_strategies": "training.strategies",
     "evaluate": "evaluation.api",

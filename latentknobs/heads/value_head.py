@@ -155,8 +155,17 @@ def start(knob: DecodingKnob, low: float, high: float) -> float:
     """The share of its range at which a new head begins: the neutral value, or near the end that cuts less."""
     share = (knob.neutral - low) / (high - low)
     if isinstance(knob, TruncationKnob) and not EDGE < share < 1 - EDGE:
-        columns = Columns(torch.linspace(0, -10, 64, device="cpu").expand(2, -1))  # also where heads are built on no device
-        ends_2 = torch.tensor([low + EDGE * (high - low), high - EDGE * (high - low)], device="cpu")
-        few, many = (knob.excess(columns, ends_2) > 0).sum(-1).tolist()
-        share = float(few > many)
+        share = float(opens(knob, low, high))
     return min(max(share, EDGE), 1 - EDGE)
+
+
+def opens(knob: DecodingKnob, low: float, high: float) -> bool:
+    """Whether higher values of a knob within its range leave more to chance: a higher temperature, or fewer tokens cut."""
+    ends_2 = torch.tensor([low + EDGE * (high - low), high - EDGE * (high - low)], device="cpu")
+    if isinstance(knob, TruncationKnob):
+        columns = Columns(torch.linspace(0, -10, 64, device="cpu").expand(2, -1))  # also where heads are built on no device
+        few, many = (knob.excess(columns, ends_2) > 0).sum(-1).tolist()
+        return bool(few > many)
+    assert isinstance(knob, ScalingKnob)
+    cold, hot = knob.temperature(ends_2).tolist()
+    return bool(hot > cold)

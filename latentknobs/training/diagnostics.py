@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from latentknobs.learners.base import Count
 
 CONSTANT = 0.98  # share of segments in which a head chooses the same option in every task, to call it a constant
+STILL = 0.02  # standard deviation of values, as a share of their range, to call a head constant
 UNIFORM = 0.99  # mean entropy as a share of log K, to call a head nearly uniform
 TIED = 0.5  # share of prompts whose rollouts all earn the same
 STRETCH = 1.25  # how many times as long (or as short) the head's responses are as the tuned constant's
@@ -31,6 +32,7 @@ class Facts:
         head_length, constant_length: mean tokens of a response to the held-out prompts, by the head and by the tuned constant.
         skipped: segments left out by `min_spread`, of all.
         failed: responses on which the reward failed, of all.
+        values: of a head that gives values, by knob their mean, their standard deviation and the width of their range.
     """
 
     options: Sequence[str] = ()
@@ -41,6 +43,7 @@ class Facts:
     constant_length: float | None = None
     skipped: Count = NONE
     failed: Count = NONE
+    values: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def diagnose(facts: Facts) -> list[str]:
@@ -118,6 +121,17 @@ def constant_head(facts: Facts) -> str | None:
     )
 
 
+def constant_values(facts: Facts) -> str | None:
+    """Values that hardly differ from segment to segment."""
+    if not facts.values or any(std > STILL * width for _, std, width in facts.values.values()):
+        return None
+    means = ", ".join(f"{name} {mean:.3g}" for name, (mean, *_) in facts.values.items())
+    return (
+        f"The head has become a constant: its values differ by less than {STILL:.0%} of their ranges from {means}. That constant "
+        "does the same without a head. Try more examples or steps, or another objective: likelihood learns a level."
+    )
+
+
 CHECKS: tuple[Callable[[Facts], str | None], ...] = (
-    failed_rewards, reward_ties, skipped_segments, near_uniform, constant_head, head_length,
+    failed_rewards, reward_ties, skipped_segments, near_uniform, constant_head, constant_values, head_length,
 )  # fmt: skip

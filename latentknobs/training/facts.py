@@ -11,6 +11,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.data.examples import Example
 from latentknobs.data.segment_batches import Features
 from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.value_head import ValueHead
 from latentknobs.learners.base import Count, Fitted, Learner
 from latentknobs.policies import Pick
 from latentknobs.training.diagnostics import NONE, Facts
@@ -54,6 +55,7 @@ def facts_of_round(
         options=[space.label(k) for k in range(space.K)],
         usage=option_usage(module, features, tasks, config.pick) if isinstance(module, OptionHead) else {},
         entropy=mean_entropy(module, features) if isinstance(module, OptionHead) else None,
+        values=value_moments(module, features) if isinstance(module, ValueHead) and not module.statistics else {},
         tied=tied_prompts(prompt_N, reward_N),
         skipped=skipped,
         failed=Count(sum(reward is None for reward in reward_N), len(reward_N)),
@@ -69,6 +71,14 @@ def mean_entropy(head: OptionHead, features: Features) -> float:
     """Of the head's choices in some segments, in nats."""
     log_pi_NK = head(features.sample(SEGMENTS).to(head.shift_F.device), fold=True)
     return float(-(log_pi_NK.exp() * log_pi_NK).sum(-1).mean())
+
+
+@torch.no_grad()
+def value_moments(head: ValueHead, features: Features) -> dict[str, tuple[float, float, float]]:
+    """Of some segments: see `Facts.values`."""
+    value_NJ = head(features.sample(SEGMENTS).to(head.shift_F.device))
+    rows = zip(value_NJ.mean(0).tolist(), value_NJ.std(0).tolist(), head.ranges, strict=True)
+    return {name: (mean, std, high - low) for name, (mean, std, (low, high)) in zip(head.space.names, rows, strict=True)}
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class Published:
         save_file(weights, folder / ("model-00002-of-00002.safetensors" if prefix else "heads.safetensors"))
         known = {"model_type": "autodeco", "base_model_name_or_path": "/models/tiny", "base_model_type": "llama",
                  "enable_temperature_head": True, "enable_top_p_head": True, "use_enhanced_features": self.enhanced,
-                 "hidden_size": D, "vocab_size": V, "num_hidden_layers": 2, "rope_theta": 1e4, "torch_dtype": "float32"}  # fmt: skip
+                 "hidden_size": D, "vocab_size": V, "num_hidden_layers": 2, "torch_dtype": "float32"}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(known | config))
         return folder
 

@@ -52,6 +52,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         "takes temperature 0 in at least 100.0%",
     ),
     (
+        {"values": {"temperature": (0.7, 0.03, 1.9), "top_p": (0.95, 0.009, 0.5)}},
+        {"values": {"temperature": (0.7, 0.03, 1.9), "top_p": (0.95, 0.011, 0.5)}},
+        "its values differ by less than 2% of their ranges from temperature 0.7, top_p 0.95",
+    ),
+    (
         {"head_length": 40.0, "constant_length": 32.0}, {"head_length": 39.0, "constant_length": 32.0},
         "makes responses longer: 40 tokens on average, against 32 of the tuned constant",
     ),

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from latentknobs.data.rollouts import Rollout
 
 GOOD = 0.5  # least reward of a correct response
-STILL = 0.01  # standard deviation of a head's values, as a share of their range, below which they are called constant
 
 
 class EndToEnd(Learner):
