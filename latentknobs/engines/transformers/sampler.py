@@ -21,7 +21,8 @@ from latentknobs.engines.uniforms import REDRAWS, TOKENS, uniforms
 from latentknobs.knobs.context import Context
 from latentknobs.knobs.knob import ScalingKnob, TruncationKnob
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.likelihood.apply import apply_values, ordered_tail
+from latentknobs.likelihood import reference
+from latentknobs.likelihood.apply import ordered_tail
 from latentknobs.likelihood.row_cut import Cut
 from latentknobs.likelihood.rows import first_argmax
 from latentknobs.tensors import any_or_unknown, host_sees, pick
@@ -110,7 +111,7 @@ def finish_draw(
     unsure = [n for n in cut.beyond_top if n in drawn.rest or n in cut.undetermined] if not cut.is_whole else []
     for rows in _chunks(unsure, at_once):
         row_R = torch.tensor(rows, device=device)
-        exact_RV = apply_values(cut.logits_NV[row_R], space, value_NJ[row_R])
+        exact_RV = reference.apply_values(cut.logits_NV[row_R], space, value_NJ[row_R])
         is_gone_R = pick(exact_RV, token_N[row_R]).isneginf()
         token_N[row_R[is_gone_R]] = draw(exact_RV[is_gone_R], again(row_R[is_gone_R]))
     return token_N
