@@ -73,11 +73,12 @@ def resolve(kind: str, spec: str, **extra: Any) -> tuple[Any, dict[str, Any]]:
             raise ConfigError(f"The {kind} {name!r} is a plain function and takes no settings: write {name!r}, not {spec!r}.")
         return target, origin
     settings = parse_settings(kind, spec, target)
-    known = inspect.signature(target).parameters
+    signature = inspect.signature(target)
     try:
-        found = target(**{key: value for key, value in extra.items() if key in known}, **settings)
+        arguments = signature.bind(**{key: value for key, value in extra.items() if key in signature.parameters}, **settings)
+        found = target(*arguments.args, **arguments.kwargs)
     except TypeError as error:
-        raise ConfigError(f"The {kind} {spec!r} cannot be made: {error}. Write it as 'name:key=value,...'.") from error
+        raise ConfigError(f"The {kind} {spec!r} cannot be created: {error}. Write it as 'name:key=value,...'.") from error
     return found, origin | {"settings": settings}
 
 

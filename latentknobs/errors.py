@@ -40,7 +40,7 @@ class RewardError(LatentKnobsError, ValueError):
 
 
 class BrokenRewardError(RewardError):
-    """A reward that cannot score any row, so that calling it row by row is no use."""
+    """A reward that cannot score any row, so that calling it row by row is useless."""
 
 
 class NoExamplesError(LatentKnobsError, ValueError):

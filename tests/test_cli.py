@@ -272,7 +272,7 @@ class TestExport:
         again = latent("train", *settings, "--knobs", "temperature:0.2,1.5", "--preferences", tmp_path / "p.jsonl",
                        "--eval-size", 0, "--output-dir", tmp_path / "run")  # fmt: skip
         assert again.exit_code == 0, again.output + repr(again.exception)
-        assert f"{len(rows)} given pairs of {len(rows)} prompts." in again.stderr
+        assert f"{len(rows)} usable pairs of {len(rows)} prompts." in again.stderr
         assert pairs_of(tmp_path / "run") == pairs_of(trained[0])
 
     def test_standard_output_by_default(self, trained: tuple[Path, Result]) -> None:

@@ -274,7 +274,7 @@ CHECKS = {
 
 
 def _find(learner: str | type[Learner], settings: BaseModel | None = None) -> World:
-    """A class is checked as it is, installed or not, with its default settings unless others are given."""
+    """A class is checked as it is, installed or not, with its default settings unless others are passed."""
     return World.of(find_learner(learner) if isinstance(learner, str) else learner, settings)
 
 

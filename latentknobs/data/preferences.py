@@ -70,7 +70,7 @@ def read_preferences(
         )
     pairs, prompts = len(reader.pairs), len(reader.prompts)
     left_out = f" {dropped.total()} of {len(rows)} rows are left out: {reasons}." if dropped else ""
-    summary = f"{pairs} given pair{'s' * (pairs != 1)} of {prompts} prompt{'s' * (prompts != 1)}.{left_out}"
+    summary = f"{pairs} usable pair{'s' * (pairs != 1)} of {prompts} prompt{'s' * (prompts != 1)}.{left_out}"
     return Preferences(reader.prompts, reader.rollouts, list(reader.pairs), summary)
 
 
@@ -123,7 +123,7 @@ class _Reader:
         p = self._once(self.prompts, prompt, (prompt.text, prompt.ids, prompt.second_ids))
         pair = Pair(p, self._response(p, chosen), self._response(p, rejected))
         if pair in self.pairs:
-            raise Unusable("they were given before")
+            raise Unusable("they stand in an earlier row")
         self.pairs[pair] = None
 
     def _check(self, prompt: Prompt, chosen: tuple[int, ...], rejected: tuple[int, ...]) -> None:
@@ -147,7 +147,7 @@ class _Reader:
         if tuple(ids[: len(prompt.ids)]) != prompt.ids:
             raise Unusable(
                 "the chat template writes their prompt differently once it is answered (its settings, e.g. enable_thinking, can "
-                f"be given in the column {TEMPLATE_SETTINGS})"
+                f"be written into the column {TEMPLATE_SETTINGS})"
             )
         own = ids[len(prompt.ids) :]
         end = next((t + 1 for t, token in enumerate(own) if token in self.stops), len(own))

@@ -26,7 +26,7 @@ class FeatureStore:
     """The responses of some shards (at least one), one after the other. See `Features`.
 
     Args:
-        ram_bytes: most that may be held in memory, on `device`; a larger store is read again for every batch. A view made by
+        ram_bytes: most that may be held in memory, on `device`; a larger store is read again for every batch. A view from
             `select` counts by itself, by the features that it keeps, and holds nothing until it is read.
         device: where batches are wanted.
 

@@ -32,7 +32,7 @@ from latentknobs.evaluation.controls import choices_of
 from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.heads.base import Head
 from latentknobs.models.sources import Sources, gather
-from latentknobs.models.world import left_as_it_was
+from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.policies import Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import Advance, progress, say
@@ -82,7 +82,7 @@ def evaluate(
     objects = {name: value for name, value in named.items() if value is not None and not isinstance(value, str | Path)}
     paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     config = make_config({**paths, **settings, "eval_seeds": seeds})
-    with left_as_it_was(model):
+    with left_as_it_was(model), in_ordinary_mode():
         sources = gather(config, tokenizer=tokenizer, **objects)
         with closing(sources.engine):
             return _evaluate(adapter, config, sources, against, extra or {})

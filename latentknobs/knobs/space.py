@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latentknobs.errors import SpaceError, did_you_mean
 from latentknobs.files import fit
-from latentknobs.knobs.identity import SavedKnob, check_identity, knob_identity, resolution_fingerprint, resolve_saved
+from latentknobs.knobs.identity import SavedKnob, check_identity, knob_identity, origin, resolution_fingerprint, resolve_saved
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, Stage
 from latentknobs.knobs.registry import KnobSpec, resolve
 
@@ -201,6 +201,12 @@ class KnobSpace:
         """64 hex digits, equal exactly where the same options, order and knob versions behave the same (all ranks of a run)."""
         text = json.dumps([self.order, self.grid_KJ, resolution_fingerprint(self.knobs)])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def facts(self) -> dict[str, str]:
+        """What the processes of a run compare: the chain, where each knob comes from, and what its options do."""
+        items = [knob_identity(knob, position) for position, knob in enumerate(self.knobs)]
+        knobs = {f"the knob {item['name']}": f"{origin(item)} (behaviour {item['hash']})" for item in items}
+        return {"their space": repr(self), **knobs, "the options": self.fingerprint()[:16]}
 
     def __hash__(self) -> int:
         return self._hash

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,3 +25,21 @@ def left_as_it_was(model: Any = None) -> Iterator[None]:
                 part.training = mode
             for weight, has_gradient in gradients:
                 weight.requires_grad_(has_gradient)
+
+
+@contextmanager
+def in_ordinary_mode() -> Iterator[None]:
+    """A block in torch's ordinary mode whatever the caller's: gradients, float32, tensors on the CPU, no autocast."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for kind in ("cpu", *([accelerator.type] if accelerator else [])):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield

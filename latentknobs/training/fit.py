@@ -43,7 +43,7 @@ def fit(
 
     Args:
         examples, held_out: of responses of the features; `held_out` only chooses the step.
-        reference: the module that made the rollouts; None before there was one.
+        reference: the module whose policy sampled the rollouts; None before there was one.
         log: receives one row of metrics for each step, in every process; only then may the checkpoint hold that step.
         checkpoint: saved to every `checkpoint_every` steps; steps that it holds already are neither run nor logged again.
 

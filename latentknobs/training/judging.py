@@ -104,8 +104,8 @@ def _scored(
 
 def mean_length(path: Path, policy: str) -> float:
     """Mean tokens of a policy's responses to the held-out prompts."""
-    made = read_all(sorted((path / "evaluation" / "rollouts").glob(f"{_slug(policy)}-*.jsonl")))
-    return float(np.mean([len(rollout.ids) for rollout in made]))
+    rollouts = read_all(sorted((path / "evaluation" / "rollouts").glob(f"{_slug(policy)}-*.jsonl")))
+    return float(np.mean([len(rollout.ids) for rollout in rollouts]))
 
 
 def _slug(name: str) -> str:

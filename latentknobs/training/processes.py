@@ -5,7 +5,7 @@ fails ends alone; its launcher then ends the others.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ class Processes:
     """This process among all of a run.
 
     Args:
-        cpu: let them meet over gloo although there is an accelerator; None asks whether there is one.
+        cpu: let them meet over gloo although there is an accelerator; None: only where there is none.
 
     Attributes:
         rank: its number, from 0.
@@ -57,6 +57,14 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Refuses processes that know other facts, before they work together.
+
+        Raises:
+            RunError: in every process, naming the first fact that differs.
+        """
+        check_agreement(self.gather(dict(facts)))
+
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Adds up tensors over all processes, in place; all then hold the same bits."""
         if self.size > 1:
@@ -66,6 +74,18 @@ class Processes:
     def totals(self, values: Sequence[float]) -> list[float]:
         """A few numbers, each added up over all processes in the order of their ranks."""
         return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
+
+
+def check_agreement(facts_R: Sequence[Mapping[str, str]]) -> None:
+    """`Processes.agree`, from the facts of all processes."""
+    first, *others = facts_R
+    for rank, other in enumerate(others, 1):
+        for name in {**first, **other}:
+            if first.get(name) != other.get(name):
+                raise RunError(
+                    f"The processes differ in {name}: process {rank} has {other.get(name)}, process 0 has {first.get(name)}. "
+                    "Install the same versions everywhere, and start all processes with the same settings."
+                )
 
 
 def _started() -> bool:

@@ -35,7 +35,7 @@ def explain(path: Path) -> None:
 
 
 def tell_changes(path: Path, config: TrainConfig) -> None:
-    """Says which settings differ from those of an earlier run in the same directory: what depends on them is made again."""
+    """Says which settings differ from those of an earlier run in the same directory: what depends on them is computed again."""
     try:
         before = make_config(read_yaml(path / "config.yaml"))
     except LatentKnobsError:  # there is none, or one of another version
@@ -44,4 +44,4 @@ def tell_changes(path: Path, config: TrainConfig) -> None:
     names = [name for name in new if old.get(name) != new[name] and name != "output_dir"]
     changed = [f"{name} {SHORT.repr(old.get(name))} -> {SHORT.repr(new[name])}" for name in names]
     if changed:
-        say(f"{str(path)!r} holds a run with other settings ({'; '.join(changed)}): what depends on them is made again")
+        say(f"{str(path)!r} holds a run with other settings ({'; '.join(changed)}): what depends on them is computed again")

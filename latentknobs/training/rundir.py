@@ -72,7 +72,7 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"The run directory {str(path)!r} cannot be made: {error.strerror}. Choose another one.") from None
+            raise RunError(f"The run directory {str(path)!r} cannot be created: {error.strerror}. Choose another one.") from None
         self._locks: list[IO[str]] = []
         self.manifest = Manifest(self.path, self.processes.rank)
         self.plan: Plan | None = None
@@ -160,7 +160,7 @@ class RunDir:
     def _say_why(self, name: str, tasks: Sequence[Task], todo: Sequence[int]) -> None:
         for n in todo:
             if not tasks[n].fresh and (wrong := self.manifest.damaged(tasks[n].file, tasks[n].key)):
-                self.say(f"{str(self.path / tasks[n].file)!r} {wrong}: it is made again")
+                self.say(f"{str(self.path / tasks[n].file)!r} {wrong}: it is computed again")
         if not todo:
             self.say(f"{name}: already done, reused")
         elif len(todo) < len(tasks):
@@ -175,7 +175,7 @@ class RunDir:
                 path.unlink()
 
     def content(self, paths: Sequence[Path]) -> list[str]:
-        """Hashes of some files, for the keys of what is made from them."""
+        """Hashes of some files, for the keys of what is computed from them."""
         return [self.manifest.content(str(path.relative_to(self.path))) for path in paths]
 
     def log(self, row: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Metrics for tensorboard, wandb, trackio and others, through accelerate's trackers, where the config asks for them.
+"""Metrics for tensorboard, wandb, trackio and others, through accelerate's trackers, where the config names them.
 
 `metrics.jsonl` holds the same rows always, so a tracker may fail without loss. Without trackers, nothing is imported or sent.
 """
@@ -75,7 +75,7 @@ class Trackers:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState()  # the trackers' own logging asks for it; a single process starts no group
+        PartialState()  # the trackers' own logging needs it; a single process starts no group
         kind = LOGGER_TYPE_TO_CLASS[name]
         folder = {"logging_dir": str(self.path / name)} if kind.requires_logging_directory else {}
         try:

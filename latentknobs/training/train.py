@@ -21,13 +21,12 @@ from latentknobs.heads.base import Head
 from latentknobs.heads.features import check_features, width
 from latentknobs.heads.segmenters import Segmenter, parse_level
 from latentknobs.knobs.knob import DecodingKnob
-from latentknobs.knobs.ranks import check_ranks
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.knobs.strategies import only, read_strategies
 from latentknobs.learners.base import Inputs, Learner
 from latentknobs.learners.find import find_learner
 from latentknobs.models.sources import Sources, gather
-from latentknobs.models.world import left_as_it_was
+from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.findings import write_findings
@@ -91,7 +90,7 @@ def train(
         preferences: pairs from elsewhere in place of the first round's rollouts, in TRL's preference format: as for prompts.
         reward, second_reward: names, or callables with TRL's signature `reward(prompts, completions, **columns)`; for `reward`
             also a list of these, which are added up with `reward_weights`.
-        config: a YAML file or a `TrainConfig`; arguments given here win over it.
+        config: a YAML file or a `TrainConfig`; arguments of the call win over it.
         resume: also reuse the finished scores of a callable reward without `version`, which a new run computes again.
         settings: any other setting, by its flat name (`beta=0.2`) or in its section (`learner={"beta": 0.2}`).
 
@@ -100,7 +99,7 @@ def train(
     """
     named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "preferences": preferences}
     chosen, space, objects = settle(knobs, config, settings, named | {"reward": reward, "second_reward": second_reward})
-    with left_as_it_was(model):
+    with left_as_it_was(model), in_ordinary_mode():
         return run_training(chosen, space, gather(chosen, tokenizer=tokenizer, **objects), resume)
 
 
@@ -137,7 +136,7 @@ def settle(
 
 def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
     """All stages of a run, on sources that are already loaded, in torch's ordinary mode whatever the caller's. See `train`."""
-    with torch.inference_mode(False), torch.enable_grad(), closing(sources.engine):
+    with in_ordinary_mode(), closing(sources.engine):
         return _run(config, space, sources, resume)
 
 
@@ -149,7 +148,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
     check_evidence([*sources.train, *sources.evaluation], space.needs)
     check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
-    check_ranks(space)
+    processes.agree(space.facts())
     say(f"{space!r}")
     supplied = len(sources.preferences.rollouts) if sources.preferences else None
     used, prompts = learners[MAIN].most_responses(config.rollouts), len(sources.train)

@@ -27,7 +27,7 @@ class TestPlain:
         assert (chosen.text, rejected.text) == (" blue.", " green.")
         assert chosen.options == (-1,) * len(chosen.ids)
         assert pair == Pair(0, 0, 1)
-        assert got.summary == "1 given pair of 1 prompt."
+        assert got.summary == "1 usable pair of 1 prompt."
 
     def test_an_end_that_is_written_already_is_not_written_twice(self, tokenizer):
         ended = SKY | {"chosen": " blue." + tokenizer.eos_token}
@@ -111,9 +111,9 @@ class TestLeftOut:
         got = read([*rows, {"prompt": "Held out", "chosen": "a", "rejected": "b"}], tokenizer, max_new_tokens=8, context=40,
                    held_out={"Held out"})  # fmt: skip
         assert got.pairs == [Pair(0, 0, 1)]
-        assert got.summary.startswith("1 given pair of 1 prompt. 5 of 6 rows are left out: ")
+        assert got.summary.startswith("1 usable pair of 1 prompt. 5 of 6 rows are left out: ")
         for reason in (
-            "1 because they were given before",
+            "1 because they stand in an earlier row",
             "1 because chosen and rejected are the same",
             "1 because a response is longer than max_new_tokens (8)",
             "1 because prompt and response are longer than the model's context (40)",

@@ -13,6 +13,7 @@ from latentknobs.config import make_config
 from latentknobs.engines.transformers.frozen import input_device, read_responses
 from latentknobs.errors import ConfigError
 from latentknobs.models.loading import load_model, pick_device
+from latentknobs.models.world import in_ordinary_mode
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,27 @@ class TestDevice:
             monkeypatch.setenv(key, value)
         with pytest.raises(ConfigError, match=r"The device 'cuda:3' cannot be used: .*no more processes than there are devices"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("enter", [
+    lambda: torch.set_default_dtype(torch.bfloat16), lambda: torch.set_default_device("meta"),
+    lambda: torch.autocast("cpu", torch.bfloat16).__enter__(), lambda: torch.set_grad_enabled(False),
+])  # fmt: skip
+def test_ordinary_mode_whatever_the_callers_and_back(enter) -> None:
+    def modes():
+        return torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
+
+    before = modes()
+    try:
+        enter()
+        callers = modes()
+        with in_ordinary_mode():
+            one = torch.ones(2, 2)
+            assert (one.dtype, one.device.type, (one @ one).dtype) == (torch.float32, "cpu", torch.float32)
+            assert torch.ones(1, requires_grad=True).mul(2).requires_grad
+        assert modes() == callers != before
+    finally:
+        torch.set_default_dtype(before[0])
+        torch.set_default_device(None)
+        torch.set_autocast_enabled("cpu", False)
+        torch.set_grad_enabled(True)

@@ -72,7 +72,7 @@ def test_the_rules_have_names() -> None:
         ("kl_guided:base=1,half_life=0", "The policy 'kl_guided' takes for half_life a number of at least 1e-06, not 0"),
         ("kl_guided:base=-1,half_life=1", "takes for base a number of at least 0, not -1"),
         ("confidence_gate:threshold=2,hot=1", "takes for threshold a number from 0 to 1, not 2"),
-        ("kl_guided:base=1", "cannot be made"),
+        ("kl_guided:base=1", "cannot be created"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(spec: str, message: str) -> None:

@@ -136,7 +136,7 @@ def test_names_give_the_policies_with_their_settings() -> None:
         ),
         ("edt:base=-1,theta=3", ConfigError, r"The policy 'edt' takes for base a number of at least 0, not -1\."),
         ("edt:base=warm,theta=3", ConfigError, "takes for base a number of at least 0, not 'warm'"),
-        ("edt:base=1", ConfigError, "'edt:base=1' cannot be made: .*'theta'"),
+        ("edt:base=1", ConfigError, "'edt:base=1' cannot be created: .*'theta'"),
         ("dynatemp:low=2,high=1", ConfigError, "takes for high a number of at least 2, not 1"),
         ("constant", ConfigError, "needs the values of at least one knob, e.g. 'constant:temperature=0.7'"),
         ("constant:temprature=1", UnknownNameError, r"no knob 'temprature'\. Did you mean \"temperature\""),

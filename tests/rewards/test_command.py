@@ -183,7 +183,7 @@ def test_by_name_with_its_settings(tmp_path):
         ("command:run=true,timeout=inf", "timeout=inf"),
         ("command:run=true,timeout=soon", "timeout='soon'"),
         ("command:run=true,batch_size=0", "batch_size=0: give a whole number"),
-        ("command:timeout=3", "cannot be made: .*'run'"),
+        ("command:timeout=3", "cannot be created: .*'run'"),
     ],
 )
 def test_wrong_settings_are_named(spec, told):

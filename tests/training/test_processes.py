@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from broken_knobs import Cut
 from forked import launched_as, started
 from safetensors.torch import load_file
 from share_work import BATCHES, work
 
+from latentknobs import KnobSpace
 from latentknobs.errors import RunError
-from latentknobs.training.processes import Processes
+from latentknobs.training.processes import Processes, check_agreement
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,38 @@ def test_a_promise_of_processes_that_cannot_meet_is_explained(
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=told):
         Processes(cpu=True)
+
+
+def facts_of(*specs: Any) -> dict[str, str]:
+    return KnobSpace.of(*specs).facts()
+
+
+def test_processes_that_resolved_other_knobs_are_told_what_differs() -> None:
+    check_agreement([facts_of("temperature", "top_p")] * 3)
+    Processes().agree(facts_of("temperature"))  # a single process has nothing to compare
+    with pytest.raises(RunError, match=r"in their space: process 1 has .*top_p\[0.6, 1\].* 0 has .*top_p\[0.5, 1\]"):
+        check_agreement([facts_of("top_p:0.5,1"), facts_of("top_p:0.6,1")])
+    with pytest.raises(RunError, match=r"in the knob cut: process 2 has cuts 2.0 \(behaviour 0\), process 0 has this process"):
+        check_agreement([facts_of(Cut())] * 2 + [facts_of(Cut()) | {"the knob cut": "cuts 2.0 (behaviour 0)"}])
+    space = KnobSpace.of("top_p:0.5,0.8,1")
+    with pytest.raises(RunError, match="differ in the options"):
+        check_agreement([space.select([0, 1]).facts(), space.select([0, 2]).facts()])
+
+
+def meet(folder: Path) -> None:
+    processes = Processes(cpu=True)
+    try:
+        processes.agree({"their space": f"top_p:0.{5 + processes.rank}"})
+    except RunError as error:
+        (folder / f"error-{processes.rank}").write_text(str(error))
+
+
+def test_two_real_processes_find_out_on_both_sides(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [started(meet, tmp_path, env=launched_as(rank, 2, port)) for rank in range(2)]
+    for process in running:
+        process.join(timeout=120)
+    said = [(tmp_path / f"error-{rank}").read_text() for rank in range(2)]
+    assert said[0] == said[1] and "process 1 has top_p:0.6, process 0 has top_p:0.5" in said[0]

@@ -118,4 +118,4 @@ def test_another_version_of_a_callable_reward(first, tmp_path, model, monkeypatc
 
 def test_a_run_that_is_replaced_says_which_settings_differ(first, tmp_path, model, capsys):
     play(shutil.copytree(first, tmp_path / "again"), model, beta=0.7)
-    assert "holds a run with other settings (beta 0.1 -> 0.7): what depends on them is made again" in capsys.readouterr().err
+    assert "holds a run with other settings (beta 0.1 -> 0.7): what depends on them is computed again" in capsys.readouterr().err

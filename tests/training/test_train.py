@@ -268,7 +268,7 @@ def test_a_damaged_file_is_named_and_made_again_without_what_is_still_good(tmp_p
     capsys.readouterr()
     lk.train(**settings)
     told = capsys.readouterr().err
-    assert f"{len(before[name]) - 7} bytes instead of {len(before[name])}: it is made again" in told
+    assert f"{len(before[name]) - 7} bytes instead of {len(before[name])}: it is computed again" in told
     assert {file: (tmp_path / "round-1" / file).read_bytes() for file in FILES} == before
     redone = {file for file in FILES if (tmp_path / "round-1" / file).stat().st_mtime_ns != times[file]}
     assert redone == {name}
