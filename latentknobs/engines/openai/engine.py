@@ -1,9 +1,9 @@
 """The engine `openai`: rollouts by a server, with one choice for each response. Readings stay with transformers."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choice, Policy
 from latentknobs.progress import say
 
+T = TypeVar("T")
 HARMLESS = ("url", "concurrency", "retries", "timeout", "probe")  # settings that change no text
 PROBES, TRIAL = 3, 16  # prompts, and tokens of each response to them
 
@@ -100,28 +101,34 @@ class OpenAIEngine(ServedEngine):
         )
         bodies = [self.profile.body(policy.space, _values(choice)) for choice in choices]
         seeds = [self._seed(seed, row) for row in rows]
+        retokenized = 0
+        for n, answer in self._concurrently(len(rows), lambda n: self._ask(mine[n], bodies[n] | seeds[n], max_new_tokens)):
+            retokenized += answer.is_retokenized
+            yield rows[n], self._response(answer, policy.space, choices[n])
+        if retokenized:
+            say(f"{retokenized} of {len(rows)} responses have other tokens than the server drew: it returns texts, not ids")
+
+    def _concurrently(self, count: int, send: Callable[[int], T]) -> Iterator[tuple[int, T]]:
+        """What `send` returns for each of 0, 1, ... `count` - 1, as it comes; the first error is raised after all others."""
         failure: EngineError | None = None
-        retokenized, pool = 0, ThreadPoolExecutor(self.concurrency)
+        pool = ThreadPoolExecutor(self.concurrency)
         try:
-            futures = {pool.submit(self._ask, mine[n], bodies[n] | seeds[n], max_new_tokens): n for n in range(len(rows))}
+            futures = {pool.submit(send, n): n for n in range(count)}
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     try:
-                        answer, n = future.result(), futures[future]
+                        found = future.result()
                     except EngineError as error:
                         failure = failure or error
                         pending = {one for one in pending if not one.cancel()}  # those under way cannot be cancelled
                         continue
-                    retokenized += answer.is_retokenized
-                    yield rows[n], self._response(answer, policy.space, choices[n])
+                    yield futures[future], found
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         if failure:
             raise failure
-        if retokenized:
-            say(f"{retokenized} of {len(rows)} responses have other tokens than the server drew: it returns texts, not ids")
 
     def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
         """See `Engine.plain`: the fields, written as they are, one request after the other."""

@@ -86,6 +86,15 @@ class Server:
             raise EngineError(f"The server at {self.url} serves {', '.join(names) or 'nothing'}, {wanted}. Set served=NAME.")
         return self.model or names[0]
 
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What a route of its own answers, e.g. `get`, `/latentknobs/policies`.
+
+        Raises:
+            EngineError: see `complete`.
+        """
+        more = {} if body is None else {"body": body}
+        return self._sent(lambda: getattr(self.client, method)(path, cast_to=object, **more))
+
     def complete(
         self, prompt: Sequence[int], tokenizer: Any, stops: Sequence[int], tokens: int, body: Mapping[str, Any]
     ) -> Answer:

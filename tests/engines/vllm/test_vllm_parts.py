@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import word_tokenizer
 
 from latentknobs import entry_points
 from latentknobs.engines.base import engine_of
@@ -78,3 +79,12 @@ def test_a_response_that_the_policy_did_not_draw_is_refused(monkeypatch: pytest.
 
 def test_the_worker_that_samples_answers() -> None:
     assert first([[None, None], [{"ids": []}, None]]) == [{"ids": []}, None] and first([{}]) == {}
+
+
+def test_a_server_is_asked_for_the_policies_that_it_has(lm: torch.nn.Module) -> None:
+    engine = engine_of("serve:http://127.0.0.1:9", lm, word_tokenizer())
+    mine, other = policy_of("uniform:temperature=0,1"), policy_of("uniform:temperature=0,2")
+    engine.known = {mine.identity(): ("explore", "")}  # type: ignore[attr-defined]
+    engine.check(mine)
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:9 does not have this UniformPolicy.*level 'token'\. It has: explore"):
+        engine.check(other)

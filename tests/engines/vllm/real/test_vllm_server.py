@@ -16,7 +16,9 @@ import pytest
 from vllm_cases import MODEL, TOKENIZER, V2, prompts
 
 from latentknobs.adapter import KnobAdapter
+from latentknobs.engines.base import engine_of
 from latentknobs.engines.transformers import TransformersEngine
+from latentknobs.errors import ConfigError
 from latentknobs.policies import Policy
 from latentknobs.policies.names import policy_of
 
@@ -201,6 +203,20 @@ def test_keys_are_given_away_once_and_bad_bodies_are_refused(server: Server, ada
     assert server.choices(keys).json()["choices"] == [None, None]
     for body in ({}, {"keys": "token 0"}, [1]):
         assert server.choices(body).status_code == 400
+
+
+def test_rollouts_by_policies_of_the_server(
+    server: Server, adapters: dict[str, KnobAdapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    engine, reader, texts = engine_of(f"serve:{server.url}", MODEL, TOKENIZER), TransformersEngine(MODEL, TOKENIZER), prompts(8)
+    for policy in (adapters["sentence"].policy("sample"), adapters["token"].policy(), policy_of(RULES["mirostat"])):
+        found = engine.sample(texts, policy, max_new_tokens=TOKENS, seed=3)
+        expected = reader.sample(texts, policy, max_new_tokens=TOKENS, seed=3)
+        assert [row._replace(logps=None, values=()) for row in found] == [row._replace(logps=None, values=()) for row in expected]
+        assert all(row.logps is not None and len(row.values) == len(row.ids) for row in found)
+    with pytest.raises(ConfigError, match=r"does not have this UniformPolicy.*It has: edt, entropy"):
+        engine.check(policy_of("uniform:temperature=0,1"))
 
 
 def test_n_and_seeds(server: Server) -> None:
