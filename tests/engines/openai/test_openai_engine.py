@@ -210,7 +210,7 @@ def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 TRAINING: dict[str, Any] = {
     "knobs": ["temperature:0.3,1.2"], "level": "sequence", "train_prompts": 5, "rollouts": 3, "max_new_tokens": 6, "steps": 2,
-    "eval_size": 2, "eval_seeds": 1, "tune_size": 2, "batch_size": 8,
+    "eval_size": 0, "batch_size": 8,
 }  # fmt: skip
 
 
@@ -219,21 +219,19 @@ def test_training_over_http_survives_a_server_that_dies_and_ends_the_same(
 ) -> None:
     where = f"vllm:{server.url},retries=0,concurrency=2"
     whole = lk.train(engine=where, output_dir=str(tmp_path / "whole"), **TRAINING)
-    assert whole.report is not None
     assert "log-probabilities differ from it by" in capsys.readouterr().err
     assert json.loads((whole.path / "round-1" / "drift.jsonl").read_text())["outside"] == 0
     rows = [json.loads(line) for line in (whole.path / "round-1" / "rollouts" / "00000.jsonl").read_text().splitlines()]
     assert all(len(row["logps"]) == len(row["ids"]) == len(row["options"]) for row in rows)
     server.finished, server.bodies = 0, []
-    server.faults.dies_after = 16
+    server.faults.dies_after = 12
     with pytest.raises(EngineError, match="does not answer"):
         lk.train(engine=where, output_dir=str(tmp_path / "killed"), **TRAINING)
     assert len((tmp_path / "killed" / "unfinished" / "round-1-rollouts-00000.jsonl").read_text().splitlines()) > 3
     server.faults = Faults()
     again = lk.train(engine=where, output_dir=str(tmp_path / "killed"), **TRAINING)
-    files = sorted(path.relative_to(whole.path) for path in whole.path.rglob("rollouts/*.jsonl"))
-    assert len(files) > 3
-    assert all((again.path / path).read_bytes() == (whole.path / path).read_bytes() for path in files)
+    for file in ("rollouts/00000.jsonl", "scores/00000.jsonl", "examples.jsonl"):
+        assert (again.path / "round-1" / file).read_bytes() == (whole.path / "round-1" / file).read_bytes()
     before = len(server.bodies)
     lk.train(engine="vllm:http://127.0.0.1:9", output_dir=str(again.path), **TRAINING)  # all files are there: no server is needed
     assert len(server.bodies) == before
@@ -241,7 +239,7 @@ def test_training_over_http_survives_a_server_that_dies_and_ends_the_same(
 
 
 def test_evaluation_over_http(server: CompletionsServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = lk.train(output_dir=str(tmp_path), **(TRAINING | {"eval_size": 0}))
+    run = lk.train(output_dir=str(tmp_path), **TRAINING)
     report = lk.evaluate(run.adapter, engine=f"vllm:{server.url}", eval_size=3, tune_size=3, seeds=1, max_new_tokens=8)
     assert "0 of" in (shown := err(capsys)) and "log-probabilities differ from it by" in shown
     assert server.finished > 20 and "learned head" in report.rewards
