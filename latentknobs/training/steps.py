@@ -26,14 +26,14 @@ from latentknobs.heads.features import width
 from latentknobs.learners.base import Budget, Learner
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
-from latentknobs.rewards import ScoreCache, check_scored
+from latentknobs.rewards import Score, ScoreCache, check_scored
 from latentknobs.training.checkpoint import Checkpoint
 from latentknobs.training.fit import SEGMENTS, resume, update
 from latentknobs.training.fitstate import FitState
 from latentknobs.training.rundir import RunDir
 from latentknobs.training.sampling import shares_model
 
-SILENT = 8  # steps in a row with nothing to learn from, after which a run gives up
+SILENT = 8  # steps in a row with nothing to learn from: at the beginning the run gives up, later it says so and goes on
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class OnPolicy:
         """See `Lesson`.
 
         Raises:
-            NoExamplesError: eight steps in a row had nothing to learn from.
+            NoExamplesError: the first eight steps had nothing to learn from.
         """
         config, silent = self.config, 0
         state = FitState(module, config, self.learners[part].updates)
@@ -118,7 +118,9 @@ class OnPolicy:
             step = self._step(part, module, state.step)
             silent = silent + 1 if step.why else 0
             if silent == min(SILENT, config.steps):
-                raise NoExamplesError(f"In {silent} steps in a row: {step.why}")
+                if silent == state.step + 1:
+                    raise NoExamplesError(f"In the first {silent} steps: {step.why}")
+                self.run.say(f"round-{self.number}/heads: in {silent} steps in a row no rewards differed; the run goes on")
             row = {"step": state.step + 1, "loss": 0.0} | ({} if step.why else self._update(state, step))
             state.step += 1
             log(row | self._facts(step, state.step))
@@ -138,9 +140,10 @@ class OnPolicy:
         place = processes.rank % apart
         rows = [p for p in prompts[place::apart] for _ in range(config.rollouts)]
         rollouts = self._answers(rows, policy, budget, self._seed(part, f"{number} {place}"))
-        scores = self._scores(rollouts)
-        parts = processes.gather((rollouts, scores))[:apart]
-        rollouts, reward_N = ([item for one in column for item in one] for column in zip(*parts, strict=True))
+        parts = processes.gather((rollouts, self._scores(rollouts)))[:apart]
+        rollouts, scores = ([item for one in column for item in one] for column in zip(*parts, strict=True))
+        check_scored(scores, self.sources.reward.name)  # in all processes alike
+        reward_N = [score.value for score in scores]
         try:
             examples = learner.examples(iter(rollouts), reward_N)
         except NoExamplesError as error:
@@ -202,17 +205,11 @@ class OnPolicy:
                                           seed=batch_seed(seed, n, size), samples=budget.samples)
         ]  # fmt: skip
 
-    def _scores(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        """Rewards, and those of earlier runs where the reward has a version.
-
-        Raises:
-            RewardError: the reward failed on all of them.
-        """
+    def _scores(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """New ones, and those of earlier runs where the reward has a version."""
         folder, reward = self.run.path / "reward_cache", self.sources.reward
         cache = ScoreCache(folder / f"{self.run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
-        scores = score_rollouts(reward, self.sources.train, rollouts, cache, whole=False)
-        check_scored(scores, reward.name)
-        return [score.value for score in scores]
+        return score_rollouts(reward, self.sources.train, rollouts, cache, whole=False)
 
     def _read(self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget) -> FeatureCache:
         """Features and columns of responses."""

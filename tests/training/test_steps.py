@@ -117,8 +117,25 @@ def test_rewards_that_never_differ_end_the_run_with_a_reason(tmp_path: Path) -> 
     def one(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         return [1.0] * len(completions)
 
-    with pytest.raises(NoExamplesError, match=r"In 3 steps in a row: There is nothing to learn from\. All 8 rewards are 1"):
+    with pytest.raises(NoExamplesError, match=r"In the first 3 steps: There is nothing to learn from\. All 8 rewards are 1"):
         lk.train(**SETTINGS, reward=one, output_dir=tmp_path)
+
+
+def test_a_task_that_is_solved_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+
+    def solved_after_one_step(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        calls.append(1)
+        is_first = len(calls) % SETTINGS["steps"] == 1  # of either head
+        return [float(n % 2) if is_first else 1.0 for n in range(len(completions))]
+
+    monkeypatch.setattr(steps, "SILENT", 2)
+    run = lk.train(**SETTINGS, reward=solved_after_one_step, output_dir=tmp_path)
+    assert [row["examples"] for row in rows(run.path)] == [8, 0, 0] and "in 2 steps in a row no rewards differed" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
