@@ -18,6 +18,7 @@ html_title = f"latentknobs {version}"
 html_static_path: list[str] = []
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
+napoleon_custom_sections = [("Class variables", "params_style")]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
