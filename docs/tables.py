@@ -85,6 +85,6 @@ def run_files() -> Iterator[str]:
     yield from ("| file | what |", "|---|---|")
     yield "| `knob_config.json` | format, base model, space, level, features, the shape of the head, notes on its training |"
     yield "| `knob_head.safetensors` | the weights of the head |"
-    yield "| `entropy_head.safetensors` | the baseline head, where training left one |"
+    yield "| `rival_head.safetensors` | a head of the same kind that sees no hidden states, where training left one |"
     yield "| `README.md` | a model card with the verdict |"
     yield "\nNothing that a file names is imported; weights are safetensors only, and every number is checked before use."

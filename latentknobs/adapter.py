@@ -1,8 +1,8 @@
 """An adapter, the result of training: a space, a head, and what is needed to refuse the wrong model.
 
 On disk it is a folder: `knob_config.json`, `knob_head.safetensors`, `README.md` (a model card), and, where training left one,
-`entropy_head.safetensors`: the baseline head that sees only the entropy. Loading imports nothing that a file names, believes no
-size before the file has shown it, and accepts no weight that is not a number.
+`rival_head.safetensors`: a head of the same kind that sees no hidden states. Loading imports nothing that a file names, believes
+no size before the file has shown it, and accepts no weight that is not a number.
 """
 
 import json
@@ -26,7 +26,7 @@ from latentknobs.errors import AdapterError, LatentKnobsError
 from latentknobs.files import fit, path_of, public_name, read_json, without_folders
 from latentknobs.heads.autodeco import read_autodeco
 from latentknobs.heads.base import Head
-from latentknobs.heads.features import HIDDEN, check_features, width
+from latentknobs.heads.features import HIDDEN, PORTABLE, check_features, check_rival, width
 from latentknobs.heads.files import COPY, load_head, saved_shape, weights_of
 from latentknobs.heads.segmenters import Delimiter, Every, Segmenter, parse_level
 from latentknobs.knobs.identity import Word
@@ -37,7 +37,8 @@ from latentknobs.policies.heads import head_policy
 from latentknobs.policies.names import policy_of
 
 FORMAT = 1
-CONFIG, HEAD, ENTROPY, CARD = "knob_config.json", "knob_head.safetensors", "entropy_head.safetensors", "README.md"
+CONFIG, HEAD, RIVAL, CARD = "knob_config.json", "knob_head.safetensors", "rival_head.safetensors", "README.md"
+ENTROPY = "entropy_head.safetensors"  # the rival of older adapters, which reads the entropy alone
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -56,7 +57,7 @@ class SavedModel(_Saved):
 
 
 class SavedAdapter(_Saved):
-    """`knob_config.json`, its format and version aside. Without `entropy_head`, both heads have the shape of `head`."""
+    """`knob_config.json`, its format and version aside. Older ones name the shape of a head that reads the entropy, or none."""
 
     base: SavedModel
     space: dict[str, Any]  # see `KnobSpace.from_dict`
@@ -64,6 +65,8 @@ class SavedAdapter(_Saved):
     delimiter_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = None
     features: Annotated[list[Word], Field(max_length=64)]
     head: dict[str, Any]  # see `latentknobs.heads.files`
+    rival: dict[str, Any] | None = None  # its shape
+    rival_features: Annotated[list[Word], Field(max_length=64)] = ["entropy"]
     entropy_head: dict[str, Any] | None = None
     training: dict[str, Any] = {}
 
@@ -91,7 +94,7 @@ class KnobAdapter:
         segmenter: how long one choice lasts.
         features: what the head reads.
         base: `describe_model` of the LM it was trained on.
-        entropy_head: the baseline head that reads only the entropy, if trained.
+        rival: a head of the same kind that reads `rival_features`, statistics of the logits, if trained.
         training: settings and results worth keeping, shown in the model card.
     """
 
@@ -100,18 +103,29 @@ class KnobAdapter:
     segmenter: Segmenter
     features: tuple[str, ...]
     base: dict[str, Any]
-    entropy_head: Head | None = None
+    rival: Head | None = None
+    rival_features: tuple[str, ...] = PORTABLE
     training: dict[str, Any] = field(default_factory=dict)
 
     def policy(self, pick: Pick = "greedy") -> Policy:
         """The head as a policy; `pick` says whether options, if it has any, are taken greedily (Eq. 4) or sampled (Eq. 5)."""
         return head_policy(self.head, self.space, self.segmenter, self.features, pick)
 
-    def entropy_policy(self, pick: Pick = "greedy") -> Policy | None:
-        """The entropy-only baseline as a policy, if the adapter has one."""
-        if self.entropy_head is None:
+    def rival_policy(self, pick: Pick = "greedy") -> Policy | None:
+        """The rival head as a policy, if the adapter has one."""
+        if self.rival is None:
             return None
-        return head_policy(self.entropy_head, self.space, self.segmenter, ("entropy",), pick)
+        return head_policy(self.rival, self.space, self.segmenter, self.rival_features, pick)
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether it fits any model: it reads no hidden states, and no token ids of one vocabulary."""
+        return HIDDEN not in self.features and not isinstance(self.segmenter, Delimiter)
+
+    def check_model(self, model: Any, strict: bool) -> None:
+        """Refuses a model that the adapter does not fit (AdapterError); `strict` also one of the same shape but another name."""
+        if not self.is_portable:
+            check_base(self.base, describe_model(model), strict)
 
     def attach(
         self, model: Any, *, pick: Pick = "greedy", seed: int = 0, strict: bool = True,
@@ -128,8 +142,8 @@ class KnobAdapter:
             AdapterError: the adapter was trained on another model.
         """
         inner = layers_of(model)[-1]
-        check_base(self.base, describe_model(inner), strict)
-        for head in (self.head, self.entropy_head):
+        self.check_model(inner, strict)
+        for head in (self.head, self.rival):
             if head is not None:
                 head.to(input_device(inner))
         return Attached(model, self.policy(pick), seed=seed, sampling_arguments=sampling_arguments)
@@ -159,14 +173,15 @@ class KnobAdapter:
         folder = path_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors(weights_of(self.head), folder / HEAD)
-        if self.entropy_head is not None:
-            save_tensors(weights_of(self.entropy_head), folder / ENTROPY)
+        (folder / ENTROPY).unlink(missing_ok=True)
+        if self.rival is not None:
+            save_tensors(weights_of(self.rival), folder / RIVAL)
         else:
-            (folder / ENTROPY).unlink(missing_ok=True)
+            (folder / RIVAL).unlink(missing_ok=True)
         config = self._config()
         card = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=False, trim_blocks=True)
         card.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
-        text = card.get_template("card.md").render(config=config, space=repr(self.space))
+        text = card.get_template("card.md").render(config=config, space=repr(self.space), portable=self.is_portable)
         for path, content in ((folder / CONFIG, json.dumps(config, indent=2)), (folder / CARD, text)):
             with replacing(path) as partial:
                 partial.write_text(content + "\n", encoding="utf-8", errors="replace")
@@ -193,7 +208,8 @@ class KnobAdapter:
             "delimiter_ids": ids,
             "features": list(self.features),
             "head": saved_shape(self.head),
-            "entropy_head": None if self.entropy_head is None else saved_shape(self.entropy_head),
+            "rival": None if self.rival is None else saved_shape(self.rival),
+            "rival_features": list(self.rival_features),
             "training": notes,
         }
 
@@ -221,13 +237,12 @@ class KnobAdapter:
             segmenter = parse_level(saved.level, token_ids=saved.delimiter_ids)
             features = check_features(saved.features)
             head = load_head(folder / HEAD, space, width(features, saved.base.hidden_size), saved.head)
-            has_entropy = os.path.lexists(folder / ENTROPY)  # a link to nothing is a fault
-            entropy = load_head(folder / ENTROPY, space, 1, saved.entropy_head or saved.head) if has_entropy else None
+            rival, also = _load_rival(folder, saved, space)
         except LatentKnobsError as error:
             raise AdapterError(f"The adapter {str(folder)!r} cannot be used here: {error}") from error
-        adapter = cls(space, head, segmenter, features, saved.base.model_dump(), entropy, saved.training)
+        adapter = cls(space, head, segmenter, features, saved.base.model_dump(), rival, also, saved.training)
         if model is not None:
-            check_base(adapter.base, describe_model(model), strict=True)
+            adapter.check_model(model, strict=True)
         return adapter
 
     @classmethod
@@ -289,6 +304,16 @@ def read_adapter(spec: Any) -> Any:
     is_text = isinstance(spec, str | Path)
     is_adapter = is_text and (os.path.exists(path_of(spec) / CONFIG) or hub.is_hub_name(str(spec)))
     return KnobAdapter.from_pretrained(spec) if is_adapter else spec
+
+
+def _load_rival(folder: Path, saved: SavedAdapter, space: KnobSpace) -> tuple[Head | None, tuple[str, ...]]:
+    """The rival head and what it reads."""
+    if os.path.lexists(folder / RIVAL) and saved.rival is not None:  # a link to nothing is a fault
+        features = check_rival(saved.rival_features)
+        return load_head(folder / RIVAL, space, len(features), saved.rival), features
+    if os.path.lexists(folder / ENTROPY):
+        return load_head(folder / ENTROPY, space, 1, saved.entropy_head or saved.head), ("entropy",)
+    return None, PORTABLE
 
 
 def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_lm
 
 import latentknobs as lk
 from latentknobs import testbed
-from latentknobs.adapter import CONFIG, ENTROPY, HEAD, describe_model
+from latentknobs.adapter import CONFIG, ENTROPY, HEAD, RIVAL, describe_model
 from latentknobs.errors import AdapterError, ConfigError, UnknownNameError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
@@ -39,7 +40,7 @@ def make(model, tokenizer, level="token", features=("hidden", "entropy"), factor
     for head in heads:
         torch.nn.init.normal_(head.mlp[-1].weight)
     segmenter = parse_level(level, tokenizer)
-    return lk.KnobAdapter(space, heads[0], segmenter, features, describe_model(model), heads[1], {"beta": 0.1})
+    return lk.KnobAdapter(space, heads[0], segmenter, features, describe_model(model), heads[1], ("entropy",), {"beta": 0.1})
 
 
 @pytest.fixture()
@@ -63,7 +64,7 @@ def test_what_was_saved_comes_back(model, tokenizer, tmp_path, level, factorised
     assert loaded.space == adapter.space
     assert loaded.segmenter == adapter.segmenter
     seen = lk.Context(hidden_ND=torch.randn(5, model.config.hidden_size), logits_NV=torch.randn(5, model.config.vocab_size))
-    for mine, theirs in ((loaded.policy(), adapter.policy()), (loaded.entropy_policy(), adapter.entropy_policy())):
+    for mine, theirs in ((loaded.policy(), adapter.policy()), (loaded.rival_policy(), adapter.rival_policy())):
         assert torch.equal(mine.log_pi(seen), theirs.log_pi(seen))
 
 
@@ -137,17 +138,18 @@ def test_older_adapters_told_one_shape_for_both_heads_and_no_rank(saved, model):
     before = lk.KnobAdapter.from_pretrained(saved)
 
     def older(config):
-        del config["entropy_head"], config["head"]["rank"]
+        del config["rival"], config["rival_features"], config["head"]["rank"]
 
     edit(saved, older)
+    (saved / RIVAL).rename(saved / ENTROPY)
     now = lk.KnobAdapter.from_pretrained(saved)
-    for mine, theirs in ((now.policy(), before.policy()), (now.entropy_policy(), before.entropy_policy())):
+    for mine, theirs in ((now.policy(), before.policy()), (now.rival_policy(), before.rival_policy())):
         assert torch.equal(mine.log_pi(seen), theirs.log_pi(seen))
 
 
-def test_the_entropy_head_is_optional(saved):
-    (saved / ENTROPY).unlink()
-    assert lk.KnobAdapter.from_pretrained(saved).entropy_policy() is None
+def test_the_rival_is_optional(saved):
+    (saved / RIVAL).unlink()
+    assert lk.KnobAdapter.from_pretrained(saved).rival_policy() is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_an_adapter_of_the_first_edition_loads_and_says_the_same(model):
     by_entropy = [[-1.787377, -1.820738, -1.776510, -1.809872, -1.761930, -1.795292],
                   [-1.787352, -1.820210, -1.775211, -1.808069, -1.763970, -1.796828]]  # fmt: skip
     torch.testing.assert_close(adapter.policy().log_pi(seen), torch.tensor(said), atol=2e-6, rtol=0)
-    torch.testing.assert_close(adapter.entropy_policy().log_pi(seen), torch.tensor(by_entropy), atol=2e-6, rtol=0)
+    torch.testing.assert_close(adapter.rival_policy().log_pi(seen), torch.tensor(by_entropy), atol=2e-6, rtol=0)
     adapter.attach(model).detach()
 
 
@@ -263,7 +265,7 @@ def test_a_size_is_believed_only_once_the_file_has_shown_it(saved, claim):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB; a width of 20,000 would take 1.6 GB
 
 
-@pytest.mark.parametrize("file", [HEAD, ENTROPY])
+@pytest.mark.parametrize("file", [HEAD, RIVAL])
 @pytest.mark.parametrize("name, value", [("mlp.0.weight", float("nan")), ("mlp.4.bias", float("inf")), ("shift_F", float("-inf")),
                                          ("scale_F", float("nan")), ("scale_F", 0.0), ("scale_F", -1.0)])  # fmt: skip
 def test_weights_that_are_not_numbers_are_refused(saved, file, name, value):
@@ -288,7 +290,7 @@ def test_a_pipe_in_place_of_a_head_is_refused_and_not_waited_for(saved):
         lk.KnobAdapter.from_pretrained(saved)
 
 
-@pytest.mark.parametrize("file", [HEAD, ENTROPY, "knob_config.json"])
+@pytest.mark.parametrize("file", [HEAD, RIVAL, "knob_config.json"])
 def test_a_link_to_nothing_is_refused(saved, file):
     (saved / file).unlink()
     (saved / file).symlink_to(saved / "moved")
@@ -367,3 +369,19 @@ def test_attach_takes_a_policy_an_adapter_its_folder_or_a_name(model, tokenizer,
     with pytest.raises(UnknownNameError, match=r"There is no policy 'gready'\. Did you mean \"greedy\""):
         lk.attach(model, "gready")
     assert not hasattr(model, "_latentknobs")
+
+
+def test_a_head_on_statistics_alone_fits_any_model_and_its_card_says_so(model, tokenizer, tmp_path):
+    portable = make(model, tokenizer, features=("entropy", "margin"))
+    space = portable.space
+    portable.head = OptionHead(space, 2, 8)
+    folder = portable.save_pretrained(tmp_path)
+    assert "attaches to **any model**" in (folder / "README.md").read_text()
+    other = tiny_lm("gpt2")
+    with lk.KnobAdapter.from_pretrained(folder, other).attach(other):
+        other.generate(input_ids=torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, pad_token_id=0)
+    by_sentence = make(model, tokenizer, "delimiter:.!?", features=("entropy", "margin"))
+    for bound in (make(model, tokenizer), by_sentence):  # hidden states, or token ids, of one model
+        assert "any model" not in (bound.save_pretrained(tmp_path / "bound") / "README.md").read_text()
+        with pytest.raises(AdapterError, match="Attach it to the model it was trained on"):
+            bound.attach(other)

@@ -44,7 +44,7 @@ def other(setting):
         return not default
     if isinstance(default, int | float) or kinds[0] in (int, float):
         return next(v for v in (default or 0) + np.array([1, 0.25, -1]) if fits(setting, kinds[0](v)) and kinds[0](v) != default)
-    return ["entropy"] if setting.alias == "features" else "other"
+    return ["entropy"] if setting.alias in ("features", "rival_features") else "other"
 
 
 def fits(setting, value):

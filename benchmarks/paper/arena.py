@@ -102,13 +102,13 @@ class Arena:
         policy = FreshDraws(adapter.policy("sample")) if pick == "fresh" else adapter.policy(pick)
         return Player(name, policy, f"{key} {pick}", settings)
 
-    def entropy_head(self, player: Player) -> Player:
-        """The baseline that sees only the entropy, fitted to the same pairs as a head."""
+    def rival(self, player: Player) -> Player:
+        """The rival that sees statistics of the logits alone, fitted to the same pairs as a head."""
         adapter = lk.KnobAdapter.from_pretrained(self.folder / "heads" / player.key.partition(" ")[0])
-        policy = adapter.entropy_policy()
+        policy = adapter.rival_policy()
         assert policy is not None
         policy.head.to(next(self.world.model.parameters()).device)
-        return Player("entropy-only head", policy, f"{player.key} entropy")
+        return Player("statistics-only head", policy, f"{player.key} rival")
 
     def play(self, player: Player, part: str, copies: int, limit: int | None = None) -> list[Rollout]:
         """`copies` responses of a policy to each of the first prompts of a part."""

@@ -145,12 +145,12 @@ def gather(part: Part, numbers: Numbers, arena: Arena, say: Say) -> Field:
         values = {p.name: dev_mean(p, arena, target, numbers.dev_copies) for p in fixed}  # one cache for all targets
         best[target] = max(values, key=lambda name: values[name])
         for name in baselines:
-            if name != "entropy":
+            if name != "statistics":
                 rule = tuned(name, arena, target, numbers.dev_copies, part.hand)
                 rules[rule.name] = rule
-    if "entropy" in baselines:
-        entropy = arena.entropy_head(heads[0])
-        rules[entropy.name] = entropy
+    if "statistics" in baselines:
+        rival = arena.rival(heads[0])
+        rules[rival.name] = rival
     basic = standard(space, level, arena.world.tokenizer)
     groups = {"heads": heads, "constants": fixed, "standard": basic, "rules": list(rules.values())}
     players = {player.name: player for group in groups.values() for player in group}

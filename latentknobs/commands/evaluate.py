@@ -17,24 +17,28 @@ FIELDS = (
 
 
 @click.command()
-@click.argument("adapter_or_run", type=UserPath())
+@click.argument("adapters_or_runs", type=UserPath(), nargs=-1, required=True)
 @click.option("--json", "json_path", metavar="FILE", type=UserPath(), help="Also write all rewards as JSON.")
 @click.option("--seeds", metavar="INTEGER", help="Times that every policy answers every prompt.  [default: as in training]")
 @click.option("--against", multiple=True, metavar="POLICY", help="Also compare with this policy: a name, e.g. "
               "`edt:base=1.4,theta=3`, or an adapter's folder; several times for several.")  # fmt: skip
 @config_options("engine")  # not that of training: its server may be gone
 @config_options(*FIELDS, default="as in training")
-def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, against: tuple[str, ...], **flags: Any) -> None:
-    """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture and an entropy head.
+def evaluate(
+    adapters_or_runs: tuple[Path, ...], json_path: Path | None, seeds: str | None, against: tuple[str, ...], **flags: Any
+) -> None:  # fmt: skip
+    """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture, a rival, and controls.
 
-    Settings left out are those the adapter was trained with. With --eval-prompts, the best constant is tuned on
+    Several runs are taken for training seeds of one training: intervals are then over prompts and seeds. Settings left out are
+    those the (first) adapter was trained with. With --eval-prompts, the best constant is tuned on
     --prompts; without, --prompts is split by hash.
     """
     from latentknobs.evaluation.api import evaluate as run_evaluation
     from latentknobs.reporting import print_report
 
     chosen = parse_flags(flags | {"eval_seeds": seeds})
-    adapter, folder = open_saved(adapter_or_run)
+    opened = [open_saved(path) for path in adapters_or_runs]
+    adapter, folder = opened[0]
     inherited = tuple(name for name in (*FIELDS, "eval_seeds", "train_prompts") if name not in chosen)
     settings = settings_of(adapter, folder, inherited) | chosen
     if "reward" in chosen and "reward_weights" not in chosen:
@@ -50,7 +54,7 @@ def evaluate(adapter_or_run: Path, json_path: Path | None, seeds: str | None, ag
     settings.pop("eval_prompts", None)
     if "eval_seeds" in settings:
         settings["seeds"] = settings.pop("eval_seeds")
-    report = run_evaluation(adapter, against=against, **settings)
+    report = run_evaluation([one for one, _ in opened], against=against, **settings)
     print_report(report)
     if json_path is not None:
         json_path.write_text(json.dumps(report.to_dict()) + "\n", encoding="utf-8")

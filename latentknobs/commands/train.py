@@ -19,9 +19,14 @@ from latentknobs.files import path_of
     "--resume", is_flag=False, flag_value="", metavar="[RUN]",
     help="Go on with the run in this folder (or in --output-dir) with its own settings; further options win over them.",
 )  # fmt: skip
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), metavar="INTEGER",
+              help="Train so many times, with seeds that follow each other, and judge them together.")  # fmt: skip
+@click.option("--after", metavar="RUN", help="Copy finished files of the same settings from this run, e.g. that of `headroom`.")
 @click.option("--num-processes", type=click.IntRange(1), metavar="INTEGER", help="Share the work over this many processes.")
 @config_options()
-def train(config: str | None, resume: str | None, num_processes: int | None, **flags: Any) -> None:
+def train(
+    config: str | None, resume: str | None, seeds: int, after: str | None, num_processes: int | None, **flags: Any
+) -> None:  # fmt: skip
     """Learn to choose decoding options from preferences, then compare with every constant.
 
     Everything has a default: `latentknobs train` alone learns a temperature on the packaged language model. A run that was
@@ -37,7 +42,7 @@ def train(config: str | None, resume: str | None, num_processes: int | None, **f
     from latentknobs.reporting import print_report, read_findings
     from latentknobs.training.train import train as run_training
 
-    run = run_training(config=config, resume=resume is not None, **settings)
+    run = run_training(config=config, resume=resume is not None, seeds=seeds, after=after, **settings)
     if not run.is_main:
         return
     if run.report is not None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from latentknobs.heads.features import PORTABLE
 from latentknobs.policies import Pick
 from latentknobs.stages import ByContent, Enters, Harmless, Stage
 
@@ -89,6 +90,8 @@ class Head(Section):
 
     features: tuple[str, ...] = ("hidden",)
     """What the head reads: hidden, entropy, max_prob, top5_mass, log_collision, margin; then the budgets remaining, samples."""
+    rival_features: tuple[str, ...] = PORTABLE
+    """What the rival head reads, a head of the same kind that sees no hidden states; `entropy` for that alone."""
     feature_dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format in which features of pairs are kept on disk."""
     floor: float | None = Field(default=None, lt=0)
@@ -166,8 +169,13 @@ class Evaluate(Section):
     """Held-out prompts to evaluate on; 0 skips the evaluation."""
     eval_seeds: ByContent[Few] = 2
     """Times that every policy answers every held-out prompt."""
+    draws: ByContent[int | None] = None
+    """Seed of the random numbers of the evaluation, so that runs of several seeds answer alike; by default `seed`."""
     tune_size: ByContent[Count] = 96
-    """Training prompts on which the best constant option is chosen."""
+    """Dev prompts, on which the best constant and what the adapter holds are chosen: others than those that train, as far as
+    there are any."""
+    keep_head: bool = False
+    """Save the trained head even where something simpler did better on dev prompts."""
     pick: ByContent[Pick] = "greedy"
     """How options are taken from the head at evaluation: greedy (Eq. 4) or sample (Eq. 5)."""
 

@@ -3,7 +3,8 @@
 A row is TRL's: a `prompt` column (text, or a list of chat messages); every other column reaches the reward. A conversation
 goes through the tokenizer's chat template, with the settings in the column `chat_template_kwargs` if there is one. Where it
 ends in an assistant message, that message is the beginning of the answer, and the model goes on with it. The split into
-training and held-out prompts is a hash of the text, so it never depends on order or seed. Files are read in `tables.py`.
+training and held-out prompts is a hash of the text, or of the column `group`: it never depends on order or seed. Files are
+read in `tables.py`.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from latentknobs.errors import DataError
 Row = Mapping[str, Any]
 Messages = tuple[dict[str, Any], ...]
 RESERVED = ("prompts", "completions")  # the reward's own arguments
+GROUP = "group"  # the column that names what the split keeps together
 TEMPLATE_SETTINGS = "chat_template_kwargs"  # TRL's name for the column
 
 
@@ -204,25 +206,36 @@ def check_lengths(prompts: Sequence[Prompt], max_new_tokens: int, context: int |
             )
 
 
+def group_of(prompt: Prompt) -> str:
+    """What the split keeps together: the column `group` (a template, a document, an author), or the prompt by itself."""
+    group = prompt.columns.get(GROUP)
+    return prompt.text if group is None else str(group)
+
+
 def is_held_out(text: str, share: float = 0.2) -> bool:
-    """Whether a prompt belongs to the held-out split: a hash of its text, nothing else."""
+    """Whether a prompt or group of this text belongs to the held-out split: a hash, nothing else."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64
 
 
 def split_prompts(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """(training, held-out) prompts; equal texts always fall on the same side."""
-    held_out = [prompt for prompt in prompts if is_held_out(prompt.text)]
-    return [prompt for prompt in prompts if not is_held_out(prompt.text)], held_out
+    """(training, held-out) prompts; equal texts and whole groups always fall on the same side."""
+    held_out = [prompt for prompt in prompts if is_held_out(group_of(prompt))]
+    return [prompt for prompt in prompts if not is_held_out(group_of(prompt))], held_out
 
 
 def check_disjoint(train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:
-    """Refuses evaluation prompts that are also training prompts.
+    """Refuses evaluation prompts that are also training prompts, or share their group.
 
     Raises:
         DataError: naming the first.
     """
-    seen = {prompt.text for prompt in train}
+    seen, groups = {prompt.text for prompt in train}, {group_of(prompt) for prompt in train if GROUP in prompt.columns}
     for prompt in evaluation:
+        if GROUP in prompt.columns and group_of(prompt) in groups:
+            raise DataError(
+                f"The held-out prompt {prompt.text[:80]!r} shares its group {group_of(prompt)[:80]!r} with a training prompt. "
+                "Move one of the two to the other file, or leave out the column `group`."
+            )
         if prompt.text in seen:
             raise DataError(
                 f"The held-out prompt {prompt.text[:80]!r} is also a training prompt. Remove it from one of the two files; "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentknobs.adapter import KnobAdapter, check_base, describe_model, read_adapter
+from latentknobs.adapter import KnobAdapter, read_adapter
 from latentknobs.config import TrainConfig, make_config
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, roll_out
@@ -39,10 +39,11 @@ from latentknobs.progress import Advance, progress, say
 from latentknobs.rewards import RewardSpec
 
 Opponent = Policy | KnobAdapter | str | Path
+Kept = dict[tuple[int, str], tuple[NDArray[np.float64], list[Rollout]]]  # by stage and policy
 
 
 def evaluate(
-    adapter: KnobAdapter | str | Path,
+    adapter: KnobAdapter | str | Path | Sequence[KnobAdapter | str | Path],
     *,
     model: Any = None,
     tokenizer: Any = None,
@@ -57,10 +58,12 @@ def evaluate(
     """The head against every constant option, tuned ones, greedy, the uniform mixture, a rival head and its own controls.
 
     Args:
-        adapter: an adapter, or the folder of one.
+        adapter: an adapter, or the folder of one; or several of one space, trained with different seeds: intervals are then over
+            prompts and training seeds, and each is compared with its own rival and controls.
         model, tokenizer, reward: as in `train`; the defaults are the packaged testbed's.
         prompts: held-out prompts; by default the testbed's.
-        tune_prompts: prompts on which the best constant is tuned. None splits `prompts` by hash: a fifth judges, the
+        tune_prompts: prompts on which the best constant is tuned, first those beyond `train_prompts`.
+            None splits `prompts` by hash: a fifth judges, the
             rest tunes.
         seeds: times that every policy answers every prompt.
         against: further policies to compare with: names such as `edt:base=1.4,theta=3`, folders of adapters, adapters or
@@ -75,7 +78,9 @@ def evaluate(
         ConfigError: two policies share a name, or the settings of one do not fit; otherwise as in `train`.
         DataError, RewardError: as in `train`.
     """
-    adapter = adapter if isinstance(adapter, KnobAdapter) else KnobAdapter.from_pretrained(adapter)
+    listed = [adapter] if isinstance(adapter, KnobAdapter | str | Path) else list(adapter)
+    adapters = [one if isinstance(one, KnobAdapter) else KnobAdapter.from_pretrained(one) for one in listed]
+    check_alike(adapters)
     named: dict[str, Any] = {"model": model, "reward": reward}
     named |= {"prompts": prompts if tune_prompts is None else tune_prompts}
     named |= {"eval_prompts": None if tune_prompts is None else prompts}
@@ -85,29 +90,47 @@ def evaluate(
     with left_as_it_was(model), in_ordinary_mode():
         sources = gather(config, tokenizer=tokenizer, **objects)
         with closing(sources.engine):
-            return _evaluate(adapter, config, sources, against, extra or {})
+            kept: Kept = {}
+            reports = [_evaluate(one, config, sources, against, extra or {}, kept) for one in adapters]
+            return reports[0] if len(reports) == 1 else Report.join(reports)
+
+
+def check_alike(adapters: Sequence[KnobAdapter]) -> None:
+    """Refuses adapters that are not those of one training with several seeds.
+
+    Raises:
+        ConfigError: there is none, or two choose other things.
+    """
+    if not adapters:
+        raise ConfigError("There is no adapter to evaluate. Give at least one.")
+    kinds = {(", ".join(one.space.names), one.segmenter.level) for one in adapters}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"Adapters of different trainings cannot be joined: {sorted(map(str, kinds))}. Evaluate them one by one."
+        )
 
 
 def _evaluate(
     adapter: KnobAdapter, config: TrainConfig, sources: Sources, against: Opponent | Sequence[Opponent],
-    extra: Mapping[str, Opponent],
+    extra: Mapping[str, Opponent], kept: Kept,
 ) -> Report:  # fmt: skip
     if not sources.evaluation:
         raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
-    check_base(adapter.base, describe_model(sources.model), strict=False)
+    adapter.check_model(sources.model, strict=False)
     others = [against] if isinstance(against, Opponent) else against
     named_others = [(str(one) if isinstance(one, str | Path) else type(one).__name__, one) for one in others]
     found = [fixed(name, _policy(one, sources, config)) for name, one in [*named_others, *extra.items()]]
-    compared = [one for one in [*lineup(adapter.space), *found] if one.build(adapter, config.pick) is not None]
+    everyone = [*lineup(adapter.space, adapter.rival_features), *found]
+    compared = [one for one in everyone if one.build(adapter, config.pick) is not None]
     names = [one.name for one in compared]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"Two policies are called {twice[0]!r}. Give one of them another name: extra={{'name': policy}}.")
-    both = stages(compared, sources.train[: config.tune_size], sources.evaluation, config.eval_seeds)
+    both = stages(compared, sources.dev, sources.evaluation, config.eval_seeds)
     for policy in both[1].policies(adapter, config.pick).values():
         sources.engine.check(policy)
     with progress("evaluation", sum(stage.responses for stage in both)) as advance:
-        tuning, _ = _scored(adapter, config, sources, both[0], advance)
-        rewards, rollouts = _scored(adapter, config, sources, both[1], advance)
+        tuning, _ = _scored(adapter, config, sources, both[0], kept, advance)
+        rewards, rollouts = _scored(adapter, config, sources, both[1], kept, advance)
     head = adapter.policy(config.pick)
     if sources.engine.drifts:
         ids = [sources.evaluation[rollout.prompt].ids for rollout in rollouts[HEAD]]
@@ -115,7 +138,7 @@ def _evaluate(
     choices = choices_of(sources.engine, sources.evaluation, rollouts[HEAD], head)
     more = controls(head, choices, sources.evaluation, config.eval_seeds)
     with progress("controls", more.responses) as advance:
-        also, answers = _scored(adapter, config, sources, more, advance)
+        also, answers = _scored(adapter, config, sources, more, kept, advance)
     tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
     return make_report(
         rewards | also, tuning, tasks, rollouts | answers, tuned_tasks=tuned_tasks, level=adapter.segmenter.level,
@@ -126,15 +149,15 @@ def _evaluate(
 def _policy(spec: Opponent, sources: Sources, config: TrainConfig) -> Policy:
     found = read_adapter(spec)
     if isinstance(found, KnobAdapter):
-        check_base(found.base, describe_model(sources.model), strict=False)
+        found.check_model(sources.model, strict=False)
         return found.policy(config.pick)
     return policy_of(found, sources.tokenizer)
 
 
 def _scored(
-    adapter: KnobAdapter, config: TrainConfig, sources: Sources, stage: Stage, advance: Advance
+    adapter: KnobAdapter, config: TrainConfig, sources: Sources, stage: Stage, kept: Kept, advance: Advance
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[Rollout]]]:
-    """For each policy of a stage its (copies, prompts) rewards and its responses, in memory."""
+    """For each policy of a stage its (copies, prompts) rewards and its responses; `kept` has those that are known."""
     rewards, rollouts = dict[str, NDArray[np.float64]](), dict[str, list[Rollout]]()
     policies = stage.policies(adapter, config.pick)
     for name, policy in policies.items():
@@ -144,12 +167,17 @@ def _scored(
             continue
         if isinstance(head := getattr(policy, "head", None), Head):
             head.to(sources.engine.device)
+        if (known := (stage.seed, policy.identity())) in kept:
+            rewards[name], rollouts[name] = kept[known]
+            advance(stage.copies * len(stage.prompts))
+            continue
         rollouts[name] = roll_out(
             sources.model, sources.tokenizer, stage.prompts, policy, copies=stage.copies, samples=1,
             max_new_tokens=config.max_new_tokens,
             batch_size=config.batch_size, seed=config.seed + stage.seed, engine=sources.engine, advance=advance,
         )  # fmt: skip
         rewards[name] = _rewards(sources.reward, stage.prompts, rollouts[name])
+        kept[known] = rewards[name], rollouts[name]
     return rewards, rollouts
 
 

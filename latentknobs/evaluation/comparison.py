@@ -26,9 +26,11 @@ from latentknobs.evaluation.report import (
     MIXTURE,
     PER_TASK,
     SHUFFLED,
+    STATISTICS,
     Report,
     judged,
 )  # fmt: skip
+from latentknobs.heads.features import PORTABLE
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choices, ConstantPolicy, GreedyPolicy, MeanShift, Pick, Policy, Shuffle, UniformPolicy
 
@@ -49,14 +51,18 @@ def fixed(name: str, policy: Policy, role: Literal["constant", "baseline"] = "ba
     return Compared(name, role, lambda adapter, pick: policy)
 
 
-def lineup(space: KnobSpace) -> list[Compared]:
-    """Whom an adapter of a space is compared with: itself, every option as a constant, and what needs no learning or less."""
+def lineup(space: KnobSpace, rival: Sequence[str] = PORTABLE) -> list[Compared]:
+    """Whom an adapter of a space is compared with: itself, every option as a constant, and what needs no learning or less.
+
+    Args:
+        rival: what its rival head reads.
+    """
     return [
         Compared(HEAD, "head", KnobAdapter.policy),
         *(fixed(space.label(k), ConstantPolicy(space, k), "constant") for k in range(space.K)),
         fixed(GREEDY, GreedyPolicy()),
         Compared(MIXTURE, "baseline", lambda adapter, pick: UniformPolicy(adapter.space, adapter.segmenter)),
-        Compared(ENTROPY, "baseline", KnobAdapter.entropy_policy),
+        Compared(ENTROPY if tuple(rival) == ("entropy",) else STATISTICS, "baseline", KnobAdapter.rival_policy),
     ]
 
 
@@ -102,6 +108,11 @@ def stages(compared: Sequence[Compared], tune: Sequence[Prompt], held_out: Seque
     """First the constants on training prompts, once each; then everything on held-out prompts, `seeds` times each."""
     constants = [one for one in compared if one.role == "constant"]
     return Stage("tuning", constants, tune, 1, 101), Stage("evaluation", compared, held_out, seeds, 1001)
+
+
+def choosing(found: Mapping[str, KnobAdapter], pick: Pick, dev: Sequence[Prompt], seeds: int) -> Stage:
+    """What an adapter may hold, on the prompts that tune, with random numbers that tuned nothing."""
+    return Stage("choice", [fixed(name, adapter.policy(pick)) for name, adapter in found.items()], dev, seeds, 2001)
 
 
 CONTROLLED = 3  # controls at most

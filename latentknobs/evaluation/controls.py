@@ -27,15 +27,15 @@ def choices_of(engine: Engine, prompts: Sequence[Prompt], rollouts: Sequence[Rol
             few = some[start : start + TOGETHER]
             read = engine.read([prompts[rollout.prompt].ids for rollout in few], [rollout.ids for rollout in few])
             for rollout, (hidden_TD, logits_TV) in zip(few, read, strict=True):
-                start_S = _starts(prompts[rollout.prompt], rollout, policy).to(logits_TV.device)
+                start_S = segment_starts(prompts[rollout.prompt], rollout, policy).to(logits_TV.device)
                 parts.append(read_features(["entropy", "max_prob"], hidden_TD[start_S], logits_TV[start_S]).cpu())
     except ConfigError:
         parts = []
-    values = [torch.tensor(r.values, dtype=torch.float64)[_starts(prompts[r.prompt], r, policy)] for r in some]
+    values = [torch.tensor(r.values, dtype=torch.float64)[segment_starts(prompts[r.prompt], r, policy)] for r in some]
     return Choices(torch.cat(values), *(torch.cat(parts).unbind(-1) if parts else ()))
 
 
-def _starts(prompt: Prompt, rollout: Rollout, policy: Policy) -> Tensor:
+def segment_starts(prompt: Prompt, rollout: Rollout, policy: Policy) -> Tensor:
     """(S,) the positions where segments begin."""
     previous_T = torch.tensor([prompt.ids[-1], *rollout.ids[:-1]])
     return policy.segmenter.begins(torch.arange(len(previous_T)), previous_T).nonzero().squeeze(-1)

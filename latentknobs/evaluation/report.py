@@ -1,6 +1,6 @@
 """What an evaluation found: the rewards of every policy on the same prompts, and the head against each, paired by prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,11 +11,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from latentknobs.data.rollouts import Rollout
+from latentknobs.errors import ConfigError
 from latentknobs.evaluation.statistics import ALPHA, Floats, Interval, estimate, holm, wins
 from latentknobs.files import fit
 
 HEAD, GREEDY, MIXTURE = "learned head", "greedy decoding", "uniform mixture"
-STATISTICS, ENTROPY, PER_TASK = "statistics-only head", "entropy-only head", "best constant per task"
+TRAINED, STATISTICS, ENTROPY, PER_TASK = (
+    "head before the choice",
+    "statistics-only head",
+    "entropy-only head",
+    "best constant per task",
+)
 MEAN, SHUFFLED, BINNED = "its mean", "its choices shuffled", "its choices shuffled within bins"
 CONTROLS = {
     MEAN: "its own mean",
@@ -150,7 +156,8 @@ class Report:
         """In words: better than the tuned constant? than its own mean? than its choices in random places? Only then: control."""
         asked = {self.tuned: f"the tuned best constant ({self.tuned})"}
         asked |= {name: words + self._note(name) for name, words in CONTROLS.items() if name in self.rewards}
-        sentences = [f"{'It' if n else 'The head'} {self._answer(*item)}." for n, item in enumerate(asked.items())]
+        chosen = self.notes.get("choice", "")
+        sentences = [chosen, *(f"{'It' if n else 'The head'} {self._answer(*item)}." for n, item in enumerate(asked.items()))]
         signs = {name: self.row(name).sign for name in asked}
         sentences.append(_conclusion(signs[self.tuned], {name: signs[name] for name in CONTROLS if name in signs}, self.level))
         sentences.append(f"{self.runs} training seeds." if self.runs > 1 else "One training seed; another may differ.")
@@ -190,6 +197,35 @@ class Report:
                 for c in self.table()
             ],
         }
+
+    @classmethod
+    def join(cls, reports: Sequence["Report"]) -> "Report":
+        """One report of several training seeds that were judged on the same prompts by the same random numbers.
+
+        Raises:
+            ConfigError: they were not, or have no policies in common.
+        """
+        first, *others = reports
+        for one in others:
+            if one.tasks != first.tasks or {v.shape for v in one.rewards.values()} != {v.shape for v in first.rewards.values()}:
+                raise ConfigError(
+                    "Runs that were judged on different prompts, or different numbers of responses, cannot be joined."
+                )
+        names = [name for name in first.rewards if all(name in one.rewards for one in others)]
+        rewards = {name: np.concatenate([one.rewards[name] for one in reports]) for name in names}
+        tuned = first.tuned
+        if len({one.tuned for one in reports}) > 1:
+            tuned = f"the constant tuned in each run: {', '.join(one.tuned for one in reports)}"
+            rewards[tuned] = np.concatenate([one.rewards[one.tuned] for one in reports])
+        tuning = {name: float(np.mean([one.tuning[name] for one in reports if name in one.tuning])) for name in first.tuning}
+        tuning |= {tuned: float(np.mean([one.tuning[one.tuned] for one in reports]))}
+        rollouts = {name: [row for one in reports for row in one.rollouts.get(name, [])] for name in names}
+        notes = {key: "; ".join(dict.fromkeys(one.notes.get(key, "") for one in reports)) for key in first.notes}
+        notes |= {
+            "choice": " ".join(f"Seed {n}: {one.notes['choice']}" for n, one in enumerate(reports) if "choice" in one.notes)
+        }
+        kept = {key: text for key, text in notes.items() if text}
+        return cls(rewards, first.tasks, tuned, tuning, rollouts, sum(one.runs for one in reports), first.level, kept)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":

@@ -17,7 +17,7 @@ from scipy.special import stdtr, stdtrit
 
 RESAMPLES = 4000
 FEWEST = 16  # prompts of a bootstrap
-EQUAL = 0.25  # share of prompts with one value from which on values are taken for those of rare events
+EVENTS = 24  # prompts that differ from the most common value; with fewer than these, and than half, they are rare events
 ALPHA = 0.05
 Floats = NDArray[np.float64]
 
@@ -54,7 +54,8 @@ def estimate(value: Sequence[float] | Floats, ends: tuple[float, float] | None =
     if low == high:
         low, high = low - 1, high + 1
     mean, P = float(value_P.mean()), value_P.size
-    is_rare = np.unique(value_P, return_counts=True)[1].max() >= EQUAL * P
+    different = P - np.unique(value_P, return_counts=True)[1].max()
+    is_rare = different < min(EVENTS, P / 2)
     below, above, p = _two_more(value_P, low, high, null) if is_rare or P < FEWEST else _bootstrap(value_P, null)
     if len(value_RP) > 1:
         below, above, p = _over_seeds(value_RP, null, below, above, p)

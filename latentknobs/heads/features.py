@@ -1,7 +1,7 @@
 """What a head reads: the frozen LM's last hidden state, statistics of its unchanged next-token distribution, and budgets.
 
 "hidden" is the input of the output embeddings. The statistics cost one softmax; a head that reads only them is
-portable to any engine, and one that reads only `entropy` is the baseline every learned head must beat. Budgets are those of
+portable to any model, and is the rival that every learned head must beat. Budgets are those of
 the call: how many tokens a response may still have, and how many responses to the prompt are sampled (arXiv 2603.09065).
 """
 
@@ -36,6 +36,7 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 
 BUDGETS = {"remaining": "remaining_N", "samples": "samples_N"}  # the parts of an observation that they are read from
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+PORTABLE = tuple(STATISTICS)  # features of the logits alone: a head that reads no others fits any model
 
 
 def check_features(names: Sequence[str]) -> tuple[str, ...]:
@@ -55,6 +56,17 @@ def check_features(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_rival(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, if a rival head may read them: statistics of the logits.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if other := [name for name in check_features(names) if name not in STATISTICS]:
+        raise ConfigError(f"The rival head reads statistics of the logits alone ({', '.join(PORTABLE)}), not {other[0]!r}.")
+    return tuple(names)
+
+
 def budgets_in(names: Sequence[str]) -> int:
     """How many of the names are budgets."""
     return sum(name in BUDGETS for name in names)
@@ -68,15 +80,6 @@ def needed_by(names: Sequence[str]) -> tuple[str, ...]:
 def width(names: Sequence[str], hidden_size: int) -> int:
     """Number of features F that `read_features` returns for these names."""
     return sum(hidden_size if name == HIDDEN else 1 for name in names)
-
-
-def part_of(names: Sequence[str], wanted: Sequence[str], total: int) -> slice:
-    """Where the features `wanted`, which follow each other in `names`, are among the `total` columns of all of them."""
-    first = list(names).index(wanted[0])
-    assert list(names[first : first + len(wanted)]) == list(wanted)
-    hidden_size = total - (len(names) - 1)
-    start = width(names[:first], hidden_size)
-    return slice(start, start + width(wanted, hidden_size))
 
 
 def read_features(

@@ -1,14 +1,14 @@
 """What a run works on: the model, the prompts and the rewards that the config names, or the objects that a caller passes."""
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.data.preferences import Preferences, prompt_rows, read_preferences
-from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, is_held_out, make_prompts, split_prompts
+from latentknobs.data.prompts import Prompt, check_disjoint, check_lengths, group_of, is_held_out, make_prompts, split_prompts
 from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import SIDES
 from latentknobs.engines.base import Engine, engine_of
@@ -19,6 +19,7 @@ from latentknobs.models.loading import TESTBED, load_model
 from latentknobs.rewards import Rewards, RewardSpec, resolve_rewards
 
 Prompts = str | Iterable[Any]
+DEV = 1 << 20  # apart from the seeds that people choose
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Sources:
 
     Attributes:
         engine: runs policies on the model.
-        train, evaluation: disjoint prompts.
+        train, dev, evaluation: prompts that train, that tune and choose, and that judge. The last share none with the others;
+            `dev` takes training prompts only where there are too few others, `dev_trained` of them.
         second: the second score, if any.
         preferences: pairs from elsewhere that take the place of the first round's rollouts, if any.
     """
@@ -36,10 +38,17 @@ class Sources:
     tokenizer: Any
     engine: Engine
     train: list[Prompt]
+    dev: list[Prompt]
     evaluation: list[Prompt]
     reward: Rewards
     second: Rewards | None
     preferences: Preferences | None = None
+
+    @property
+    def dev_trained(self) -> int:
+        """How many of the prompts that tune also train."""
+        trained = {prompt.text for prompt in self.train}
+        return sum(prompt.text in trained for prompt in self.dev)
 
 
 def gather(
@@ -81,14 +90,26 @@ def gather(
         prompts = prompt_rows(pairs)  # the run is judged on what they are about, unless it names other prompts
         if eval_prompts is None and not config.eval_prompts:
             held_out = {prompt.text for prompt in make_prompts(prompts, tokenizer) if is_held_out(prompt.text)}
-    train, evaluation = _splits(config, prompts, eval_prompts, tokenizer)
+    train, rest, evaluation = _splits(config, prompts, eval_prompts, tokenizer)
     held_out |= {prompt.text for prompt in evaluation}
     train = [prompt for prompt in train if prompt.text not in held_out] if alone else train
-    check_disjoint(train, evaluation)
-    check_lengths([*train, *evaluation], config.max_new_tokens, context_length(model))
+    dev = dev_prompts(train, rest, config)
+    check_disjoint([*train, *dev], evaluation)
+    check_lengths([*train, *dev, *evaluation], config.max_new_tokens, context_length(model))
     supplied = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
-    check_vocabulary(model, [*train, *evaluation, *(supplied.prompts + supplied.rollouts if supplied else [])])
-    return Sources(model, tokenizer, engine_of(config.engine, model, tokenizer), train, evaluation, first, second, supplied)
+    check_vocabulary(model, [*train, *dev, *evaluation, *(supplied.prompts + supplied.rollouts if supplied else [])])
+    return Sources(model, tokenizer, engine_of(config.engine, model, tokenizer), train, dev, evaluation, first, second, supplied)
+
+
+def dev_prompts(train: Sequence[Prompt], rest: Sequence[Prompt], config: TrainConfig) -> list[Prompt]:
+    """The prompts that tune constants and choose what an adapter holds: `rest`, and where these are too few, training prompts.
+
+    Of these first the ones whose examples choose the step of the fit, as no gradient is taken of them.
+    """
+    held = {False: list[Prompt](), True: list[Prompt]()}
+    for prompt in train:
+        held[is_held_out(f"validation {group_of(prompt)}", config.validation)].append(prompt)
+    return [*rest, *held[True], *held[False]][: config.tune_size]
 
 
 def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any, held_out: set[str]) -> Preferences:
@@ -116,15 +137,20 @@ def check_vocabulary(model: Any, texts: Iterable[Any]) -> None:
 
 def _splits(
     config: TrainConfig, prompts: Iterable[Any] | None, eval_prompts: Iterable[Any] | None, tokenizer: Any
-) -> tuple[list[Prompt], list[Prompt]]:
+) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """Training prompts, others of the same pool, and held-out ones."""
     own_evaluation = eval_prompts is not None or bool(config.eval_prompts)
     if prompts is None and config.prompts.startswith(f"{TESTBED}:"):
         task = config.prompts.partition(":")[2]
         if task not in testbed.TASKS:
             raise ConfigError(f"The testbed has no task {task!r}. {did_you_mean(task, testbed.TASKS)}")
-        pool = make_prompts(testbed.prompts(task, "train", config.train_prompts, config.seed), tokenizer)
+        rows = testbed.prompts(task, "train", config.train_prompts, config.seed)
+        others = testbed.prompts(task, "train", 2 * config.tune_size, config.seed + DEV)
+        taken = {row["prompt"] for row in rows}
+        pool = make_prompts([*rows, *(row for row in others if row["prompt"] not in taken)], tokenizer)
         if not own_evaluation:
-            return pool, make_prompts(testbed.prompts(task, "eval", config.eval_size, 0), tokenizer)
+            evaluation = make_prompts(testbed.prompts(task, "eval", config.eval_size, 0), tokenizer)
+            return pool[: len(rows)], pool[len(rows) :], evaluation
     else:
         pool = make_prompts(read_rows(prompts if prompts is not None else config.prompts), tokenizer)
     if own_evaluation:
@@ -132,10 +158,10 @@ def _splits(
         train, evaluation = pool, make_prompts(rows, tokenizer)
     else:
         train, evaluation = split_prompts(pool)
-    train, evaluation = train[: config.train_prompts], evaluation[: config.eval_size]
+    train, rest, evaluation = train[: config.train_prompts], train[config.train_prompts :], evaluation[: config.eval_size]
     if not train or (config.eval_size and not evaluation):
         raise DataError(
             f"{len(pool)} prompts leave {len(train)} for training and {len(evaluation)} held out. Give more prompts, or "
             "eval_prompts of their own, or set eval_size=0 to train without an evaluation."
         )
-    return train, evaluation
+    return train, rest, evaluation

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from latentknobs.data.prompts import is_held_out
+from latentknobs.data.prompts import GROUP, is_held_out
 from latentknobs.errors import ConfigError, did_you_mean
 from latentknobs.testbed import words
 from latentknobs.testbed.math_problems import math_problem
@@ -27,9 +28,10 @@ MAX_NEW_TOKENS = 64
 def prompts(task: str, split: str, n: int, seed: int = 0) -> list[Row]:
     """`n` different prompts of `task` ("math", "stories", "constrained" or "mixture": the three in equal parts, shuffled).
 
-    Each row is `{"prompt", "task", "answer", "opener"}`; `answer` is a string for math, `opener` a word for constrained
-    stories, None elsewhere. The same arguments give the same rows everywhere. The split ("train" or "eval") is a hash of the
-    prompt's text, so no seed can put one prompt into both. Unknown task or split, or negative `n`: ConfigError.
+    Each row is `{"prompt", "task", "answer", "opener", "group"}`; `answer` is a string for math, `opener` a word for constrained
+    stories, None elsewhere; `group` is the prompt's template. The same arguments give the same rows everywhere. The split
+    ("train" or "eval") is a hash of text and template, so no seed can put one prompt or template into both. Unknown task or
+    split, or negative `n`: ConfigError.
     """
     if task not in TASKS:
         raise ConfigError(f"Unknown testbed task {task!r}. {did_you_mean(task, TASKS)}")
@@ -46,8 +48,17 @@ def prompts(task: str, split: str, n: int, seed: int = 0) -> list[Row]:
     return rows
 
 
+def template_of(text: str) -> str:
+    """A prompt without the words that its template was filled with: prompts of one template are alike in all but these."""
+
+    def kind(found: re.Match[str]) -> str:
+        return "#" if found[0].isdigit() else _KINDS.get(found[0].lower(), found[0])
+
+    return re.sub(r"[A-Za-z']+|\d+", kind, text)
+
+
 def split_of(prompt: str) -> Split:
-    """The split a prompt belongs to: `EVAL_SHARE` of all prompts, by their text, are eval."""
+    """The split a text belongs to: `EVAL_SHARE` of all texts are eval. A prompt is used where its template's is the same."""
     return "eval" if is_held_out(prompt, EVAL_SHARE) else "train"
 
 
@@ -57,7 +68,8 @@ def _unique_rows(task: str, split: str, seed: int) -> Iterator[Row]:
     seen: set[str] = set()
     while True:
         row = make(rng)
-        if row["prompt"] not in seen and split_of(row["prompt"]) == split:
+        row[GROUP] = template_of(row["prompt"])
+        if row["prompt"] not in seen and {split_of(row["prompt"]), split_of(row[GROUP])} == {split}:
             seen.add(row["prompt"])
             yield row
 
@@ -98,3 +110,15 @@ def with_opener(sentence: str, opener: str) -> str:
 
 
 _CAPITALISED = frozenset({"I", "Mom", "Dad", "Mommy", "Daddy", *words.GIRLS, *words.BOYS})
+
+
+def _kinds() -> dict[str, str]:
+    """Words that fill templates, by their kind."""
+    names = (*words.GIRLS, *words.BOYS)
+    kinds = {"name": names, "pronoun": ("he", "she"), "a": ("a", "an"), "opener": words.OPENERS,
+             "who": ("girl", "boy", *words.ANIMALS), "adjective": (*words.ADJECTIVES, *words.OBJECT_ADJECTIVES),
+             "place": words.PLACES, "verb": words.VERBS, "thing": (*words.OBJECTS, *words.COUNTABLES)}  # fmt: skip
+    return {word.lower(): kind for kind, listed in kinds.items() for entry in listed for word in entry.split()}
+
+
+_KINDS = _kinds()

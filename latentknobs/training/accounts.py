@@ -71,7 +71,8 @@ def _accounts(run: Path, report: Report, adapter: KnobAdapter, sources: Sources,
             f"The evaluation in {str(run)!r} is of {len(report.tasks)} prompts, and its settings now give {len(prompts)}. "
             "Restore the prompts, or train again."
         )
-    built = stages_of(config, adapter.space, sources)[1].policies(adapter, config.pick)
+    everyone = stages_of(config, adapter.space, sources)[1].policies(adapter, config.pick)
+    built = {name: policy for name, policy in everyone.items() if name in report.rewards}
     spaces = {name: built[same_as(name, built)].space for name in built}
     found = {name: _rollouts(run, "evaluation", same_as(name, built), len(prompts)) for name in built}
     for name in filter(report.rewards.__contains__, (MEAN, SHUFFLED, BINNED)):  # controls of the head choose in its space

@@ -1,13 +1,15 @@
-"""The evaluation stage: the head and every baseline answer held-out prompts, file by file, and are compared.
+"""The evaluation of a run: what its adapter holds is chosen on dev prompts, then it and all rivals answer held-out ones.
 
 A constant does not depend on the head, so its responses are kept when only the training of the head changes.
 """
 
 import json
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +17,15 @@ from numpy.typing import NDArray
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import TrainConfig
 from latentknobs.content import digest
+from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import RunError
 from latentknobs.evaluation.comparison import (
     CONTROLLED,
+    Compared,
     Stage,
+    choosing,
     controls,
+    fixed,
     lineup,
     make_report,
     numbers_of,
@@ -29,77 +35,138 @@ from latentknobs.evaluation.comparison import (
     task_of,
 )  # fmt: skip
 from latentknobs.evaluation.controls import choices_of
-from latentknobs.evaluation.report import HEAD, Report
+from latentknobs.evaluation.report import HEAD, TRAINED, Report, judged
 from latentknobs.files import MB, read_json
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources
+from latentknobs.policies import MeanShift
 from latentknobs.progress import Advance
+from latentknobs.training.choice import CANDIDATES, candidates, sentence, typical_margin, winner
 from latentknobs.training.rundir import RunDir, Task, write_text
 from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
 
 SUMMARY = "evaluation/summary.json"
 LARGEST = 512 * MB
+T = TypeVar("T")
 
 
 def stages_of(config: TrainConfig, space: KnobSpace, sources: Sources) -> tuple[Stage, ...]:
     """The stages of the evaluation of a run; without held-out prompts there are none."""
-    both = stages(lineup(space), sources.train[: config.tune_size], sources.evaluation, config.eval_seeds)
+    both = stages(lineup(space, config.rival_features), sources.dev, sources.evaluation, config.eval_seeds)
     return both if sources.evaluation else ()
 
 
 def planned(config: TrainConfig, space: KnobSpace, sources: Sources) -> dict[str, int]:
     """The most responses of each stage of the evaluation of a run."""
-    found = {stage.name: stage.responses for stage in stages_of(config, space, sources)}
-    return found | ({"controls": CONTROLLED * len(sources.evaluation) * config.eval_seeds} if found else {})
+    if not (both := stages_of(config, space, sources)):
+        return {}
+    tuning, evaluation = (stage.responses for stage in both)
+    dev, held_out = (len(stage.prompts) * config.eval_seeds for stage in both)
+    chosen = {} if config.keep_head else {"choice": CANDIDATES * dev}
+    return (
+        {"tuning": tuning + len(sources.dev)} | chosen | {"evaluation": evaluation + held_out, "controls": CONTROLLED * held_out}
+    )
 
 
-def judge(run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, key: str) -> Report:
-    """The comparison on held-out prompts, and its files.
+@dataclass(frozen=True)
+class Judge:
+    """The evaluation of one head, stage by stage.
 
-    Args:
+    Attributes:
         key: digest of the model, the space, and the level.
+        trained: the head.
     """
-    both = stages_of(config, adapter.space, sources)
-    (tuning, tuned_by), (rewards, rated_by) = [_scored(run, config, sources, adapter, stage, key) for stage in both]
-    mine = list(read_all(sorted((run.path / "evaluation" / "rollouts").glob(f"{_slug(HEAD)}-*.jsonl"))))
-    head = adapter.policy(config.pick)
-    choices = choices_of(sources.engine, sources.evaluation, mine, head)
-    choices = run.processes.gather(choices)[0]  # a GPU reads a little differently in every process
-    more = controls(head, choices, sources.evaluation, config.eval_seeds)
-    also, compared_by = _scored(run, config, sources, adapter, more, key)
-    tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
-    notes = more.notes | {"numbers": numbers_of(adapter, both[0])}
 
-    def make(path: Path, advance: Advance) -> None:
-        report = make_report(rewards | also, tuning, tasks, tuned_tasks=tuned_tasks, level=config.level, notes=notes)
-        write_text(path, json.dumps(report.to_dict()) + "\n")
+    run: RunDir
+    config: TrainConfig
+    sources: Sources
+    key: str
+    trained: KnobAdapter
 
-    # the order of prompts and policies is part of what a file of scores means
-    content = digest(tuned_by, rated_by, compared_by, list(rewards | also), tasks, tuned_tasks, notes)
-    run.stage("summary", [Task(SUMMARY, config.digest("evaluation", content), make)])
-    return read_report(run.path)
+    def choose(self) -> tuple[KnobAdapter, str]:
+        """What the adapter of the run holds, and why in a sentence; see `training.choice`."""
+        config, sources, engine = self.config, self.sources, self.sources.engine
+        adapter, (tuning, means, _) = self.trained, self.tuned
+        kept = judged(means)
+        option = max(range(adapter.space.K), key=lambda k: float(means[adapter.space.label(k)][:, kept].mean()))
+        policy, answers = adapter.policy(config.pick), self._answers(tuning.name, HEAD)
+        choices = self._same(choices_of(engine, sources.dev, answers, policy))
+        margin = typical_margin(policy, engine, sources.dev, answers, option, config.max_new_tokens)
+        found = candidates(adapter, option, MeanShift(adapter.space, choices), self._same(margin))
+        rewards, _ = self.scored(adapter, choosing(found, config.pick, sources.dev, config.eval_seeds))
+        kept = judged(rewards)
+        rewards = {name: reward_SP[:, kept] for name, reward_SP in rewards.items()} if kept.any() else rewards
+        held = winner(rewards)
+        return found[held], sentence(rewards, held, int(kept.sum()), sources.dev_trained)
 
+    def report(self, adapter: KnobAdapter, choice: str) -> Report:
+        """The comparison on held-out prompts, and its files.
 
-def _scored(
-    run: RunDir, config: TrainConfig, sources: Sources, adapter: KnobAdapter, stage: Stage, key: str
-) -> tuple[dict[str, NDArray[np.float64]], str]:
-    """For each policy its (copies, prompts) rewards, and a digest of all of them."""
-    all_of = stage.policies(adapter, config.pick)
-    if not all_of:
-        for what in ("rollouts", "scores"):
-            run.stage(f"{stage.name}/{what}", [])
-        return {}, ""
-    policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
-    runs = [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
-    seed = config.seed + stage.seed
-    files = sample(run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=key, samples=1)
-    scores = score_files(run, sources.reward, stage.name, stage.prompts, [path for paths in files for path in paths])
-    rewards, left = {}, iter(scores)
-    for name, paths in zip(policies, files, strict=True):
-        pairs = zip((rollout.prompt for rollout in read_all(paths)), read_scores(list(islice(left, len(paths)))), strict=True)
-        rewards[name] = rewards_of([value for _, value in sorted(pairs, key=itemgetter(0))], len(stage.prompts))
-    rewards = {name: rewards[same_as(name, all_of)] for name in all_of}
-    return rewards, str(run.content(scores))
+        Args:
+            adapter: what is judged; the trained head takes part, too, where it is another one.
+            choice: what `choose` said.
+        """
+        config, sources, trained = self.config, self.sources, self.trained
+        tuning, tuned, tuned_by = self.tuned
+        _, evaluation = stages_of(config, trained.space, sources)
+        if adapter is not trained:
+            before = fixed(TRAINED, trained.policy(config.pick))
+            evaluation = replace(evaluation, compared=[*evaluation.compared, before])
+        rewards, rated_by = self.scored(adapter, evaluation)
+        policy = adapter.policy(config.pick)
+        choices = self._same(choices_of(sources.engine, sources.evaluation, self._answers(evaluation.name, HEAD), policy))
+        more = controls(policy, choices, sources.evaluation, config.eval_seeds)
+        also, compared_by = self.scored(adapter, more)
+        tasks, tuned_tasks = ([task_of(prompt) for prompt in prompts] for prompts in (sources.evaluation, sources.dev))
+        notes = more.notes | {"numbers": numbers_of(adapter, tuning)} | ({"choice": choice} if choice else {})
+
+        def make(path: Path, advance: Advance) -> None:
+            report = make_report(rewards | also, tuned, tasks, tuned_tasks=tuned_tasks, level=config.level, notes=notes)
+            write_text(path, json.dumps(report.to_dict()) + "\n")
+
+        # the order of prompts and policies is part of what a file of scores means
+        content = digest(tuned_by, rated_by, compared_by, list(rewards | also), tasks, tuned_tasks, notes)
+        self.run.stage("summary", [Task(SUMMARY, config.digest("evaluation", content), make)])
+        return read_report(self.run.path)
+
+    @cached_property
+    def tuned(self) -> tuple[Stage, dict[str, NDArray[np.float64]], str]:
+        """The stage that tunes, the rewards of each constant, and a digest of all: the head answers these prompts, too, unless
+        there is no choice."""
+        tuning, _ = stages_of(self.config, self.trained.space, self.sources)
+        own = [] if self.config.keep_head else [Compared(HEAD, "head", KnobAdapter.policy)]
+        rewards, digest_of = self.scored(self.trained, replace(tuning, compared=[*tuning.compared, *own]))
+        return tuning, {one.name: rewards[one.name] for one in tuning.compared}, digest_of
+
+    def _same(self, value: T) -> T:
+        """What the main process found: a GPU reads a little differently in every process."""
+        found: T = self.run.processes.gather(value)[0]
+        return found
+
+    def _answers(self, stage: str, policy: str) -> list[Rollout]:
+        return list(read_all(sorted((self.run.path / stage / "rollouts").glob(f"{_slug(policy)}-*.jsonl"))))
+
+    def scored(self, adapter: KnobAdapter, stage: Stage) -> tuple[dict[str, NDArray[np.float64]], str]:
+        """For each policy its (copies, prompts) rewards, and a digest of all of them."""
+        run, config, sources = self.run, self.config, self.sources
+        all_of = stage.policies(adapter, config.pick)
+        if not all_of:
+            for what in ("rollouts", "scores"):
+                run.stage(f"{stage.name}/{what}", [])
+            return {}, ""
+        policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
+        runs = [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
+        seed = (config.seed if config.draws is None else config.draws) + stage.seed
+        files = sample(
+            run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=self.key, samples=1
+        )
+        scores = score_files(run, sources.reward, stage.name, stage.prompts, [path for paths in files for path in paths])
+        rewards, left = {}, iter(scores)
+        for name, paths in zip(policies, files, strict=True):
+            pairs = zip((rollout.prompt for rollout in read_all(paths)), read_scores(list(islice(left, len(paths)))), strict=True)
+            rewards[name] = rewards_of([value for _, value in sorted(pairs, key=itemgetter(0))], len(stage.prompts))
+        rewards = {name: rewards[same_as(name, all_of)] for name in all_of}
+        return rewards, str(run.content(scores))
 
 
 def mean_length(path: Path, policy: str) -> float:

@@ -1,4 +1,4 @@
-"""The optimisation stage of a round: the learned module and its entropy-only baseline."""
+"""The optimisation stage of a round: the learned module and its rival, which sees no hidden states."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from latentknobs.data.disk import save_tensors
 from latentknobs.data.examples import Example
 from latentknobs.data.segment_batches import Features
 from latentknobs.errors import RunError
-from latentknobs.heads.features import part_of
 from latentknobs.heads.option_head import SIZING
 from latentknobs.learners.base import Learner
 from latentknobs.progress import Advance
@@ -23,7 +22,7 @@ from latentknobs.training.checkpoint import Checkpoint, remove_checkpoint
 from latentknobs.training.fit import fit
 from latentknobs.training.rundir import RunDir, Task, explained
 
-MAIN, BASELINE = "main", "entropy"  # the module on the run's features, and the one on the entropy alone
+MAIN, RIVAL = "main", "rival"  # the module on the run's features, and the same kind on statistics of the logits alone
 
 
 @dataclass
@@ -32,12 +31,12 @@ class Modules:
 
     Attributes:
         main: the learned module.
-        baseline: the same learner's module that reads the entropy alone.
+        rival: the same learner's module that reads statistics of the logits alone.
         key: digest of the weights of `main`, for what depends on them.
     """
 
     main: nn.Module
-    baseline: nn.Module
+    rival: nn.Module
     key: str
 
 
@@ -58,7 +57,7 @@ class Fitting:
     """Trains the modules of one round, or reads those that are finished.
 
     Args:
-        learners: by part: `main` and `entropy`.
+        learners: by part: `main` and `rival`.
     """
 
     def __init__(
@@ -77,8 +76,8 @@ class Fitting:
         """
         version, before = self.learners[MAIN].version, self.previous.key if self.previous else ""
         key = self.config.digest("fit", f"{key} {version} {before} {SIZING}")
-        # Later rounds are sampled by the main module: off-policy for the baseline, which keeps its first fit.
-        parts = [MAIN] if self.previous else [MAIN, BASELINE]
+        # Later rounds are sampled by the main module: off-policy for the rival, which keeps its first fit.
+        parts = [MAIN] if self.previous else [MAIN, RIVAL]
 
         def task(part: str) -> Task:
             def make(path: Path, advance: Advance) -> None:
@@ -91,8 +90,8 @@ class Fitting:
         for part in parts if self.run.processes.is_main else ():
             remove_checkpoint(self._checkpoint(part))
         main, *others = (self._load(part, path, lesson.width(part)) for part, path in zip(parts, paths, strict=True))
-        baseline = self.previous.baseline if self.previous else others[0]
-        return Modules(main, baseline, " ".join(self.run.content(paths[:1])))
+        rival = self.previous.rival if self.previous else others[0]
+        return Modules(main, rival, " ".join(self.run.content(paths[:1])))
 
     def _new(self, part: str, mean_F: Tensor, std_F: Tensor) -> nn.Module:
         """The module at the beginning of its training, from the seed alone."""
@@ -144,7 +143,7 @@ class FromFiles:
     """The lesson of learners that learn from the files of a round.
 
     Attributes:
-        stored: names of the features in the store.
+        store: of the features of `main`, then of `rival`.
         train, held_out: examples, of responses of the store.
         reference: the module that explored.
     """
@@ -152,7 +151,6 @@ class FromFiles:
     run: RunDir
     config: TrainConfig
     learners: Mapping[str, Learner]
-    stored: Sequence[str]
     store: Features
     train: Sequence[Example]
     held_out: Sequence[Example]
@@ -160,7 +158,8 @@ class FromFiles:
 
     def seen(self, part: str) -> Features:
         """The store with the features that a part reads."""
-        return self.store.select(part_of(self.stored, self.learners[part].inputs.features, len(self.store.moments()[0])))
+        last = len(self.store.moments()[0]) - len(self.learners[RIVAL].inputs.features)  # each of its features is one number
+        return self.store.select(slice(0, last) if part == MAIN else slice(last, None))
 
     def width(self, part: str) -> int:
         """See `Lesson`."""

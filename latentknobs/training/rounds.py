@@ -12,7 +12,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.content import digest
 from latentknobs.data.examples import Example, drop_unreachable
 from latentknobs.data.featurise import featurise
-from latentknobs.data.prompts import Prompt, is_held_out
+from latentknobs.data.prompts import Prompt, group_of, is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
@@ -25,7 +25,7 @@ from latentknobs.progress import Advance
 from latentknobs.training.diagnostics import Facts
 from latentknobs.training.drift import measure
 from latentknobs.training.facts import facts_of_round
-from latentknobs.training.modules import BASELINE, MAIN, Fitting, FromFiles, Modules
+from latentknobs.training.modules import MAIN, RIVAL, Fitting, FromFiles, Modules
 from latentknobs.training.round_data import prompt_lines, read_examples
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read_scores, sample, score_files, shares_model
@@ -42,7 +42,7 @@ def run_round(
     """Round `number` of a run: its modules, what it shows about known failures, and what the learner itself finds.
 
     Args:
-        learners: by part: `main` on the run's features, and `entropy`, the baseline.
+        learners: by part: `main` on the run's features, and `rival` on statistics of the logits.
         key: digest of the model, the space, and the level.
         previous: the modules that explore, are refined, and are referred to.
     """
@@ -68,7 +68,7 @@ def run_round(
         local, sentence = drop_unreachable(local, set(store.unreachable))
         run.say(sentence)
     train, held_out = one.validation_split(local)
-    lesson = FromFiles(run, config, learners, one.stored, store, train, held_out, previous.main if previous else None)
+    lesson = FromFiles(run, config, learners, store, train, held_out, previous.main if previous else None)
     if modules is None:
         fitting = Fitting(run, config, learners, number, sources.engine.device, previous)
         modules = fitting.modules(lesson, f"{key} {config.digest('features')}")
@@ -115,8 +115,8 @@ class _Round:
 
     @property
     def stored(self) -> tuple[str, ...]:
-        """Names of the features in the store: those of the run, and the baseline's."""
-        return tuple(dict.fromkeys(name for part in (MAIN, BASELINE) for name in self.learners[part].inputs.features))
+        """Names of the features in the store: those of the head, then those of its rival."""
+        return tuple(name for part in (MAIN, RIVAL) for name in self.learners[part].inputs.features)
 
     def write_prompts(self) -> None:
         """What the rollouts' indices of prompts mean, for later readers."""
@@ -223,7 +223,7 @@ class _Round:
         """Examples to train on, and those of held-out prompts; all of them to train on where the split would leave none."""
 
         def held(example: Example) -> bool:
-            return is_held_out(f"validation {self.prompts[example.prompt].text}", self.config.validation)
+            return is_held_out(f"validation {group_of(self.prompts[example.prompt])}", self.config.validation)
 
         train, held_out = [e for e in examples if not held(e)], [e for e in examples if held(e)]
         return (train, held_out) if train else (list(examples), [])

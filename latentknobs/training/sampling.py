@@ -45,38 +45,46 @@ class PolicyRun:
 
 def sample(
     run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], policies: Sequence[PolicyRun], *,
-    copies: int, seed: int, key: str, samples: int | None = None,
+    copies: int, seed: int, key: str, samples: int | None = None, spans: Sequence[range] | None = None,
 ) -> list[list[Path]]:  # fmt: skip
     """For each policy the files of its rollouts, in order: `copies` responses to every prompt.
 
     Args:
+        spans: runs of prompts that share no batch, so that the files of each depend on no other prompt; None: one of all.
         seed: of these responses; stages that must not share their draws have different ones.
         key: digest of the model and the space.
         samples: how many are sampled together in the eyes of policies that read it; None: `copies`.
     """
     for one in policies:
         check_evidence(prompts, reads(one.policy))
-    batches = list(enumerate(plan_batches(prompts, copies, config.batch_size)))
     size = max(1, config.shard_size // config.batch_size)
-    parts = [batches[start : start + size] for start in range(0, len(batches), size)]
     samples = samples or copies
-    key = config.digest("rollouts", f"{key} {copies} {samples} {seed} {model_input(prompts)} {sources.engine.identity}")
     for one in policies:
         sources.engine.check(one.policy)
+    parts: list[tuple[str, int, list[tuple[int, list[int]]]]] = []  # key of the span, number of the file, batches
+    for span in spans or [range(len(prompts))]:
+        mine = [prompts[p] for p in span]
+        asked = f"{key} {copies} {samples} {seed} {model_input(mine)} {sources.engine.identity}"
+        first = sum(len(chunk) for _, _, chunk in parts)  # of the batches: no two share their draws
+        planned = enumerate(plan_batches(mine, copies, config.batch_size), first)
+        batches = [(n, [span[p] for p in rows]) for n, rows in planned]
+        chunks = [batches[start : start + size] for start in range(0, len(batches), size)]
+        parts += [(config.digest("rollouts", asked), number, chunk) for number, chunk in enumerate(chunks)]
 
-    def task(one: PolicyRun, identity: str, number: int) -> Task:
-        file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{number:05d}.jsonl"
-        full = f"{key} {identity} {number}"
+    def task(one: PolicyRun, identity: str, place: int) -> Task:
+        file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{place:05d}.jsonl"
+        span_key, number, chunk = parts[place]
+        full = f"{span_key} {identity} {number}"
 
         def make(path: Path, advance: Advance) -> None:
             journal = Journal(run.path / UNFINISHED / file.replace("/", "-"), full) if sources.engine.one_by_one else None
             with journal or nullcontext():
-                write_lines(path, _generate(config, sources, prompts, one.policy, parts[number], samples, seed, advance, journal))
+                write_lines(path, _generate(config, sources, prompts, one.policy, chunk, samples, seed, advance, journal))
 
-        return Task(file, full, make, sum(len(rows) for _, rows in parts[number]))
+        return Task(file, full, make, sum(len(rows) for _, rows in chunk))
 
     chosen = [(one, one.policy.identity()) for one in policies]
-    tasks = [task(*both, number) for both in chosen for number in range(len(parts))]
+    tasks = [task(*both, place) for both in chosen for place in range(len(parts))]
     paths = run.stage(f"{stage}/rollouts", tasks, together=shares_model(config))
     return [paths[start : start + len(parts)] for start in range(0, len(paths), len(parts))]
 

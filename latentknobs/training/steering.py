@@ -7,6 +7,7 @@ prompts an anchor holds the head to what it chose before. The paper gives no for
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -77,10 +78,7 @@ def steer(
         steered = copy.deepcopy(head).to(engine.device)
         _fit(steered, seen, len(versions[0]), copies, margin, anchor, steps, batch, learning_rate, weight_decay)
     notes = {"steered low": _shown(low), "steered high": _shown(high)}
-    return KnobAdapter(
-        adapter.space, steered.eval(), adapter.segmenter, adapter.features, adapter.base, adapter.entropy_head,
-        adapter.training | notes,
-    )  # fmt: skip
+    return replace(adapter, head=steered.eval(), training=adapter.training | notes)
 
 
 def prompts_of(prompts: Iterable[Any]) -> list[str]:

@@ -18,7 +18,7 @@ from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.heads.base import Head
-from latentknobs.heads.features import check_features, width
+from latentknobs.heads.features import check_features, check_rival, width
 from latentknobs.heads.segmenters import Segmenter, parse_level
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.space import KnobSpace
@@ -33,13 +33,14 @@ from latentknobs.reporting.findings import write_findings
 from latentknobs.stages import Enters
 from latentknobs.training.diagnostics import Facts, diagnose
 from latentknobs.training.fit import check_fit
-from latentknobs.training.judging import SUMMARY, judge, mean_length, planned
-from latentknobs.training.modules import BASELINE, MAIN, Modules
+from latentknobs.training.judging import SUMMARY, Judge, mean_length, planned
+from latentknobs.training.modules import MAIN, RIVAL, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
 from latentknobs.training.readme import explain, tell_changes
 from latentknobs.training.rounds import SHOWN, run_round
 from latentknobs.training.rundir import RunDir, explained
+from latentknobs.training.several import run_folder, train_several
 from latentknobs.training.subject import subject
 from latentknobs.training.tracking import Trackers
 
@@ -55,6 +56,7 @@ class Run:
         adapter: the learned adapter.
         report: the evaluation, None when `eval_size` is 0.
         report_path: the same as HTML, for people.
+        runs: of several training seeds, each by itself; `report` is then the joint one.
         is_main: whether this process is the one of several that reports the result.
     """
 
@@ -63,6 +65,7 @@ class Run:
     report: Report | None
     report_path: Path | None = None
     is_main: bool = True
+    runs: tuple["Run", ...] = ()
 
 
 def train(
@@ -77,6 +80,8 @@ def train(
     second_reward: str | Callable[..., Any] | None = None,
     config: str | Path | TrainConfig | None = None,
     resume: bool = False,
+    seeds: int = 1,
+    after: str | Path | None = None,
     **settings: Any,
 ) -> Run:
     """Learns to choose decoding options and measures the gain on held-out prompts.
@@ -92,6 +97,9 @@ def train(
             also a list of these, which are added up with `reward_weights`.
         config: a YAML file or a `TrainConfig`; arguments of the call win over it.
         resume: also reuse the finished scores of a callable reward without `version`, which a new run computes again.
+        seeds: how many times to train, with `seed`, `seed` + 1, ..., each in a folder of its own in `output_dir`. All answer the
+            same held-out prompts: the joint report has intervals over prompts and training seeds. The adapter is the first one's.
+        after: a run whose finished files are copied where the settings that they depend on are the same, e.g. that of `headroom`.
         settings: any other setting, by its flat name (`beta=0.2`) or in its section (`learner={"beta": 0.2}`).
 
     Raises:
@@ -100,7 +108,12 @@ def train(
     named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "preferences": preferences}
     chosen, space, objects = settle(knobs, config, settings, named | {"reward": reward, "second_reward": second_reward})
     with left_as_it_was(model), in_ordinary_mode():
-        return run_training(chosen, space, gather(chosen, tokenizer=tokenizer, **objects), resume)
+
+        def one(config: TrainConfig, known: Path | None) -> Run:
+            return run_training(config, space, gather(config, tokenizer=tokenizer, **objects), resume, known)
+
+        known = None if after is None else run_folder(after)
+        return one(chosen, known) if seeds == 1 else train_several(chosen, seeds, known, one)
 
 
 def settle(
@@ -134,18 +147,20 @@ def settle(
     return chosen, space, objects
 
 
-def run_training(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False) -> Run:
+def run_training(
+    config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False, after: Path | None = None
+) -> Run:  # fmt: skip
     """All stages of a run, on sources that are already loaded, in torch's ordinary mode whatever the caller's. See `train`."""
     with in_ordinary_mode(), closing(sources.engine):
-        return _run(config, space, sources, resume)
+        return _run(config, space, sources, resume, after)
 
 
-def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) -> Run:
+def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, after: Path | None) -> Run:
     segmenter = parse_level(config.level, sources.tokenizer)
     learners = make_learners(config, space, segmenter)
     check_reads(sources.engine, config.features)
     check_module(learners[MAIN], width(config.features, sources.engine.hidden_size or 0))
-    check_evidence([*sources.train, *sources.evaluation], space.needs)
+    check_evidence([*sources.train, *sources.dev, *sources.evaluation], space.needs)
     check_fit(config, 1, int(config.validation > 0))
     processes = Processes(cpu=config.device == "cpu" or None)
     processes.agree(space.facts())
@@ -157,7 +172,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
     if unversioned := unversioned_line(sources, resume):
         say(unversioned)
     with (
-        RunDir(config.output_dir, say, processes, resume) as run,
+        RunDir(config.output_dir, say, processes, resume, after) as run,
         Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
@@ -180,7 +195,14 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
             modules, facts, findings = run_round(run, config, sources, learners, number, key, modules)
         assert modules is not None
         adapter = _adapter(config, learners[MAIN], sources, modules)
-        report = judge(run, config, sources, adapter, key) if sources.evaluation else None
+        report = None
+        if sources.evaluation:
+            judge, why = Judge(run, config, sources, key, adapter), ""
+            if not config.keep_head:
+                adapter, why = judge.choose()
+                adapter.training |= {"choice": why}
+                say(why)
+            report = judge.report(adapter, why)
         run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
         report_path = _finish(run, sources, adapter, report, facts, findings) if processes.is_main else None
         processes.barrier()
@@ -188,9 +210,9 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool) 
 
 
 def make_learners(config: TrainConfig, space: KnobSpace, segmenter: Segmenter) -> dict[str, Learner]:
-    """The learner of a run on its features, and on the entropy alone: the baseline."""
+    """The learner of a run on its features, and on statistics of the logits alone: the rival."""
     kind, settings = find_learner(config.learner), config["learner"]
-    parts = {MAIN: check_features(config.features), BASELINE: ("entropy",)}
+    parts = {MAIN: check_features(config.features), RIVAL: check_rival(config.rival_features)}
     return {
         part: kind(settings, Inputs(space, segmenter, features, config.hidden, config.rank, config.factorised, config.first_round,
                                     config.seed, config.rollouts))
@@ -261,12 +283,17 @@ def _finish(
 
 
 def _adapter(config: TrainConfig, learner: Learner, sources: Sources, modules: Modules) -> KnobAdapter:
-    assert isinstance(modules.main, Head) and isinstance(modules.baseline, Head)  # `check_module`
+    assert isinstance(modules.main, Head) and isinstance(modules.rival, Head)  # `check_module`
     known, values = fields(config.learner), config.flat() | {"engine": sources.engine.identity}  # no address of a server
     shown = [name for name, one in known.items() if one.enters != Enters() and one.section != "space" and name not in UNSHOWN]
     training = {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}
     inputs, base = learner.inputs, describe_model(sources.model)
-    return KnobAdapter(inputs.space, modules.main, inputs.segmenter, config.features, base, modules.baseline, training)
+    if sources.preferences is None:
+        count = len(sources.train) * config.rollouts * config.rounds
+        training["trained on"] = f"{count:,} responses to {len(sources.train):,} prompts"
+    return KnobAdapter(
+        inputs.space, modules.main, inputs.segmenter, config.features, base, modules.rival, config.rival_features, training
+    )
 
 
 def _named(value: Any, several: bool) -> str | tuple[str, ...]:

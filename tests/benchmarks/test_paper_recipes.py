@@ -20,7 +20,7 @@ from latentknobs.errors import NoPairsError
 PARTS = [(name, label) for name in names() for label in read_recipe(name).parts]
 FIXED = {"train": "Problem: Mia has 3", "dev": "Problem: Tom has 4", "held_out": "Problem: Tom has 3"}
 LABELS = {
-    "entropy": "entropy-only head",
+    "statistics": "statistics-only head",
     "hand": "hand rule",
     "hand_min_p": "hand rule with min-p",
     "joint": "best joint constant",
@@ -35,7 +35,7 @@ def part(name: str, label: str) -> Part:
 @pytest.mark.parametrize(("name", "label"), PARTS)
 def test_claims_and_baselines_name_what_the_part_has(name: str, label: str) -> None:
     recipe = part(name, label)
-    assert set(recipe.baselines) <= {"entropy", *SOURCES}
+    assert set(recipe.baselines) <= {"statistics", *SOURCES}
     assert recipe.hand or not {"hand", "hand_min_p"} & set(recipe.baselines)
     known = GROUPS | set(recipe.heads) | {LABELS.get(baseline, baseline) for baseline in recipe.baselines}
     for claim in recipe.claims:
@@ -68,7 +68,7 @@ def test_the_split_is_fixed() -> None:
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Part, Numbers]:
-    recipe = part("ultra", "sequence level").model_copy(update={"baselines": ["entropy", "edt"], "describe": ["temperature"]})
+    recipe = part("ultra", "sequence level").model_copy(update={"baselines": ["statistics", "edt"], "describe": ["temperature"]})
     settings = {"rollouts": 4, "steps": 4, "hidden": 8, "max_new_tokens": 12, "batch_size": 64}
     return recipe, Numbers(train=24, dev=16, held_out=9, copies=2, settings=settings)
 
@@ -146,7 +146,7 @@ def test_every_part_of_every_recipe_runs(name: str, label: str, tmp_path: Path) 
     """With hardly any prompts; the figures mean nothing, but every head, rule, measure and claim is gone through."""
     recipe = part(name, label)
     settings = {"rollouts": 8, "steps": 3, "hidden": 8, "max_new_tokens": 24, "batch_size": 256}
-    numbers = Numbers(train=40, dev=6, held_out=6, copies=8, dev_copies=8, settings=settings, baselines=["entropy", "hand"])
+    numbers = Numbers(train=40, dev=6, held_out=6, copies=8, dev_copies=8, settings=settings, baselines=["statistics", "hand"])
     try:
         result = run_part(recipe, numbers, tmp_path, lambda text: None)
     except (MissingData, NoPairsError) as reason:

@@ -202,3 +202,21 @@ def test_controls_take_part_by_default_and_answer_with_the_heads_own_choices(ada
 
 def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):
     assert not {*CONTROLS} & {*lk.evaluate(adapter, **SMALL).rewards}
+
+
+def test_adapters_of_several_seeds_share_constants_and_are_judged_together(adapter, monkeypatch):
+    from latentknobs.evaluation import api
+
+    warm = OptionHead(adapter.space, adapter.head.in_features, 8)
+    torch.nn.init.constant_(warm.mlp[-1].bias[1:], 50.0)
+    other = lk.KnobAdapter(adapter.space, warm, adapter.segmenter, ("hidden",), adapter.base)
+    calls, roll_out = [], api.roll_out
+    monkeypatch.setattr(api, "roll_out", lambda *args, **settings: calls.append(args[3]) or roll_out(*args, **settings))
+    both = lk.evaluate([adapter, other], **SMALL)
+    assert both.runs == 2 and both.rewards[HEAD].shape == (4, 6)
+    assert len({(policy.identity(), n) for n, policy in enumerate(calls)}) == 2 + 2 + 1 + 2, "tuning, constants, mixture, heads"
+    assert (both.rewards[HEAD][:2] == both.rewards["temperature 0"][:2]).all()
+    assert (both.rewards[HEAD][2:] == both.rewards["temperature 1"][2:]).all()
+    by_sentence = lk.KnobAdapter(adapter.space, adapter.head, parse_level("every:2"), ("hidden",), adapter.base)
+    with pytest.raises(LatentKnobsError, match="different trainings"):
+        lk.evaluate([adapter, by_sentence], **SMALL)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from latentknobs.errors import ConfigError
 from latentknobs.evaluation.comparison import make_report
 from latentknobs.evaluation.report import BINNED, HEAD, MEAN, PER_TASK, SHUFFLED, Report
 from latentknobs.evaluation.statistics import ALPHA, holm
@@ -97,3 +98,18 @@ def test_everything_survives_json():
     data = first.to_dict() | {"runs": 2}
     with pytest.raises(ValueError, match="2 training seeds"):
         Report.from_dict(data)
+
+
+def test_reports_of_several_seeds_are_joined_with_each_runs_own_tuned_constant():
+    one, other = report(constant=0.1, mean=0.1), report(constant=0.2, mean=0.1, shuffled=0.1)
+    other.rewards["temperature 0"] = other.rewards.pop("temperature 1")
+    one.rewards["temperature 0"], other.rewards["temperature 1"] = NOISE_P[None], NOISE_P[None]
+    one.tuning["temperature 0"] = other.tuning["temperature 0"] = 0.5
+    other.tuned, other.notes = "temperature 0", {MEAN: "temperature 0.7", "choice": "The adapter holds the head."}
+    both = Report.join([one, other])
+    assert both.runs == 2 and SHUFFLED not in both.rewards and "2 training seeds" in both.verdict()
+    assert both.compare(both.tuned).gain.mean == pytest.approx(0.15, abs=0.02)
+    assert "temperature 0.6; temperature 0.7" in both.verdict() and "Seed 1: The adapter holds the head." in both.verdict()
+    assert Report.from_dict(json.loads(json.dumps(both.to_dict()))).verdict() == both.verdict()
+    with pytest.raises(ConfigError, match="different prompts"):
+        Report.join([one, Report({HEAD: np.zeros((1, 2))}, ["all"] * 2, HEAD, {})])

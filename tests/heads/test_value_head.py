@@ -108,10 +108,10 @@ def test_the_published_range_of_top_p_begins_at_zero() -> None:
 def test_an_adapter_brings_it_back(tmp_path, dtype) -> None:
     head = head_of(statistics=True, cap=20.0).to(dtype)
     entropy = head_of(space=SPACE, features=1)
-    adapter = lk.KnobAdapter(SPACE, head.eval(), Every(3), ("hidden",), BASE, entropy.eval(), {})
+    adapter = lk.KnobAdapter(SPACE, head.eval(), Every(3), ("hidden",), BASE, entropy.eval(), ("entropy",))
     again = lk.KnobAdapter.from_pretrained(adapter.save_pretrained(tmp_path / "a"))
     seen = lk.Context(hidden_ND=torch.randn(4, 5), logits_NV=torch.randn(4, 11).to(dtype))
-    for mine, theirs in ((adapter.policy(), again.policy()), (adapter.entropy_policy(), again.entropy_policy())):
+    for mine, theirs in ((adapter.policy(), again.policy()), (adapter.rival_policy(), again.rival_policy())):
         assert torch.equal(mine.choose(seen, torch.zeros(4)).value_NJ, theirs.choose(seen, torch.zeros(4)).value_NJ)
         assert mine.identity() == theirs.identity()
     assert "values of" in (tmp_path / "a" / "README.md").read_text()

@@ -27,6 +27,8 @@ def test_prompts_are_unique_and_splits_never_meet(task):
     train = {row["prompt"] for seed in range(3) for row in prompts(task, "train", 400, seed)}
     held_out = {row["prompt"] for seed in range(3) for row in prompts(task, "eval", 400, seed)}
     assert not train & held_out
+    templates = [{row["group"] for row in prompts(task, split, 400)} for split in ("train", "eval")]
+    assert not templates[0] & templates[1] and min(map(len, templates)) >= 15
     assert len(prompts(task, "eval", 400)) == len({row["prompt"] for row in prompts(task, "eval", 400)})
 
 
@@ -50,7 +52,7 @@ def test_mixture_holds_each_task_equally_and_shuffled():
 
 def test_columns_fit_the_task():
     for row in prompts("mixture", "eval", 60):
-        assert set(row) == {"prompt", "task", "answer", "opener"}
+        assert set(row) == {"prompt", "task", "answer", "opener", "group"}
         assert (row["answer"] is not None) == (row["task"] == "math")
         assert (row["opener"] is not None) == (row["task"] == "constrained")
 

@@ -51,7 +51,7 @@ def test_a_run_killed_around_its_checkpoints_ends_with_the_same_bits_and_each_st
 
 
 def test_a_step_says_what_it_earned_and_how_many_responses_it_took_so_far(whole: Path) -> None:
-    assert [row["step"] for row in rows(whole)] == [row["step"] for row in rows(whole, "entropy")] == [1, 2, 3]
+    assert [row["step"] for row in rows(whole)] == [row["step"] for row in rows(whole, "rival")] == [1, 2, 3]
     assert [row["rollouts"] for row in rows(whole)] == [8, 16, 24]
     assert all({"reward", "examples", "failed", "loss", "gradient_norm", "head_entropy"} <= row.keys() for row in rows(whole))
     assert read_status(whole).finished

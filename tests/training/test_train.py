@@ -15,13 +15,13 @@ from latentknobs import testbed
 from latentknobs.config import read_yaml
 from latentknobs.data.examples import Pair
 from latentknobs.errors import ConfigError, DataError, NoPairsError, RewardError, UnknownNameError
-from latentknobs.evaluation.report import CONTROLS
+from latentknobs.evaluation.report import CONTROLS, TRAINED
 from latentknobs.learners.lpo.learner import LPO
 from latentknobs.policies.rules import EDT
 
 SMALL = {
     "train_prompts": 12, "rollouts": 4, "eval_size": 6, "eval_seeds": 2, "tune_size": 4, "max_new_tokens": 10, "steps": 6,
-    "hidden": 16, "pairs_per_step": 8,
+    "hidden": 16, "pairs_per_step": 8, "keep_head": True,
 }  # fmt: skip
 KNOBS = ["temperature:0,0.5,1"]
 FILES = ("rollouts/00000.jsonl", "scores/00000.jsonl", "examples.jsonl", "features/00000.safetensors", "heads/main.safetensors")
@@ -62,9 +62,9 @@ def test_a_run_leaves_everything_it_promises(finished):
 
 
 def test_every_baseline_is_in_the_report(finished):
-    assert set(finished.report.rewards) - {*CONTROLS} == {
+    assert set(finished.report.rewards) - {*CONTROLS, TRAINED} == {
         "learned head", "temperature 0", "temperature 0.5", "temperature 1", "greedy decoding", "uniform mixture",
-        "entropy-only head", "best constant per task",
+        "statistics-only head", "best constant per task",
     }  # fmt: skip
     assert all(values.shape == (2, 6) for values in finished.report.rewards.values())
     assert finished.report.tuned in finished.report.tuning
@@ -75,8 +75,8 @@ def test_the_second_round_was_sampled_by_the_first_rounds_head_and_started_from_
     assert torch.equal(one["shift_F"], two["shift_F"])
     assert not torch.equal(one["mlp.0.weight"], two["mlp.0.weight"])
     assert (one["mlp.0.weight"] - two["mlp.0.weight"]).abs().max() < 0.1
-    first = finished.path / "round-1" / "heads" / "entropy.safetensors"
-    assert first.read_bytes() == (finished.path / "adapter" / "entropy_head.safetensors").read_bytes()
+    first = finished.path / "round-1" / "heads" / "rival.safetensors"
+    assert first.read_bytes() == (finished.path / "adapter" / "rival_head.safetensors").read_bytes()
 
 
 def stamps(path):
@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(finished, tmp_path):
     rollouts = (folder / "round-1" / "rollouts" / "00000.jsonl").stat()
     run = lk.train(knobs=KNOBS, reward=fragile, output_dir=folder, rounds=2, **SMALL)
     assert (folder / "round-1" / "rollouts" / "00000.jsonl").stat().st_mtime_ns == rollouts.st_mtime_ns
-    for name in ("knob_head.safetensors", "entropy_head.safetensors"):
+    for name in ("knob_head.safetensors", "rival_head.safetensors"):
         assert (run.path / "adapter" / name).read_bytes() == (finished.path / "adapter" / name).read_bytes()
 
 
@@ -309,7 +309,7 @@ def test_hostile_settings_are_refused_in_our_own_words(tmp_path, arguments, told
 
 def test_a_store_that_is_streamed_gives_the_same_heads_as_one_in_memory(finished, tmp_path):
     run = lk.train(knobs=KNOBS, reward=length, output_dir=tmp_path, feature_ram=1e-6, rounds=2, **(SMALL | {"eval_size": 0}))
-    for name in ("knob_head.safetensors", "entropy_head.safetensors"):
+    for name in ("knob_head.safetensors", "rival_head.safetensors"):
         assert (run.path / "adapter" / name).read_bytes() == (finished.path / "adapter" / name).read_bytes()
 
 

@@ -204,14 +204,14 @@ def test_a_run_learns_values_that_decode_and_come_back(tmp_path, capsys, level: 
     run = lk.train(
         knobs=["temperature:0.5,1.5", "top_p:0.6,1"], learner="end_to_end", reward=short, level=level, output_dir=tmp_path,
         train_prompts=8, rollouts=3, eval_size=3 * (level == "token"), eval_seeds=1, tune_size=2, max_new_tokens=6, steps=4,
-        pairs_per_step=4, rounds=1 + (level == "token"), statistics=level == "token", top_logits=64, device="cpu",
+        pairs_per_step=4, rounds=1 + (level == "token"), statistics=level == "token", top_logits=64, keep_head=True, device="cpu",
     )  # fmt: skip
     assert "bytes a token" in "".join(capsys.readouterr())
     if level == "sequence":
         return
     assert run.report is not None and run.report_path is not None and "about temperature" in run.report_path.read_text()
     again = lk.KnobAdapter.from_pretrained(run.path / "adapter")
-    assert isinstance(again.head, ValueHead) and isinstance(again.entropy_head, ValueHead)
+    assert isinstance(again.head, ValueHead) and isinstance(again.rival, ValueHead)
     assert again.policy().identity() == run.adapter.policy().identity()
     judged = lk.evaluate(again, reward=short, seeds=1, eval_size=3, tune_size=2, max_new_tokens=6, device="cpu")
     assert "learned head" in judged.rewards

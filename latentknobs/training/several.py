@@ -1,0 +1,64 @@
+"""Several training seeds: a run for each, judged on the same prompts by the same random numbers, and what they show together."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentknobs.config import TrainConfig, write_yaml
+from latentknobs.errors import ConfigError, RunError
+from latentknobs.evaluation.report import Report
+from latentknobs.files import path_of
+from latentknobs.progress import say
+from latentknobs.training.judging import SUMMARY
+from latentknobs.training.rundir import explained, write_text
+
+if TYPE_CHECKING:
+    from latentknobs.training.train import Run
+
+MOST = 64
+
+
+def train_several(
+    config: TrainConfig, seeds: int, after: Path | None, train_one: Callable[[TrainConfig, Path | None], "Run"]
+) -> "Run":
+    """A run in its own folder for each of `seed`, `seed` + 1, ...; the adapter is that of the first.
+
+    Args:
+        after: see `train`, for the first; the others come after the first, whose constants have answered the held-out prompts.
+
+    Raises:
+        ConfigError: there are not so many seeds.
+    """
+    if not 1 < seeds <= MOST:
+        raise ConfigError(
+            f"seeds={seeds!r} is not a number of training seeds. Choose from 1 to {MOST}: 3 show how much they matter."
+        )
+    folder, runs = path_of(config.output_dir), list["Run"]()
+    for number in range(seeds):
+        place = folder / f"seed-{number}"
+        say(f"Training seed {number + 1} of {seeds}, in {str(place)!r}")
+        one = config.replace(seed=config.seed + number, draws=config.seed, output_dir=str(place))
+        runs.append(train_one(one, folder / "seed-0" if number else after))
+    reports = [run.report for run in runs if run.report is not None]
+    report = Report.join(reports) if reports else None
+    if runs[0].is_main:
+        with explained(folder, "the results of all seeds"):
+            runs[0].adapter.save_pretrained(folder / "adapter")
+            write_yaml(config, folder / "config.yaml")
+            if report is not None:
+                (folder / SUMMARY).parent.mkdir(exist_ok=True)
+                write_text(folder / SUMMARY, json.dumps(report.to_dict()) + "\n")
+    return replace(runs[0], path=folder, report=report, report_path=None, runs=tuple(runs))
+
+
+def run_folder(path: str | Path) -> Path:
+    """The folder of a run.
+
+    Raises:
+        RunError: it is not one.
+    """
+    if not ((found := path_of(path)) / "manifest.jsonl").is_file():
+        raise RunError(f"There is no run in {str(path)!r}: it has no manifest.jsonl. Give the output_dir of an earlier run.")
+    return found
