@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from latentknobs.adapter import KnobAdapter as KnobAdapter
     from latentknobs.adapter import attach as attach
     from latentknobs.evaluation.api import evaluate as evaluate
+    from latentknobs.heads.discriminator import Discriminator as Discriminator
+    from latentknobs.heads.discriminator import load_discriminator as load_discriminator
     from latentknobs.knobs.context import Context as Context
     from latentknobs.knobs.context import Observation as Observation
     from latentknobs.knobs.knob import ContextKnob as ContextKnob
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from latentknobs.policies import Policy as Policy
     from latentknobs.training.accounts import account as account
     from latentknobs.training.steering import steer as steer
+    from latentknobs.training.discriminate import discriminator as discriminator
     from latentknobs.training.strategies import find_strategies as find_strategies
     from latentknobs.training.train import train as train
 
@@ -52,6 +55,9 @@ _WHERE = {
     "KnobAdapter": "adapter",
     "account": "training.accounts",
     "steer": "training.steering",
+    "Discriminator": "heads.discriminator",
+    "load_discriminator": "heads.discriminator",
+    "discriminator": "training.discriminate",
     "train": "training.train",
     "find_strategies": "training.strategies",
     "evaluate": "evaluation.api",

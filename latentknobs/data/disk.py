@@ -26,15 +26,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
     """Writes a safetensors file, complete or not at all.
+
+    Args:
+        notes: its metadata.
 
     Raises:
         OSError: with the errno of what went wrong, e.g. ENOSPC for a full disk.
     """
     with replacing(path) as partial:
         try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial, notes)
         except SafetensorError as error:  # it wraps the error of the system
             raise _as_os_error(error, path) from error
 

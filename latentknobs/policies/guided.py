@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
 from latentknobs.heads.segmenters import Every
 from latentknobs.knobs.context import Observation
@@ -66,3 +67,15 @@ def adapt(first: float, rest: float, after: str = "\n", tokenizer: Any = None) -
 def cfg(scale: float, temperature: float = 1.0) -> ConstantPolicy:
     """Classifier-free guidance at a fixed scale (Sanchez et al. 2023, arXiv 2306.17806)."""
     return ConstantPolicy(KnobSpace.of({"guidance_scale": [scale]}, {"temperature": [temperature]}))
+
+
+def classifier(scale: float, discriminator: str, temperature: float = 1.0) -> ConstantPolicy:
+    """Guidance by a discriminator at a fixed scale: P(token) * D(token)^scale (FUDGE: Yang and Klein 2021, arXiv 2104.05218).
+
+    Args:
+        discriminator: a file that `latentknobs discriminator` wrote.
+    """
+    if not discriminator:
+        raise ConfigError("The policy 'classifier' needs discriminator=FILE, which `latentknobs discriminator RUN` writes.")
+    knob: Any = {"options": [scale], "discriminator": discriminator}
+    return ConstantPolicy(KnobSpace.of({"classifier_scale": knob}, {"temperature": [temperature]}))

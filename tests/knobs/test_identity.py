@@ -47,6 +47,7 @@ GOLDEN = {
     "epsilon_cutoff": "617d0e81520a",
     "eta_cutoff": "617d0e81563c",
     "guidance_scale": "6172e62dcfbb",
+    "classifier_scale": "617",
     "kl_half_life": "17d76e70f617",
     "min_p": "6179b0c85b5c",
     "p_less": "617c8554e431",

@@ -6,6 +6,7 @@ form is its maximum if no other distribution earns more; it must also be what an
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import latentknobs as lk
+from latentknobs.data.disk import save_tensors
+from latentknobs.heads.discriminator import FORMAT, Discriminator, load_discriminator
 from latentknobs.likelihood.apply import apply_values
 from latentknobs.likelihood.information import Terms, expectation, kl, terms
 
@@ -69,6 +72,27 @@ def drawn(values: dict[str, float], logits_1V: Tensor, **context: Tensor) -> Ten
     space = lk.KnobSpace.of({name: [value] for name, value in values.items()})
     parts = lk.Context(logits_NV=logits_1V, **context) if context else None
     return apply_values(logits_1V, space, space.values_KJ(), parts)
+
+
+@pytest.fixture(scope="module")
+def discriminator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    found = Discriminator(hidden_size=5, vocabulary=V, rank=3).double()
+    torch.nn.init.normal_(found.state.weight, std=2.0)
+    path = tmp_path_factory.mktemp("discriminator") / "d.safetensors"
+    save_tensors(found.state_dict(), path, {"format": FORMAT, "model": "none"})
+    return path
+
+
+@settings(max_examples=15)
+@given(seed=seeds, weight=weights)
+def test_3_1_classifier_guidance_weighs_the_discriminator(discriminator: Path, seed: int, weight: float) -> None:
+    """-KL(pi || P) + w E_pi[log D(e | s, a)]: classifier_scale w."""
+    logits_1V, hidden_1D = logits(seed), logits(seed + 9)[:, :5]
+    gain_1V = weight * load_discriminator(discriminator)[0].log_prob(hidden_1D.float(), V).double()
+    space = lk.KnobSpace.of({"classifier_scale": {"options": [weight], "discriminator": str(discriminator)}})  # type: ignore[dict-item]
+    found_1V = apply_values(logits_1V, space, space.values_KJ(), lk.Context(hidden_ND=hidden_1D))
+    check(found_1V, seed, lambda value_NV: objective(value_NV, logits_1V, 0.0, gain_1V), ascended(logits_1V, 0.0, gain_1V))
 
 
 @settings(max_examples=15)

@@ -1,7 +1,7 @@
 """A grounded task, where a program checks whether an answer comes from the prompt, and a tiny LM of its own (0.4 MB).
 
     python -m tools.testbed.grounded --out runs/grounded --seed 0
-    python -m tools.testbed.grounded --out runs/corrupted --start runs/grounded --corrupted --steps 60
+    python -m tools.testbed.grounded --out runs/corrupted --start runs/grounded --corrupted --steps 20
 
 A prompt states a fact and asks about it; the response repeats that fact and goes on freely:
 
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and tokenizer")
     parser.add_argument("--start", type=Path, help="LM to go on with; a new one by default")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--corrupted", action="store_true", help="documents with random answers and shuffled words")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

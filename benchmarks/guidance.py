@@ -1,0 +1,255 @@
+"""The open experiments of arXiv 2311.10083 on a grounded task: what each rule trades, and whether that predicts what one gets.
+
+    python -m tools.testbed.grounded --out runs/grounded
+    python -m tools.testbed.grounded --out runs/corrupted --start runs/grounded --corrupted --steps 20
+    python -m benchmarks.guidance
+
+Every member of every family answers held-out prompts; a family's member is tuned on training prompts, once for each training
+seed, by reward (attribution, 0 or 1, and novelty, 0 to 1). Learned options are trained with the same seeds on the same prompts.
+Results are kept one by one in runs/guidance, so that the command goes on where it stopped.
+
+What would refute the claims, written down before the runs. That KL-guided temperature is worth its second reading: its tuned
+member does not beat the tuned static temperature, or the tuned EDT, with a corrected p below .05. That learned options add
+to it: they do not beat the tuned KL-guided member, or only as much as the mean of their own choices does. That the account
+predicts the outcome: the interval of its rank correlation holds 0.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import latentknobs as lk
+from latentknobs.config import TrainConfig
+from latentknobs.data.prompts import Prompt, make_prompts
+from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.engines.transformers import TransformersEngine
+from latentknobs.evaluation.accounting import TERMS, account_of
+from latentknobs.evaluation.statistics import estimate, holm
+from latentknobs.evaluation.tuning import members
+from latentknobs.models.loading import load_model
+from latentknobs.policies import Policy
+from latentknobs.policies.controls import Choices, MeanShift
+from latentknobs.policies.names import policy_of
+from tools.testbed import grounded
+
+SEEDS, TOKENS = (0, 1, 2), 24
+JOINT = "learned temperature x guidance x half-life"
+FAMILIES = {
+    "static temperature": members("constant", temperature=[0, 0.3, 0.5, 0.7, 0.85, 1, 1.15, 1.3, 1.6]),
+    "min-p": members("constant", temperature=[1, 1.3, 1.6], min_p=[0.05, 0.1, 0.2]),
+    "EDT": members("edt", base=[1, 1.4, 1.8, 2.4], theta=[0.3, 1, 3, 6]),
+    "confidence gate": members("confidence_gate", threshold=[0.1, 0.2, 0.3, 0.5, 0.8], hot=[1, 1.3, 1.6]),
+    "CFG": members("cfg", scale=[1.5, 2, 3, 5], temperature=[0.7, 1, 1.3, 1.6]),
+    "KL-guided": members("kl_guided", base=[1, 1.3, 1.6], half_life=[0.1, 0.25, 0.5, 1, 2, 4]),
+}
+LEARNED = {
+    "learned temperature": ["temperature:0,0.5,1,1.3,1.6"],
+    JOINT: ["temperature:0.5,1,1.6", "guidance_scale:1,2,3", "kl_half_life:0.5,2,inf"],
+}
+GREEDY, PLAIN, MEAN = "constant:temperature=0", "constant:temperature=1", "mean of the learned choices"
+
+
+class Lab:
+    """One LM, its prompts, and a folder of results."""
+
+    def __init__(self, model: Path, out: Path, prompts: int) -> None:
+        self.path, self.out = model, out
+        self.model, self.tokenizer = load_model(str(model), TrainConfig())
+        self.engine = TransformersEngine(self.model, self.tokenizer)
+        self.held_out = make_prompts(grounded.rows("eval", prompts, 9), self.tokenizer)
+        out.mkdir(parents=True, exist_ok=True)
+
+    def training_rows(self, seed: int) -> list[dict[str, Any]]:
+        """Prompts of one training seed."""
+        return grounded.rows("train", len(self.held_out), seed)
+
+    def outcome(self, name: str, policy: Policy) -> dict[str, Any]:
+        """What a policy gets on held-out prompts, twice each, and its account; kept in a file."""
+        return self._kept(f"held_out {name}", lambda: self._outcome(policy))
+
+    def tuned(self, family: str, seed: int) -> str:
+        """The member with the best mean reward on the training prompts of a seed."""
+        prompts = make_prompts(self.training_rows(seed), self.tokenizer)
+
+        def earned(spec: str) -> float:
+            rollouts = self._responses(prompts, policy_of(spec, self.tokenizer), 1, 100 + seed)
+            return float(np.mean([sum(scores(prompts[one.prompt], one)[:2]) for one in rollouts]))
+
+        means = {spec: self._kept(f"train {seed} {spec}", lambda spec=spec: earned(spec)) for spec in FAMILIES[family]}
+        return max(means, key=lambda spec: means[spec])
+
+    def learned(self, name: str, seed: int) -> Policy:
+        """Options chosen by a head that LPO trained on the prompts of a seed."""
+        run = self.out / f"{name.replace(' ', '_')}-{seed}"
+        rows = run.with_suffix(".jsonl")
+        rows.write_text("".join(json.dumps(row) + "\n" for row in self.training_rows(seed)))
+        lk.train(
+            knobs=LEARNED[name], model=str(self.path), prompts=str(rows), eval_prompts=str(rows), eval_size=0,
+            reward=grounded.reward, output_dir=str(run), seed=seed, train_prompts=len(self.held_out), rollouts=8,
+            max_new_tokens=TOKENS, hidden=64, steps=200, features=["hidden", "entropy"], factorised=len(LEARNED[name]) > 1,
+        )  # fmt: skip
+        return lk.KnobAdapter.from_pretrained(run / "adapter").policy("greedy")
+
+    def classifiers(self, run: Path) -> list[str]:
+        """Guidance by a discriminator of grounded and novel responses, trained on the rollouts of a run."""
+        path = self.out / "discriminator.safetensors"
+        if not path.exists():
+            print(lk.discriminator(run, path, threshold=1.0), flush=True)
+        return [
+            f"classifier:scale={scale},temperature={temperature},discriminator={path}"
+            for scale in (1, 2, 4, 8) for temperature in (0.7, 1, 1.3, 1.6)
+        ]  # fmt: skip
+
+    def mean_of(self, policy: Policy, seed: int) -> Policy:
+        """The constant that is the mean of what a policy chooses on the training prompts of a seed."""
+        prompts = make_prompts(self.training_rows(seed), self.tokenizer)
+        rollouts = self._responses(prompts, policy, 1, 200 + seed)
+        values = torch.tensor([value for one in rollouts for value in one.values], dtype=torch.float64)
+        return MeanShift(policy.space, Choices(values))
+
+    def _outcome(self, policy: Policy) -> dict[str, Any]:
+        rollouts = self._responses(self.held_out, policy, 2, 1)
+        found = account_of(self.engine, self.held_out, rollouts, policy.space, batch_size=512)
+        grounded_R, novelty_R, fluent_R = zip(*(scores(self.held_out[one.prompt], one) for one in rollouts), strict=True)
+        per_token = {term: float(np.sum(getattr(found, term)) / np.sum(found.tokens)) for term in TERMS}
+        return {
+            "grounded": grounded_R, "novelty": novelty_R, "fluent": fluent_R, "distinct": distinct_2(rollouts), **per_token,
+        }  # fmt: skip
+
+    def _responses(self, prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int) -> list[Rollout]:
+        return roll_out(
+            self.model, self.tokenizer, prompts, policy, copies=copies, max_new_tokens=TOKENS, batch_size=512, seed=seed
+        )
+
+    def _kept(self, name: str, make: Any) -> Any:
+        path = self.out / "results.jsonl"
+        if not hasattr(self, "known"):
+            lines = path.read_text().splitlines() if path.exists() else []
+            self.known: dict[str, Any] = dict(json.loads(line) for line in lines)
+        if name not in self.known:
+            self.known[name] = make()
+            with path.open("a") as file:
+                file.write(json.dumps([name, self.known[name]]) + "\n")
+            print(name, flush=True)
+        return self.known[name]
+
+
+def scores(prompt: Prompt, rollout: Rollout) -> tuple[float, float, float]:
+    """Attribution (0 or 1), novelty (0 to 1), and whether the free sentence is one (0 or 1)."""
+    is_grounded = grounded.is_grounded(rollout.text, prompt.columns["answer"])
+    return float(is_grounded), grounded.novelty(rollout.text), float(grounded.free_words(rollout.text) is not None)
+
+
+def distinct_2(rollouts: Sequence[Rollout]) -> float:
+    """Different pairs of neighbouring words, as a share of all (distinct-2: Li et al. 2016, arXiv 1510.03055)."""
+    pairs = [pair for one in rollouts for pair in zip(one.text.split(), one.text.split()[1:], strict=False)]
+    return len(set(pairs)) / max(len(pairs), 1)
+
+
+def reward_P(outcome: dict[str, Any]) -> NDArray[np.float64]:
+    """(P,) mean reward of each prompt."""
+    return (np.array(outcome["grounded"]) + np.array(outcome["novelty"])).reshape(-1, 2).mean(1)
+
+
+def ranks(value_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean ranks of ties, as Spearman's correlation takes them."""
+    _, inverse, counts = np.unique(value_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def correlation(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Spearman's rank correlation over N policies, with a 95 % bootstrap interval over policies."""
+    rng, found = np.random.default_rng(0), list[float]()
+    whole = float(np.corrcoef(ranks(x_N), ranks(y_N))[0, 1])
+    for _ in range(1000):
+        some = rng.integers(len(x_N), size=len(x_N))
+        found.append(float(np.corrcoef(ranks(x_N[some]), ranks(y_N[some]))[0, 1]))
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return whole, float(low), float(high)
+
+
+def line(name: str, outcome: dict[str, Any]) -> str:
+    """A row of a Markdown table."""
+    shares = [np.mean(outcome[key]) for key in ("grounded", "fluent", "novelty")]
+    numbers = [*shares, outcome["distinct"], *(outcome[term] for term in TERMS)]
+    return f"| {name} | {np.mean(reward_P(outcome)):.3f} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |"
+
+
+HEADER = (
+    "| policy | reward | grounded | fluent | novelty | distinct-2 | sensibleness | diversity | attribution | log P |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+@click.command()
+@click.option("--model", default="runs/grounded", show_default=True, type=click.Path(path_type=Path))
+@click.option("--corrupted", default="runs/corrupted", show_default=True, type=click.Path(path_type=Path))
+@click.option("--out", default="runs/guidance", show_default=True, type=click.Path(path_type=Path))
+@click.option("--prompts", default=96, show_default=True, help="Held-out prompts, and training prompts of each seed.")
+def main(model: Path, corrupted: Path, out: Path, prompts: int) -> None:
+    """Runs what is missing, and prints the tables of docs/guidance.md."""
+    lab = Lab(model, out, prompts)
+    for seed in SEEDS:
+        lab.learned("learned temperature", seed)
+    FAMILIES["classifier"] = lab.classifiers(out / "learned_temperature-0")
+    every = {spec: lab.outcome(spec, policy_of(spec)) for family in FAMILIES.values() for spec in family}
+    picked = {family: [lab.tuned(family, seed) for seed in SEEDS] for family in FAMILIES}
+    print(f"\n1 and 2: temperature against greedy decoding, and the trade-off of guidance\n\n{HEADER}")
+    for spec in (spec for family in ("static temperature", "CFG", "classifier") for spec in FAMILIES[family]):
+        print(line(f"`{spec.partition(',discriminator')[0]}`", every[spec]))
+    chosen = {family: [every[spec] for spec in specs] for family, specs in picked.items()}
+    for name in LEARNED:
+        heads = [lab.learned(name, seed) for seed in SEEDS]
+        chosen[name] = [lab.outcome(f"{name} {seed}", head) for seed, head in zip(SEEDS, heads, strict=True)]
+    means = [lab.mean_of(head, seed) for seed, head in zip(SEEDS, heads, strict=True)]
+    chosen[MEAN] = [lab.outcome(f"{MEAN} {seed}", policy) for seed, policy in zip(SEEDS, means, strict=True)]
+    compared(chosen, picked)
+    predicted([*every.values(), *(one for name in (*LEARNED, MEAN) for one in chosen[name])])
+    if corrupted.exists():
+        badly_aligned(Lab(corrupted, out / "corrupted", prompts), every)
+
+
+def compared(chosen: dict[str, list[dict[str, Any]]], picked: dict[str, list[str]]) -> None:
+    """3: tuned rules and learned options, and their differences."""
+    print(f"\n3: tuned on training prompts (seeds {SEEDS}); means over the seeds\n\n{HEADER}")
+    for name, outcomes in chosen.items():
+        mean = {key: np.mean([one[key] for one in outcomes], axis=0) for key in outcomes[0]}
+        print(line(name, mean) + (f" <!-- {sorted(set(picked[name]))} -->" if name in picked else ""))
+    pairs = [("KL-guided", other) for other in ("static temperature", "EDT", "CFG", "classifier", "min-p", "confidence gate")]
+    pairs += [(JOINT, other) for other in ("KL-guided", "CFG", "EDT", "static temperature", "learned temperature", MEAN)]
+    gains = [estimate(np.stack(list(map(reward_P, chosen[a]))) - np.stack(list(map(reward_P, chosen[b])))) for a, b in pairs]
+    print("\n| | against | gain in reward [95 %, prompts and seeds] | p, corrected by Holm |\n|---|---|---|---|")
+    for (ours, theirs), gain, p in zip(pairs, gains, holm([gain.p for gain in gains]), strict=True):
+        print(f"| {ours} | {theirs} | {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {p:.3g} |")
+
+
+def predicted(outcomes: list[dict[str, Any]]) -> None:
+    """4: whether the account predicts the outcome."""
+    results = {"grounded": "grounded", "fluent": "fluent", "distinct-2": "distinct"}
+    print(f"\n4: Spearman's rank correlation over {len(outcomes)} policies [95 %]\n")
+    print("| term | " + " | ".join(results) + " |\n|---|---|---|---|")
+    for term in TERMS:
+        cells = [
+            correlation(np.array([one[term] for one in outcomes]), np.array([np.mean(one[key]) for one in outcomes]))
+            for key in results.values()
+        ]
+        print(f"| {term} | " + " | ".join(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in cells) + " |")
+
+
+def badly_aligned(lab: Lab, clean: dict[str, dict[str, Any]]) -> None:
+    """5: the same settings on an LM that was fine-tuned on corrupted text."""
+    print(f"\n5: the LM after corrupted text, and before\n\n{HEADER}")
+    for spec in (GREEDY, "constant:temperature=0.7", PLAIN, "cfg:scale=2,temperature=1", "cfg:scale=3,temperature=0.7",
+                 "kl_guided:base=1,half_life=0.5"):  # fmt: skip
+        print(line(f"`{spec}`, corrupted", lab.outcome(spec, policy_of(spec))))
+        print(line(f"`{spec}`, before", clean[spec]))
+
+
+if __name__ == "__main__":
+    main()
