@@ -43,10 +43,10 @@ JOINT = "learned temperature x guidance x half-life"
 FAMILIES = {
     "static temperature": members("constant", temperature=[0, 0.3, 0.5, 0.7, 0.85, 1, 1.15, 1.3, 1.6]),
     "min-p": members("constant", temperature=[1, 1.3, 1.6], min_p=[0.05, 0.1, 0.2]),
-    "EDT": members("edt", base=[1, 1.4, 1.8, 2.4], theta=[0.3, 1, 3, 6]),
-    "confidence gate": members("confidence_gate", threshold=[0.1, 0.2, 0.3, 0.5, 0.8], hot=[1, 1.3, 1.6]),
-    "CFG": members("cfg", scale=[1.5, 2, 3, 5], temperature=[0.7, 1, 1.3, 1.6]),
-    "KL-guided": members("kl_guided", base=[1, 1.3, 1.6], half_life=[0.1, 0.25, 0.5, 1, 2, 4]),
+    "EDT": members("edt", base=[1, 1.4, 1.8, 2.4], theta=[0.3, 1, 3]),
+    "confidence gate": members("confidence_gate", threshold=[0.3, 0.5, 0.8], hot=[1, 1.3, 1.6]),
+    "CFG": members("cfg", scale=[1.5, 2, 3], temperature=[0.7, 1, 1.3, 1.6]),
+    "KL-guided": members("kl_guided", base=[1, 1.3, 1.6], half_life=[0.25, 0.5, 1, 2, 4]),
 }
 LEARNED = {
     "learned temperature": ["temperature:0,0.5,1,1.3,1.6"],

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from latentknobs.policies import Choice as Choice
     from latentknobs.policies import Policy as Policy
     from latentknobs.training.accounts import account as account
-    from latentknobs.training.steering import steer as steer
     from latentknobs.training.discriminate import discriminator as discriminator
+    from latentknobs.training.steering import steer as steer
     from latentknobs.training.strategies import find_strategies as find_strategies
     from latentknobs.training.train import train as train
 
