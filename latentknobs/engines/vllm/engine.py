@@ -114,7 +114,7 @@ class VLLMEngine(ServedEngine):
 
     def _folder(self) -> str:
         name = str(getattr(self.model.config, "_name_or_path", ""))
-        if Path(name).is_dir() or "/" in name:
+        if name and (Path(name).is_dir() or "/" in name):
             return name
         return _saved(self.model, self.tokenizer)
 

@@ -22,13 +22,21 @@ from latentknobs.policies import Choice, Policy, reads
 from latentknobs.policies.names import policy_of
 from latentknobs.testing import EngineConformance
 
-BLOCKS = {
-    "block_size": 32,
-    "num_gpu_blocks_override": 24,
-    "max_num_batched_tokens": 48,
-}  # too few: requests wait, are cut, come back
-ENGINE = VLLMEngine(MODEL, TOKENIZER, max_num_seqs=16, gpu_memory_utilization=0.1, enforce_eager=True, max_model_len=256,
-                    enable_prefix_caching=False, disable_log_stats=False, **BLOCKS)  # fmt: skip
+# so few blocks that requests wait, are cut and come back
+BLOCKS = {"block_size": 32, "num_gpu_blocks_override": 24, "max_num_batched_tokens": 48}
+
+
+class Interpreted(VLLMEngine):
+    """Runner V2 here: Triton's interpreter cannot run vLLM's own kernels of top-k and top-p."""
+
+    def plain(self, *args: Any, **settings: Any) -> list[Response]:
+        raise NotImplementedError
+
+
+ENGINE = (Interpreted if V2 else VLLMEngine)(
+    MODEL, TOKENIZER, max_num_seqs=16, gpu_memory_utilization=0.1, enforce_eager=True, max_model_len=256,
+    enable_prefix_caching=False, disable_log_stats=False, **BLOCKS,
+)  # fmt: skip
 READER = TransformersEngine(MODEL, TOKENIZER)
 ROWS, TOKENS = (int(os.environ.get("ROWS", "4")), 24) if V2 else (14, 100)  # responses of each policy, and their length
 
@@ -131,11 +139,13 @@ def test_rollouts_are_those_of_transformers(adapters: dict[str, KnobAdapter]) ->
 @pytest.mark.parametrize("values", [{"temperature": 1.2, "min_p": 0.1}, {"temperature": 1.6, "top_p": 0.8}, {"top_k": 4}])
 def test_constants_are_distributed_as_vllms_own_parameters(values: dict[str, float]) -> None:
     """Chi-squared, of the first token of many responses to one prompt."""
+    if V2 and not {"temperature", "min_p"}.issuperset(values):
+        pytest.skip("see Interpreted")
     rows, text = 120 if V2 else 1000, TOKENIZER("Rule:").input_ids
     order = [name for name in ("temperature", "min_p", "top_k", "top_p") if name in values]
     space = KnobSpace.of(*({name: [value]} for name, value in values.items()), order=order)
     mine = ENGINE.sample([text] * rows, policy_of_space(space), max_new_tokens=1, seed=3)
-    theirs = ENGINE.plain([text] * rows, values, max_new_tokens=1, seed=3)
+    theirs = VLLMEngine.plain(ENGINE, [text] * rows, values, max_new_tokens=1, seed=3)
     tokens = sorted({row.ids[0] for row in (*mine, *theirs)})
     counts = [[sum(row.ids[0] == token for row in found) for token in tokens] for found in (mine, theirs)]
     often = [n for n, pair in enumerate(zip(*counts, strict=True)) if sum(pair) >= 12]

@@ -155,18 +155,18 @@ def test_64_streams_say_what_transformers_says_and_bring_their_choices(server: S
 
 
 def test_streams_go_on_and_nothing_changes_or_grows(server: Server, adapters: dict[str, KnobAdapter]) -> None:
-    jobs, rounds = all_jobs(adapters, 8), 0
+    jobs, levels = all_jobs(adapters, 8), list[int]()
     first = asyncio.run(together(server, jobs))
     asyncio.run(together(server, jobs, keyed=True))
-    before, until = server.memory(), time.monotonic() + SOAK
-    while time.monotonic() < until or rounds < 2:
-        order = sorted(range(len(jobs)), key=lambda n: hash((n, rounds)))
-        some = order[: len(order) if rounds % 2 else len(order) // 3]  # in other company each time
+    until = time.monotonic() + SOAK
+    while time.monotonic() < until or len(levels) < 4:
+        order = sorted(range(len(jobs)), key=lambda n: hash((n, len(levels))))
+        some = order[: len(order) if len(levels) % 2 else len(order) // 3]  # in other company each time
         assert asyncio.run(together(server, [jobs[n] for n in some])) == [first[n] for n in some]
-        rounds += 1
-    grown = (server.memory() - before) / 2**20
-    print(f"\n{rounds} rounds of up to {len(jobs)} streams in {SOAK:.0f} s; memory grew by {grown:.1f} MiB")
-    assert grown < 40
+        levels.append(server.memory())
+    start, middle, end = (level / 2**20 for level in (levels[0], levels[len(levels) // 2], levels[-1]))
+    print(f"\n{len(levels)} rounds of up to 64 streams in {SOAK:.0f} s; {start:.0f}, {middle:.0f} and {end:.0f} MiB on the way")
+    assert end - middle < 16
 
 
 def test_what_a_server_knows(server: Server, adapters: dict[str, KnobAdapter]) -> None:
