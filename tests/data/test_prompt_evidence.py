@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import latentknobs as lk
 from latentknobs import testbed
+from latentknobs.cli import cli
 from latentknobs.data.evidence import check_evidence, second_prompts
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import check_lengths, make_prompts
@@ -126,3 +128,12 @@ def test_features_and_rollouts_read_the_same_evidence(tokenizer):
             table_TK = cache.columns["logps_NK"][int(cache.start_R1[r]) : int(cache.start_R1[r + 1])]
             expected_T = table_TK.gather(-1, record.option_BT[0].unsqueeze(-1)).squeeze(-1)
             assert torch.allclose(record.logps_BT[0], expected_T, rtol=0, atol=1e-9)
+
+
+def test_evidence_is_left_out_on_the_command_line(tmp_path):
+    command = ["generate", "--policy", "cfg:scale=3,temperature=0", "--max-new-tokens", "8", "--prompt", FACT + ASK]
+    found = [CliRunner().invoke(cli, [*command, *more]) for more in ([], ["--without-evidence", "Story:" + ASK])]
+    assert [one.exit_code for one in found] == [0, 0], found[1].output
+    assert found[0].stdout != found[1].stdout
+    refused = CliRunner().invoke(cli, [*command, *["--without-evidence", "Story:" + ASK] * 2])
+    assert refused.exit_code == 2 and "There are 1 --prompt and 2 --without-evidence. Give one for each prompt" in refused.stderr
