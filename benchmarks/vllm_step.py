@@ -63,10 +63,10 @@ def main() -> None:
     for name, policy in known.items():
         llm.collective_rpc("latentknobs_register", args=(name, {"": policy}))
     fixed = {"temperature=1": {}, "temperature=0.8, min_p=0.05": {"temperature": 0.8, "min_p": 0.05}}
-    asked: dict[str, dict[str, Any]] = fixed | {name: {"extra_args": {"latentknobs": name}} for name in known}
-    times: dict[str, list[float]] = {name: [] for name in asked}
+    contestants: dict[str, dict[str, Any]] = fixed | {name: {"extra_args": {"latentknobs": name}} for name in known}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(options.rounds + 1):
-        for name, more in asked.items():
+        for name, more in contestants.items():
             taken = run(llm, options.batch, options.tokens, more)
             if turn:
                 times[name].append(taken)

@@ -33,7 +33,7 @@ def serve(*arguments: str) -> Any:
 
 @pytest.fixture
 def tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This environment has no vLLM; the version that is asked for is one that was tested."""
+    """This environment has no vLLM; it seems to have a version that was tested."""
     monkeypatch.setattr("latentknobs.engines.vllm.versions.installed", lambda: "0.32.0")
 
 

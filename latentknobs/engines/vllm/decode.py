@@ -1,4 +1,4 @@
-"""One step: for each row that asked for a policy, its values and a token from them."""
+"""One step: for each row whose request names a policy, its values and a token from them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -41,7 +41,7 @@ class VLLMEngine(ServedEngine):
         tokenizer: of the LM.
         max_num_seqs: most responses that are decoded together.
         gpu_memory_utilization: share of the device's memory (on a CPU of the machine's) that vLLM takes.
-        more: further arguments of `vllm.LLM`, e.g. `enforce_eager=true` to start quickly, or `max_num_batched_tokens`.
+        more: further arguments of `vllm.LLM`, e.g. `enforce_eager=true` to start without compiling, or `max_num_batched_tokens`.
 
     Raises:
         ConfigError: vLLM is missing or was not tested, or an argument does not fit.

@@ -33,7 +33,7 @@ def learn(names: Mapping[str, tuple[str, ...]]) -> None:
 
 
 def known() -> Mapping[str, tuple[str, ...]] | None:
-    """What `learn` was told of; None before."""
+    """What `learn` has seen; None before."""
     return KNOWN if _IS_KNOWN["names"] else None
 
 

@@ -122,7 +122,7 @@ class PolicyProcessor(V1, V2):
         assert self.states is not None
         first, read = int(self.states.prompt_len.np[slot]), int(self.states.prefill_len.np[slot])
         ids = self.states.all_token_ids.gpu[slot, :read].tolist()
-        if read > first:  # it comes back, and the slot that it had may not have been given away yet
+        if read > first:  # it comes back, and the slot that it had may not have a new owner yet
             for progress in self.rows.values():
                 if progress.request == request and progress.is_before(ids[first:]):
                     self.responses.set_aside(progress)

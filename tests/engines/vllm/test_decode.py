@@ -81,7 +81,7 @@ def served(jobs: list[Job], draw: Any, edit: bool = False) -> list[list[int]]:
             assert job.progress is not None
             job.progress.move_to(len(job.outputs), job.outputs[-1] if job.outputs else -1)
         decode([Row(n, job.progress) for n, job in enumerate(batch) if job.progress], logits_NV, hidden_ND, raw_NV)
-        assert (logits_NV[len(batch) :] < MARK).all(), "a row that asked for no policy was touched"
+        assert (logits_NV[len(batch) :] < MARK).all(), "a row without a policy was touched"
         for n, job in enumerate(batch):
             assert (logits_NV[n] == MARK).sum() == 1
             if not is_chunk[n]:
@@ -115,7 +115,7 @@ def test_a_response_is_the_same_however_it_is_scheduled(data: st.DataObject, kin
         assert [tuple(values) for values in trace["values"]] == [tuple(values) for values in alone.values]
         assert (trace["options"] and tuple(trace["options"])) == alone.options
         assert all(logp <= 1e-6 for logp in trace["logps"])
-        assert TRACES.take(f"{row}") is None, "each is given away once"
+        assert TRACES.take(f"{row}") is None, "each can be fetched once"
 
 
 @given(st.data())

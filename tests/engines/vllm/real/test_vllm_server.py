@@ -145,9 +145,9 @@ def test_64_streams_say_what_transformers_says_and_bring_their_choices(server: S
     assert len(jobs) == 64
     found = asyncio.run(together(server, jobs, keyed=True))
     assert found == expected(jobs)
-    asked = [n for n, job in enumerate(jobs) if job.name]
-    traces = server.choices({"keys": [f"{jobs[n].name} {jobs[n].row}" for n in asked]}).json()["choices"]
-    for n, trace in zip(asked, traces, strict=True):
+    named = [n for n, job in enumerate(jobs) if job.name]
+    traces = server.choices({"keys": [f"{jobs[n].name} {jobs[n].row}" for n in named]}).json()["choices"]
+    for n, trace in zip(named, traces, strict=True):
         policy = jobs[n].policy
         assert policy is not None and tuple(trace["ids"]) == found[n] and len(trace["logps"]) == len(found[n])
         assert all(len(values) == len(policy.space.knobs) for values in trace["values"])
@@ -195,7 +195,7 @@ def test_refusals_are_400_in_our_words(server: Server, xargs: dict[str, Any], mo
     assert server.get("/health").status_code == 200
 
 
-def test_keys_are_given_away_once_and_bad_bodies_are_refused(server: Server, adapters: dict[str, KnobAdapter]) -> None:
+def test_keys_can_be_fetched_once_and_bad_bodies_are_refused(server: Server, adapters: dict[str, KnobAdapter]) -> None:
     job = Job("token", adapters["token"].policy(), 0, [3, 4])
     asyncio.run(together(server, [job], keyed=True))
     keys = {"keys": ["token 0", "nowhere"]}
