@@ -41,7 +41,7 @@ class Quality(NamedTuple):
     share: float
 
     def __str__(self) -> str:
-        verdict = "" if self.loss < self.base else " It is no better than a constant: do not guide with it."
+        verdict = "" if self.loss < self.base else " It is not better than a constant: do not guide with it."
         return f"held-out loss {self.loss:.3f} (constant: {self.base:.3f} nats), AUC {self.auc:.3f}.{verdict}"
 
 
@@ -163,9 +163,7 @@ def _scored(run: Path) -> tuple[list[Rollout], list[float]]:
     paths = sorted((run / "round-1" / "rollouts").glob("*.jsonl"))
     scores = [run / "round-1" / "scores" / path.name for path in paths]
     if not paths or not all(path.exists() for path in scores):
-        raise RunError(
-            f"There are no scored rollouts in {str(run)!r}. Give the directory of a run that `latentknobs train` made."
-        )
+        raise RunError(f"There are no scored rollouts in {str(run)!r}. Give the directory of a run of `latentknobs train`.")
     both = zip(read_all(paths), read_scores(scores), strict=True)
     kept = [(rollout, score) for rollout, score in both if score is not None][:MOST]
     return [rollout for rollout, _ in kept], [score for _, score in kept]
