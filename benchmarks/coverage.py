@@ -32,6 +32,7 @@ from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.engines.transformers import TransformersEngine
+from latentknobs.evaluation.comparison import JUDGING, TUNING
 from latentknobs.evaluation.statistics import estimate
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
@@ -137,7 +138,7 @@ def learn(case: Case, policy: Policy, prompts: Sequence[Prompt], before: OptionH
 
 def tune(prompts: Sequence[Prompt]) -> int:
     """The best of the 48 constants on training prompts."""
-    means = [answers(prompts, ConstantPolicy(JOINT, k), 1, 101)[1].mean() for k in range(JOINT.K)]
+    means = [answers(prompts, ConstantPolicy(JOINT, k), 1, TUNING)[1].mean() for k in range(JOINT.K)]
     return int(np.argmax(means))
 
 
@@ -155,7 +156,7 @@ def main(train_prompts: int, eval_size: int, tune_size: int, seeds: int, rounds:
     judge = held_out_prompts(eval_size)
     best = tune(training_prompts(train_prompts, 1)[:tune_size])
     reward_P: dict[str, list[Rewards]] = {f"constant {JOINT.label(best)}": []}
-    reward_P[f"constant {JOINT.label(best)}"].append(answers(judge, ConstantPolicy(JOINT, best), 2, 1001)[1].mean(1))
+    reward_P[f"constant {JOINT.label(best)}"].append(answers(judge, ConstantPolicy(JOINT, best), 2, JUDGING)[1].mean(1))
     for seed in range(1, seeds + 1):
         prompts = training_prompts(train_prompts, seed)
         for name, case in CASES.items():
@@ -164,7 +165,7 @@ def main(train_prompts: int, eval_size: int, tune_size: int, seeds: int, rounds:
                 policy = HeadPolicy(head, case.space, TOKEN, pick="sample") if head else Mixture(case.untruncated)
                 print(f"seed {seed}, {name}, round {number}")
                 head = learn(case, policy, prompts, head, TrainConfig(seed=seed, steps=steps))
-                got = answers(judge, HeadPolicy(head, case.space, TOKEN), 2, 1001)[1].mean(1)
+                got = answers(judge, HeadPolicy(head, case.space, TOKEN), 2, JUDGING)[1].mean(1)
                 reward_P.setdefault(f"{name}, round {number}", []).append(got)
     report({name: np.stack(runs) for name, runs in reward_P.items()})
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from latentknobs.policies import Policy as Policy
     from latentknobs.training.accounts import account as account
     from latentknobs.training.discriminate import discriminator as discriminator
+    from latentknobs.training.headroom import headroom as headroom
     from latentknobs.training.steering import steer as steer
     from latentknobs.training.strategies import find_strategies as find_strategies
     from latentknobs.training.train import train as train
@@ -60,6 +61,7 @@ _WHERE = {
     "discriminator": "training.discriminate",
     "train": "training.train",
     "find_strategies": "training.strategies",
+    "headroom": "training.headroom",
     "evaluate": "evaluation.api",
 }
 __all__ = sorted([*_WHERE, "__version__"])

@@ -27,11 +27,12 @@ from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import RewardError
+from latentknobs.evaluation.comparison import JUDGING, TUNING
 from latentknobs.files import fit
 from latentknobs.policies import Policy
 from latentknobs.rewards.scoring import failure_line
 
-SEEDS = {"dev": 101, "held_out": 1001}  # all policies answer a part with the same seed
+SEEDS = {"dev": TUNING, "held_out": JUDGING}  # all policies answer a part with the same seed
 ONE_CALL = 1024  # completions that latentknobs gives to one call of a reward
 OURS = ("pick", "credit", "trained_on")  # settings of a head that are not latentknobs'
 

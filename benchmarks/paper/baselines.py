@@ -62,7 +62,19 @@ def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = 
     def value(player: Player, limit: int) -> float:
         return dev_mean(player, arena, target, copies, limit)
 
-    best = turn(arena) if name == "turn" else tuning.race(family(name, arena, hand), len(arena.prompts("dev")), value)
+    if name == "turn":
+        best = turn(arena)
+    else:
+        players = {player.name: player for player in family(name, arena, hand)}
+        make = RULES[str(hand)] if name in HAND else None
+
+        def score(spec: str, limit: int) -> float:
+            if spec not in players:
+                policy = make(arena.world.tokenizer, *tuning.settings_of(spec).values()) if make else policy_of(spec)
+                players[spec] = Player(spec, policy, f"{spec} {hand}" if make else spec)
+            return value(players[spec], limit)
+
+        best = players[tuning.tuned(list(players), len(arena.prompts("dev")), score)[0]]
     label = {"hand": "hand rule", "hand_min_p": "hand rule with min-p", "joint": "best joint constant"}.get(name, name)
     return Player(f"{label}: {best.name.partition(':')[2]}", best.policy, best.key)
 

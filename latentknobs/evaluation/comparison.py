@@ -34,6 +34,8 @@ from latentknobs.heads.features import PORTABLE
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choices, ConstantPolicy, GreedyPolicy, MeanShift, Pick, Policy, Shuffle, UniformPolicy
 
+TUNING, JUDGING, CHOOSING = 101, 1001, 2001  # what stages add to the seed of a run, so that no two share their draws
+
 
 class Compared(NamedTuple):
     """A policy of the comparison; `build` makes it from an adapter, or None where the adapter lacks the part.
@@ -107,12 +109,12 @@ class Stage:
 def stages(compared: Sequence[Compared], tune: Sequence[Prompt], held_out: Sequence[Prompt], seeds: int) -> tuple[Stage, Stage]:
     """First the constants on training prompts, once each; then everything on held-out prompts, `seeds` times each."""
     constants = [one for one in compared if one.role == "constant"]
-    return Stage("tuning", constants, tune, 1, 101), Stage("evaluation", compared, held_out, seeds, 1001)
+    return Stage("tuning", constants, tune, 1, TUNING), Stage("evaluation", compared, held_out, seeds, JUDGING)
 
 
 def choosing(found: Mapping[str, KnobAdapter], pick: Pick, dev: Sequence[Prompt], seeds: int) -> Stage:
     """What an adapter may hold, on the prompts that tune, with random numbers that tuned nothing."""
-    return Stage("choice", [fixed(name, adapter.policy(pick)) for name, adapter in found.items()], dev, seeds, 2001)
+    return Stage("choice", [fixed(name, adapter.policy(pick)) for name, adapter in found.items()], dev, seeds, CHOOSING)
 
 
 CONTROLLED = 3  # controls at most
@@ -125,12 +127,12 @@ def controls(policy: Policy, choices: Choices, prompts: Sequence[Prompt], seeds:
     """
     space, segmenter = policy.space, policy.segmenter
     if (choices.value_MJ == choices.value_MJ[0]).all():
-        return Stage("controls", [], prompts, seeds, 1001)
+        return Stage("controls", [], prompts, seeds, JUDGING)
     mean = MeanShift(space, choices)
     found = [fixed(MEAN, mean), fixed(SHUFFLED, Shuffle(space, segmenter, choices))]
     if choices.entropy_M is not None:
         found.append(fixed(BINNED, Shuffle(space, segmenter, choices, binned=True)))
-    return Stage("controls", found, prompts, seeds, 1001, {MEAN: mean.label})
+    return Stage("controls", found, prompts, seeds, JUDGING, {MEAN: mean.label})
 
 
 def numbers_of(adapter: KnobAdapter, tuning: Stage) -> str:

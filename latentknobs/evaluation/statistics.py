@@ -126,10 +126,15 @@ def win_share(ours_SP: Floats, theirs_SP: Floats) -> Floats:
     return np.asarray(wins(ours_SP, theirs_SP).mean(0))
 
 
-def holm(p_M: Sequence[float]) -> list[float]:
-    """p-values corrected for M comparisons, step by step from the smallest (Holm 1979)."""
-    adjusted, worst = [1.0] * len(p_M), 0.0
-    for rank, m in enumerate(sorted(range(len(p_M)), key=lambda m: p_M[m])):
-        worst = max(worst, min(1.0, (len(p_M) - rank) * p_M[m]))
-        adjusted[m] = worst
+def holm(p_M: Sequence[float], weight_M: Sequence[float] | None = None) -> list[float]:
+    """p-values corrected for M comparisons, step by step from the smallest (Holm 1979).
+
+    Args:
+        weight_M: what share of the error each comparison may use up; by default all alike.
+    """
+    weights = [1.0] * len(p_M) if weight_M is None else list(weight_M)
+    adjusted, worst, left = [1.0] * len(p_M), 0.0, sum(weights)
+    for m in sorted(range(len(p_M)), key=lambda m: p_M[m] / weights[m]):
+        worst = max(worst, min(1.0, left / weights[m] * p_M[m]))
+        adjusted[m], left = worst, left - weights[m]
     return adjusted

@@ -16,6 +16,8 @@ from latentknobs.errors import UnknownNameError, did_you_mean
 T = TypeVar("T")
 FEWEST = 32  # prompts in the first heat of a race
 ALL = 40  # a family of at most so many members is scored on all prompts at once; only larger ones race
+GROWTH, SMALLEST = 12, 1e-3  # steps beyond a grid at most; a setting that is not halved any more
+RANGES = {"top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "threshold": (0.0, 1.0), "share": (0.0, 1.0)}  # others are 0 or more
 WARM = (0.8, 1.0, 1.2, 1.5)
 TURN = tuple(round(0.1 * i, 1) for i in range(1, 16))  # temperatures of the turning point
 
@@ -76,6 +78,50 @@ def race(candidates: Sequence[T], prompts: int, score: Callable[[T, int], float]
         left = ranked[: 1 if limit == prompts else (len(ranked) + 1) // 2]
         limit = min(prompts, 2 * limit)
     return left[0]
+
+
+def settings_of(name: str) -> dict[str, float]:
+    """The settings of a member.
+
+    >>> settings_of("edt:base=1.4,theta=3")
+    {'base': 1.4, 'theta': 3.0}
+    """
+    return {key: float(value) for key, _, value in (item.partition("=") for item in name.partition(":")[2].split(","))}
+
+
+def beyond(best: str, tried: Sequence[str]) -> list[str]:
+    """The neighbours of the best member that were not tried: above all those beyond the grid where the best lies on its edge.
+
+    A step repeats the last one of the grid, or goes halfway to 0 where it would pass that. A setting of one value stays as it is.
+    """
+    rule, found = best.partition(":")[0], []
+    grids = [settings_of(name) for name in tried if name.partition(":")[0] == rule]
+    for name, value in settings_of(best).items():
+        grid = sorted({one[name] for one in grids if name in one})
+        if len(grid) < 2:
+            continue
+        at, (least, most) = grid.index(value), RANGES.get(name, (0.0, np.inf))
+        down = grid[at - 1] if at else 2 * grid[0] - grid[1]
+        up = grid[at + 1] if at + 1 < len(grid) else 2 * grid[-1] - grid[-2]
+        down = down if down > least else value / 2 if value > SMALLEST else least
+        for step in (down, min(up, most)):
+            changed = settings_of(best) | {name: round(step, 6)}
+            found.append(f"{rule}:{','.join(f'{key}={number:g}' for key, number in changed.items())}")
+    return [name for name in dict.fromkeys(found) if name not in tried]
+
+
+def tuned(candidates: Sequence[str], prompts: int, score: Callable[[str, int], float]) -> tuple[str, list[str]]:
+    """The best member of a family, raced as in `race`, with grids that grow until the best is not on their edge; and all tried.
+
+    At most `GROWTH` times: what still lies on an edge then gains next to nothing by going on.
+    """
+    tried, best = list(candidates), race(candidates, prompts, score)
+    for _ in range(GROWTH):
+        if not (more := beyond(best, tried)):
+            break
+        tried += more
+        best = max([best, *more], key=lambda name: score(name, prompts))
+    return best, tried
 
 
 def turning_point(entropy_T: Sequence[float] | NDArray[np.float64]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
-from latentknobs.heads.segmenters import Segmenter, WholeResponse
+from latentknobs.heads.segmenters import Every, Segmenter, WholeResponse
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.knob import DecodingKnob, Stage
 from latentknobs.knobs.space import KnobSpace
@@ -59,6 +59,22 @@ class MeanShift(Policy):
     def label(self) -> str:
         """In words: `temperature 0.63`."""
         return ", ".join(f"{name} {value:.3g}" for name, value in zip(self.space.names, self.value_J.tolist(), strict=True))
+
+
+class Branch(Policy):
+    """One choice for the first token, another one for all that follow: what a single choice is worth."""
+
+    draws = False
+    needs = ("position_N",)
+
+    def __init__(self, space: KnobSpace, first: int, rest: int) -> None:
+        self.space, self.segmenter = space, Every(1)
+        self.first_J, self.rest_J = space.values_KJ()[first], space.values_KJ()[rest]
+
+    def choose(self, seen: Observation, uniform_N: Tensor, state: State = None) -> Choice:
+        """The values by position."""
+        device, is_first_N1 = seen.logits_NV.device, (seen.position_N == 0).unsqueeze(-1)
+        return Choice(torch.where(is_first_N1, self.first_J.to(device), self.rest_J.to(device)))
 
 
 class ShuffleState(NamedTuple):

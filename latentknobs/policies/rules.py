@@ -188,3 +188,21 @@ class SentenceStart(TwoTemperatures):
     def is_cold(self, seen: Observation, state: State) -> Tensor:
         """(N,) where a segment of the delimiter begins."""
         return self.delimiter.begins(seen.position_N, seen.newest_N)
+
+
+class Opening(TwoTemperatures):
+    """One temperature for the first tokens of a response, another one for the rest.
+
+    Args:
+        tokens: how many are the first.
+    """
+
+    needs = ("position_N",)
+
+    def __init__(self, cold: float, hot: float, tokens: float = 8, min_p: float = 0.0) -> None:
+        super().__init__(cold, hot, min_p)
+        self.tokens = check_setting("opening", "tokens", tokens, 1)
+
+    def is_cold(self, seen: Observation, state: State) -> Tensor:
+        """(N,) among the first tokens."""
+        return seen.position_N < self.tokens

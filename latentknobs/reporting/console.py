@@ -119,7 +119,8 @@ def footnote(report: Report) -> str:
     """What the numbers of a table rest on."""
     count = sum(row.policy != HEAD for row in report.table())
     numbers = f" {report.notes['numbers']}" if "numbers" in report.notes else ""
-    return f"* corrected for all {count} comparisons of this report (Holm); colours and the verdict go by it.{numbers}"
+    how = f"* corrected for all {count} comparisons of this report (Holm, half of the error for those of the verdict)"
+    return f"{how}; colours go by it.{numbers}"
 
 
 def _mood(row: Comparison) -> str:

@@ -27,7 +27,7 @@ from latentknobs.training.drift import measure
 from latentknobs.training.facts import facts_of_round
 from latentknobs.training.modules import MAIN, RIVAL, Fitting, FromFiles, Modules
 from latentknobs.training.round_data import prompt_lines, read_examples
-from latentknobs.training.rundir import RunDir, Task
+from latentknobs.training.rundir import RunDir, Task, explored
 from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read_scores, sample, score_files, shares_model
 from latentknobs.training.steps import OnPolicy
 from latentknobs.training.subject import model_input, reward_input
@@ -144,9 +144,15 @@ class _Round:
             )
         [rollouts] = sample(
             self.run, config, self.sources, self.name, self.prompts, [PolicyRun("", policy)],
-            copies=config.rollouts, seed=config.seed * 1009 + self.number, key=self.key,
+            copies=config.rollouts, seed=config.seed * 1009 + self.number, key=self.key, spans=self._spans(),
         )  # fmt: skip
         return rollouts
+
+    def _spans(self) -> list[range] | None:
+        """The prompts on which the run before has explored already come first, by themselves."""
+        after = self.run.after
+        known = min(explored(after.folder), len(self.prompts)) if after is not None and self.number == 1 else 0
+        return [range(known), range(known, len(self.prompts))] if 0 < known < len(self.prompts) else None
 
     def score(self, rollouts: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         """Files of the rewards of some rollouts, and of their second scores if there are such."""

@@ -21,13 +21,13 @@ import torch
 
 from latentknobs.data.disk import replacing
 from latentknobs.errors import RunError
-from latentknobs.files import MB, fit, parse_json, path_of
+from latentknobs.files import MB, fit, parse_json, path_of, read_json
 from latentknobs.progress import Advance, progress
 from latentknobs.training.manifest import Entry, Manifest
 from latentknobs.training.plan import Plan
 from latentknobs.training.processes import Processes
 
-LOCK, METRICS = "lock", "metrics.jsonl"
+LOCK, METRICS, HEADROOM = "lock", "metrics.jsonl", "headroom.json"
 LONGEST = MB  # characters of a line
 
 
@@ -218,6 +218,13 @@ class RunDir:
             with explained(self.path, METRICS):
                 kept = [line for line, row in read_rows(path) if keeps(row)]
                 write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def explored(folder: Path) -> int:
+    """On how many of the first training prompts a run of `headroom` has explored; 0 in other folders."""
+    if not (file := folder / HEADROOM).is_file():
+        return 0
+    return int(read_json(file, dict[str, Any], RunError, "Run `latentknobs headroom` again.").get("prompts", 0))
 
 
 @contextmanager

@@ -102,3 +102,11 @@ def test_holm_is_its_definition(p):
                 break
             rejected.add(int(m))
         assert {m for m, corrected in enumerate(holm(p)) if corrected < level} == rejected
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 4)), min_size=1, max_size=6))
+def test_a_weight_is_so_many_equal_comparisons_at_the_first_step(pairs):
+    p, weights = zip(*pairs, strict=True)
+    found = holm(p, weights)
+    assert min(found) == pytest.approx(min(1.0, min(x / w for x, w in pairs) * sum(weights)))
+    assert all(a >= b - 1e-12 for a, b in zip(found, p, strict=True)) and holm(p, [3.0] * len(p)) == pytest.approx(holm(p))

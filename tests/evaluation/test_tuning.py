@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentknobs.errors import UnknownNameError
-from latentknobs.evaluation.tuning import ALL, FAMILIES, family, members, race, turning_point
+from latentknobs.evaluation.tuning import ALL, FAMILIES, beyond, family, members, race, settings_of, tuned, turning_point
 from latentknobs.policies.names import policy_of
 
 
@@ -48,3 +48,34 @@ def test_the_turning_point_is_where_the_log_entropy_begins_to_bend_up() -> None:
     assert turning_point([math.exp(x) for x in (0.0, 1.0, 1.9, 2.7, 3.6, 4.6)]) == 3
     assert turning_point([math.exp(x) for x in (0.0, 1.0, 1.9, 2.7)]) == 3, "never: the last"
     assert turning_point([0.0, 0.0, 1.0]) == 1, "an entropy of 0 has no logarithm"
+
+
+@given(st.floats(0.05, 6), st.floats(0.05, 12))
+def test_a_grid_grows_until_the_best_is_inside(base: float, theta: float) -> None:
+    """The best of a smooth score lies within one step of its peak, wherever that is."""
+
+    def score(name: str, limit: int) -> float:
+        found = settings_of(name)
+        return -((math.log(found["base"]) - math.log(base)) ** 2) - (math.log(found["theta"]) - math.log(theta)) ** 2
+
+    start = members("edt", base=[0.6, 1.0, 1.4], theta=[0.3, 1.0, 3.0])
+    best, tried = tuned(start, 64, score)
+    assert score(best, 64) == max(score(name, 64) for name in tried) and set(start) <= set(tried)
+    for name, grid in (("base", (0.6, 1.4)), ("theta", (0.3, 3.0))):
+        peak = {"base": base, "theta": theta}[name]
+        if peak > 1.3 * grid[1]:
+            assert settings_of(best)[name] > grid[1], "it went on upwards"
+        if peak < grid[0] / 3:
+            assert settings_of(best)[name] < grid[0], "and downwards"
+
+
+def test_a_grid_that_ends_where_its_policy_does_stays_as_it_is() -> None:
+    tried = members("constant", temperature=[0.4, 0.8, 1.2], top_p=[0.8, 0.9, 1.0])
+    assert beyond("constant:temperature=0.8,top_p=1", tried) == []
+    assert beyond("constant:temperature=1.2,top_p=0.9", tried) == ["constant:temperature=1.6,top_p=0.9"]
+    assert beyond("constant:temperature=0.8,top_p=0.8", tried) == ["constant:temperature=0.8,top_p=0.7"]
+    assert beyond("constant:temperature=1.6,top_p=0.9", [*tried, "constant:temperature=1.6,top_p=0.9"]) == [
+        "constant:temperature=2,top_p=0.9", "constant:temperature=1.6,top_p=0.8", "constant:temperature=1.6,top_p=1",
+    ]  # fmt: skip
+    assert beyond("dynatemp:low=0,high=2", members("dynatemp", low=[0, 0.4], high=[1, 2])) == ["dynatemp:low=0,high=3"]
+    assert beyond("mirostat:tau=3", ["mirostat:tau=3"]) == [], "one value is not a grid"

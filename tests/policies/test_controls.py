@@ -12,7 +12,7 @@ from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
 from latentknobs.heads.segmenters import Delimiter, Every, WholeResponse, parse_level
 from latentknobs.knobs.context import Observation
-from latentknobs.policies import Choices, MeanShift, Shuffle
+from latentknobs.policies import Branch, Choices, MeanShift, Shuffle
 from latentknobs.testing import check_policy
 
 SPACE = KnobSpace.of("temperature", "top_p")
@@ -161,3 +161,11 @@ def test_what_cannot_be_shuffled_is_refused():
         MeanShift(SPACE, Choices(torch.zeros(3, 1)))
     with pytest.raises(ConfigError, match=r"shape \(0, 2\)"):
         Shuffle(SPACE, Every(1), Choices(torch.zeros(0, 2)))
+
+
+def test_a_branch_chooses_once_and_then_goes_on():
+    policy = Branch(SPACE, 3, 1)
+    for position, option in ((0, 3), (1, 1), (7, 1)):
+        choice = policy.choose(rows(torch.zeros(2, 4), position), torch.zeros(2).double())
+        assert choice.value_NJ.tolist() == [SPACE.values_KJ()[option].tolist()] * 2
+    check_policy(policy)

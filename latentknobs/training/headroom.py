@@ -1,0 +1,243 @@
+"""Would adapting pay here, and how? Minutes on a few dozen prompts, before anybody trains.
+
+Every constant, the mixture that training would explore with, and families of simple rules answer the same prompts; from a few
+places inside responses each option is tried for one token, and the best constant goes on. What each kind of adapting adds to the
+best constant has an interval, without the optimism of choosing (`evaluation.headroom`).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentknobs.config import TrainConfig
+from latentknobs.data.prompts import Prompt
+from latentknobs.data.rollouts import Rollout
+from latentknobs.data.scores import score_rollouts
+from latentknobs.errors import ConfigError, LatentKnobsError, RewardError
+from latentknobs.evaluation.comparison import rewards_of, task_of
+from latentknobs.evaluation.headroom import choosing_among, choosing_by_group, recommendation
+from latentknobs.evaluation.report import judged
+from latentknobs.evaluation.statistics import Floats, Interval, estimate, holm
+from latentknobs.evaluation.tuning import members
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.models.sources import Sources, gather
+from latentknobs.models.world import in_ordinary_mode, left_as_it_was
+from latentknobs.policies import Branch, ConstantPolicy, Policy
+from latentknobs.policies.names import policy_of
+from latentknobs.progress import say
+from latentknobs.training.modules import MAIN
+from latentknobs.training.rundir import HEADROOM, RunDir, write_text
+from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
+from latentknobs.training.subject import subject
+from latentknobs.training.train import make_learners, settle
+
+SAMPLES = "samples.md"
+DEFAULTS: dict[str, Any] = {"output_dir": "runs/headroom"}
+RULES = {
+    "cold at the beginnings of sentences": members("sentence_start", cold=[0, 0.4], hot=[0.8, 1, 1.3]),
+    "temperature by entropy (EDT)": members("edt", base=[1, 1.4], theta=[0.3, 1, 3]),
+    "cold where the model is sure": members("confidence_gate", threshold=[0.5, 0.9], cold=[0], hot=[0.8, 1, 1.3]),
+    "hot where the model is sure": members("confidence_gate", threshold=[0.5], cold=[1, 1.3], hot=[0, 0.4]),
+    "cold at the start": members("opening", cold=[0, 0.4], hot=[0.8, 1.2]),
+    "hot at the start": members("opening", cold=[1, 1.3], hot=[0, 0.6]),
+}  # fmt: skip
+PREFIXES, BRANCHES, SHOWN = 16, 4, 3  # places that are branched, responses of each branch, prompts whose responses are written
+BRANCHED, BY_TASK, BY_PROMPT = "one choice at the right place", "a constant for each task", "a constant for each prompt"
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What `headroom` found.
+
+    Attributes:
+        path: its folder, for `after=` of `train`.
+        constants: mean reward of each constant.
+        best: the one with the highest.
+        gains: by the kind of adapting, what it adds to the best constant; `p` corrected for all of them (Holm).
+        rules: the best member of each family of rules.
+        verdict: what to do, in words.
+    """
+
+    path: Path
+    constants: dict[str, Interval]
+    best: str
+    gains: dict[str, Interval]
+    p: dict[str, float]
+    rules: dict[str, str]
+    verdict: str
+
+
+def headroom(
+    count: int = 32,
+    *,
+    samples: int = 8,
+    knobs: Sequence[Any] | str | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    prompts: str | Path | Iterable[Any] | None = None,
+    reward: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None,
+    config: str | Path | TrainConfig | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> Headroom:
+    """Asks whether adapting would pay on the first `count` training prompts, `samples` responses each, and how.
+
+    Writes `headroom.json` and responses to read to `output_dir`, runs/headroom by default. An interrupted call goes on.
+
+    Args:
+        knobs, model, tokenizer, prompts, reward, config, resume, settings: as in `train`, which then takes `after=` this folder.
+
+    Raises:
+        ConfigError: fewer than 4 prompts or 2 samples.
+        LatentKnobsError: otherwise as `train`.
+    """
+    if count < 4 or samples < 2:
+        raise ConfigError(
+            f"count={count}, samples={samples}: to choose on some and judge on others takes 4 prompts and 2 samples."
+        )
+    named = {"model": model, "prompts": prompts, "reward": reward}
+    chosen, space, objects = settle(knobs, config, DEFAULTS | settings, named)
+    with left_as_it_was(model), in_ordinary_mode():
+        sources = gather(chosen, tokenizer=tokenizer, **objects)
+        try:
+            with RunDir(chosen.output_dir, say, resume=resume) as run:
+                return _Study(run, chosen, space, sources, min(count, len(sources.train)), samples).result()
+        finally:
+            sources.engine.close()
+
+
+@dataclass(frozen=True)
+class _Study:
+    run: RunDir
+    config: TrainConfig
+    space: KnobSpace
+    sources: Sources
+    count: int
+    samples: int
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return self.sources.train[: self.count]
+
+    def result(self) -> Headroom:
+        rules = {family: self._policies(names) for family, names in RULES.items()}
+        few, P, K = max(2, self.samples // 2), len(self.prompts), self.space.K
+        parts = {f"{K} constants": P * K * self.samples, "rules": P * few * sum(map(len, rules.values())),
+                 "the mixture that training begins with": P * self.config.rollouts,
+                 "branches": min(PREFIXES, P) * K * BRANCHES}  # fmt: skip
+        listed = ", ".join(f"{what} {number:,}" for what, number in parts.items())
+        say(f"{sum(parts.values()):,} responses of at most {self.config.max_new_tokens} tokens: {listed}")
+        fixed: dict[str, Policy] = {self.space.label(k): ConstantPolicy(self.space, k) for k in range(K)}
+        constants, texts = self._rated("constants", fixed, self.samples)
+        found, more = self._rated("rules", {name: policy for part in rules.values() for name, policy in part.items()}, few)
+        self._explore()
+        kept = judged(constants | found)
+        if not kept.any():
+            raise RewardError("No prompt has a reward for every response, so nothing can be compared. Repair the reward.")
+        reward_CSP = np.stack([reward_SP[:, kept] for reward_SP in constants.values()])
+        shown = {name: estimate(reward_SP[:, kept].mean(0)) for name, reward_SP in constants.items()}
+        best = max(shown, key=lambda name: shown[name].mean)
+        tasks = [task_of(prompt) for prompt, is_kept in zip(self.prompts, kept, strict=True) if is_kept]
+        gains = {BY_TASK: choosing_by_group(reward_CSP, tasks)} if len(set(tasks)) > 1 else {}
+        gains[BY_PROMPT] = choosing_by_group(reward_CSP, range(len(tasks)))
+        families = {family: np.stack([found[name][:, kept] for name in part]) for family, part in rules.items() if part}
+        gains |= {family: choosing_among(reward_CSP, member_MSP) for family, member_MSP in families.items()}
+        gains[BRANCHED] = self._branches(list(constants).index(best), texts[best])
+        intervals = {name: estimate(gain_P, _reach(reward_CSP)) for name, gain_P in gains.items()}
+        p = dict(zip(intervals, holm([one.p for one in intervals.values()]), strict=True))
+        top = {family: max(rules[family], key=lambda name: float(found[name][:, kept].mean())) for family in families}
+        command = f"latentknobs train --after {self.run.path}"
+        verdict = recommendation(intervals, p, best, [*families, BRANCHED], command)
+        result = Headroom(self.run.path, shown, best, intervals, p, top, verdict)
+        self._write(result, texts | more)
+        return result
+
+    def _policies(self, names: Sequence[str]) -> dict[str, Policy]:
+        """The rules that can run here: a tokenizer may have no ends of sentences, an engine may choose once for a response."""
+        found = {}
+        for name in names:
+            try:
+                policy = policy_of(name, self.sources.tokenizer)
+                self.sources.engine.check(policy)
+            except LatentKnobsError:
+                continue
+            found[name] = policy
+        return found
+
+    def _rated(self, stage: str, policies: dict[str, Policy], copies: int) -> tuple[dict[str, Floats], dict[str, list[Rollout]]]:
+        """(copies, P) rewards and the responses of each policy."""
+        run, prompts, runs = self.run, self.prompts, [PolicyRun(f"{n:03d}", policy) for n, policy in enumerate(policies.values())]
+        how = {"copies": copies, "seed": self.config.seed + 3001, "samples": 1}
+        files = sample(run, self.config, self.sources, stage, prompts, runs, key=self._key("token"), **how)
+        left = iter(score_files(run, self.sources.reward, stage, prompts, [path for paths in files for path in paths]))
+        rewards, answers = {}, {}
+        for name, paths in zip(policies, files, strict=True):
+            pairs = list(zip(read_all(paths), read_scores(list(islice(left, len(paths)))), strict=True))
+            pairs.sort(key=lambda pair: pair[0].prompt)
+            rewards[name] = rewards_of([score for _, score in pairs], len(self.prompts))
+            answers[name] = [rollout for rollout, _ in pairs]
+        return rewards, answers
+
+    def _explore(self) -> None:
+        """The rollouts of the first round of a training that comes after, on these prompts."""
+        segmenter = parse_level(self.config.level, self.sources.tokenizer)
+        policy = make_learners(self.config, self.space, segmenter)[MAIN].explorer(None)
+        if policy is not None:
+            how = {"copies": self.config.rollouts, "seed": self.config.seed * 1009 + 1, "key": self._key(self.config.level)}
+            [files] = sample(self.run, self.config, self.sources, "mixture", self.prompts, [PolicyRun("", policy)], **how)
+            score_files(self.run, self.sources.reward, "mixture", self.prompts, files)
+
+    def _branches(self, best: int, answers: Sequence[Rollout]) -> Floats:
+        """(N,) what the best option at each of N places adds to the best one at all; before and after, the best constant acts."""
+        first = {rollout.prompt: rollout for rollout in reversed(answers)}
+        some = [first[p] for p in sorted(first)][:: max(1, self.count // PREFIXES)][:PREFIXES]
+        draw = np.random.default_rng(self.config.seed)
+        cuts = [int(draw.integers(len(rollout.ids))) for rollout in some]
+        original = [self.prompts[rollout.prompt] for rollout in some]
+        before = [rollout.ids[:cut] for rollout, cut in zip(some, cuts, strict=True)]
+        begun = [replace(prompt, ids=(*prompt.ids, *ids)) for prompt, ids in zip(original, before, strict=True)]
+        how = {"copies": BRANCHES, "seed": self.config.seed + 4001, "key": self._key("token"), "samples": 1}
+        parts = []
+        for k in range(self.space.K):
+            runs = [PolicyRun("", Branch(self.space, k, best))]
+            [files] = sample(self.run, self.config, self.sources, f"branch-{k}", begun, runs, **how)
+            rows = sorted(read_all(files), key=lambda row: row.prompt)
+            whole = [[*before[row.prompt], *row.ids][: self.config.max_new_tokens] for row in rows]
+            texts = self.sources.tokenizer.batch_decode(whole, skip_special_tokens=True)
+            answers = [replace(row, ids=tuple(ids), text=text) for row, ids, text in zip(rows, whole, texts, strict=True)]
+            scores = [score.value for score in score_rollouts(self.sources.reward, original, answers, whole=False)]
+            parts.append(rewards_of(scores, len(original)))
+        reward_KSN = np.stack(parts)
+        reward_KSN = reward_KSN[:, :, np.isfinite(reward_KSN).all((0, 1))]
+        return choosing_by_group(reward_KSN, range(reward_KSN.shape[2])) if reward_KSN.shape[2] else np.zeros(1)
+
+    def _key(self, level: str) -> str:
+        return subject(self.sources.model, self.sources.tokenizer, self.space, parse_level(level, self.sources.tokenizer))
+
+    def _write(self, found: Headroom, answers: dict[str, list[Rollout]]) -> None:
+        data = {
+            "prompts": self.count, "samples": self.samples, "best": found.best, "verdict": found.verdict, "rules": found.rules,
+            "constants": {name: [i.mean, i.low, i.high] for name, i in found.constants.items()},
+            "gains": {name: [i.mean, i.low, i.high, found.p[name]] for name, i in found.gains.items()},
+        }  # fmt: skip
+        write_text(self.run.path / HEADROOM, json.dumps(data, indent=1) + "\n")
+        names = list(
+            dict.fromkeys([found.best, *list(found.constants)[:: max(1, len(found.constants) - 1)], *found.rules.values()])
+        )
+        lines = ["# Responses to read", ""]
+        for p, prompt in enumerate(self.prompts[:SHOWN]):
+            lines += [f"## {prompt.text}", ""]
+            lines += [f"* **{name}**: {next(r.text for r in answers[name] if r.prompt == p)}" for name in names] + [""]
+        write_text(self.run.path / SAMPLES, "\n".join(lines) + "\n")
+
+
+def _reach(reward_CSP: Floats) -> tuple[float, float]:
+    """The least and the greatest gain that a prompt could show."""
+    reach = float(reward_CSP.max() - reward_CSP.min()) or 1.0
+    return -reach, reach
