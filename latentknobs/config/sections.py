@@ -130,7 +130,7 @@ class Rollout(Section):
     batch_size: Count = 256
     """Responses generated together."""
     shard_size: Annotated[Count, Enters("rollouts", "features")] = 512
-    """Responses in one file of a stage; what an interruption can cost."""
+    """Responses in one file of a stage. An interruption costs a batch of rollouts, or a file of features."""
 
 
 class Fit(Section):

@@ -1,4 +1,7 @@
-"""Responses that are written down one by one as they finish, until the file that they belong to is complete."""
+"""Responses that are written down as they finish, until the file that they belong to is complete.
+
+An engine that samples whole batches finishes theirs together: an interruption costs the batch that is running.
+"""
 
 import json
 from collections import defaultdict
@@ -11,6 +14,21 @@ from types import TracebackType
 from latentknobs.data.rollouts import LARGEST, Rollout
 from latentknobs.errors import RunError
 from latentknobs.files import fit, parse_json, read_text
+
+
+def journal_of(run: Path, file: str) -> Path:
+    """Where the journal of a file of a run is, until that file is complete."""
+    return run / "unfinished" / file.replace("/", "-")
+
+
+def finished_in(path: Path, key: str) -> int:
+    """How many responses a journal holds; 0 where there is none, or one of another key."""
+    try:
+        with path.open("rb") as file:
+            is_ours = file.readline().rstrip(b"\n") == key.encode()
+            return sum(line.startswith(b"{") for line in file) if is_ours else 0
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True)

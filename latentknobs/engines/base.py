@@ -51,7 +51,6 @@ class Engine(ABC):
         reads_hidden: whether it gives policies and heads the LM's hidden states.
         token_level: whether a policy can choose in the middle of a response; otherwise its first choice holds to the end.
         repeatable: whether one seed gives one text.
-        one_by_one: whether responses finish one after the other, so that each is worth writing to disk at once.
         drifts: whether it computes the logits of `sample` and of `read` in different programs, so that they differ a little.
         logps: what `Response.logps` are of: the distribution that the token was drawn from, or the LM's own.
         spec: what users wrote in `engine=`.
@@ -61,7 +60,6 @@ class Engine(ABC):
     reads_hidden: ClassVar[bool] = True
     token_level: ClassVar[bool] = True
     repeatable: ClassVar[bool] = True
-    one_by_one: ClassVar[bool] = False
     drifts: ClassVar[bool] = False
     logps: Literal["drawn", "model"] = "drawn"
     spec: str = ""

@@ -30,7 +30,6 @@ class ServedEngine(Engine, ABC):
     """
 
     drifts: ClassVar[bool] = True
-    one_by_one: ClassVar[bool] = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.tokenizer, self.reader = tokenizer, TransformersEngine(model, tokenizer)

@@ -16,7 +16,7 @@ from pydantic import FiniteFloat, TypeAdapter
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.evidence import check_evidence
-from latentknobs.data.journal import Journal
+from latentknobs.data.journal import Journal, journal_of
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import NOTHING, Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
 from latentknobs.data.scores import score_rollouts
@@ -27,8 +27,6 @@ from latentknobs.progress import Advance
 from latentknobs.rewards import Rewards, Score, ScoreCache, check_scored, failure_line
 from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.subject import model_input, reward_input
-
-UNFINISHED = "unfinished"  # folder of the journals
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def sample(
         full = f"{span_key} {identity} {number}"
 
         def make(path: Path, advance: Advance) -> None:
-            journal = Journal(run.path / UNFINISHED / file.replace("/", "-"), full) if sources.engine.one_by_one else None
+            journal = None if shares_model(config) else Journal(journal_of(run.path, file), full)
             with journal or nullcontext():
                 write_lines(path, _generate(config, sources, prompts, one.policy, chunk, samples, seed, advance, journal))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentknobs.data.journal import finished_in, journal_of
 from latentknobs.files import path_of
 from latentknobs.training.manifest import Entry, Manifest
 from latentknobs.training.plan import Plan
@@ -68,7 +69,7 @@ def read_status(path: Path) -> Status:
     for name, items in plan.stages.items():
         keys = plan.begun.get(name, {})
         mine = _newest([entry for entry in manifest.entries if keys.get(entry.file) == entry.key and _there(path, entry)])
-        done = min(items, sum(entry.items for entry in mine) + _steps(path, name, keys, mine))
+        done = min(items, sum(entry.items for entry in mine) + _running(path, name, keys, mine))
         pace = rates.get(_kind(name))
         left = 0.0 if done == items else None if pace is None else (items - done) * pace / plan.processes
         stages.append(Stage(name, items, done, sum(e.size for e in mine), sum(e.seconds for e in mine), left))
@@ -98,9 +99,12 @@ def _rates(entries: Sequence[Entry]) -> dict[str, float]:
     return {kind: sum(e.seconds for e in mine) / max(1, sum(e.items for e in mine)) for kind, mine in kinds.items()}
 
 
-def _steps(path: Path, stage: str, keys: dict[str, str], finished: Sequence[Entry]) -> int:
-    """Steps of a head that is being trained now, from the metrics."""
-    if _kind(stage) != "heads" or not keys:
+def _running(path: Path, stage: str, keys: dict[str, str], finished: Sequence[Entry]) -> int:
+    """What is done of files that are not finished: responses in journals, and steps of a head, from the metrics."""
+    if _kind(stage) != "heads":
+        left = keys.keys() - {entry.file for entry in finished}
+        return sum(finished_in(journal_of(path, file), keys[file]) for file in left)
+    if not keys:
         return 0
     open_heads = {Path(file).stem for file in keys} - {Path(entry.file).stem for entry in finished}
     number = int(stage.partition("/")[0].rpartition("-")[2])

@@ -22,8 +22,6 @@ POLICY = UniformPolicy(KnobSpace.of({"temperature": [0.5, 1.5]}), Every(1))
 class OneByOne(TableEngine):
     """Gives the last response first, and stops after `left` of them."""
 
-    one_by_one = True
-
     def __init__(self, left: int = 1000) -> None:
         super().__init__()
         self.left = left

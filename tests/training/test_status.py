@@ -12,6 +12,7 @@ import latentknobs as lk
 import latentknobs.commands.status
 from latentknobs import commands
 from latentknobs.cli import cli
+from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.errors import RunError
 from latentknobs.training.rundir import RunDir
 from latentknobs.training.status import read_status
@@ -67,6 +68,28 @@ def test_an_interrupted_run_shows_what_is_done_and_estimates_the_rest(tmp_path):
     assert stages["round-1/heads"].left is None and status.left is None  # nothing of its kind was timed
     assert stages["evaluation/rollouts"].left > 0  # rollouts were
     assert (stages["tuning/rollouts"].items, stages["evaluation/rollouts"].items) == (2 * 2, 3 * 6)  # as it will be
+
+
+def test_a_run_that_is_killed_inside_a_file_shows_its_responses_and_samples_only_the_rest(tmp_path, monkeypatch):
+    whole = SETTINGS | {"shard_size": 512}  # one file, of four batches
+    expected = lk.train(**whole, output_dir=tmp_path / "whole").path / "round-1" / "rollouts"
+    sample, calls = TransformersEngine.sample, []
+
+    def killed(self, prompts, policy, **settings):
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise Stop
+        return sample(self, prompts, policy, **settings)
+
+    monkeypatch.setattr(TransformersEngine, "sample", killed)
+    with pytest.raises(Stop):
+        lk.train(**whole, output_dir=tmp_path / "run")
+    assert by_name(tmp_path / "run")["round-1/rollouts"].done == 8 and not list((tmp_path / "run/round-1/rollouts").iterdir())
+    lk.train(**whole, output_dir=tmp_path / "run")
+    assert calls[:5] == [4] * 5 and calls[5] < 4  # two batches, the killed one, the two that were left, and then the tuning
+    found = tmp_path / "run" / "round-1" / "rollouts" / "00000.jsonl"
+    assert found.read_text() == (expected / "00000.jsonl").read_text()
+    assert not list((tmp_path / "run" / "unfinished").iterdir())
 
 
 def test_a_file_that_is_gone_or_cut_counts_as_open(finished, tmp_path):

@@ -48,7 +48,6 @@ class VLLMEngine(ServedEngine):
     """
 
     name: ClassVar[str] = "vllm"
-    one_by_one: ClassVar[bool] = False
 
     def __init__(
         self, model: Any, tokenizer: Any, *, max_num_seqs: int = 256, gpu_memory_utilization: float = 0.4, **more: Any
