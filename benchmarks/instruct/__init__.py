@@ -1,0 +1,1 @@
+"""What adapting is worth on a small instruct model: `python -m benchmarks.instruct --help`."""
