@@ -84,7 +84,8 @@ class VLLMEngine(ServedEngine):
         """See `Engine.plain`; the noise is vLLM's own."""
         with _undisturbed():
             seeded = self.device.type != "cpu"  # there a request with a seed whose prompt is read in chunks ends vLLM
-            rows = [{**values, "seed": seed + b if seeded else None} for b in range(len(prompts))]
+            fields = {name: int(value) if name == "top_k" else value for name, value in values.items()}
+            rows = [{**fields, "seed": seed + b if seeded else None} for b in range(len(prompts))]
             found = self._generate(self._llm(), prompts, rows, max_new_tokens)
         return [Response(tuple(ids), (), None, self._text(ids)) for ids in found]
 
