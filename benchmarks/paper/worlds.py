@@ -1,7 +1,8 @@
 """A world: a model, its prompts in three disjoint parts, and the data they come from.
 
-Parts are fixed by a hash of a prompt's text alone: a fifth is `held_out` and only judged on; of the rest, a fifth is `dev`,
-where everything is chosen (constants, the parameters of every rule, our own settings), and heads are trained on what remains.
+Parts are fixed by a hash of a prompt's group (its template, where it names one) or else of its text: a fifth is `held_out` and
+only judged on; of the rest, a fifth is `dev`, where everything is chosen (constants, the parameters of every rule, our own
+settings), and heads are trained on what remains.
 """
 
 import os
@@ -45,7 +46,7 @@ class World:
 
 
 def part_of(text: str) -> str:
-    """Where a prompt belongs."""
+    """Where the prompts of a group, or a prompt without one, belong."""
     if is_held_out(text):
         return "held_out"
     return "dev" if is_held_out(f"dev {text}", DEV) else "train"
@@ -68,7 +69,7 @@ def load_world(name: str, sizes: dict[str, int], prefix_tokens: int = 50) -> Wor
     seen: set[str] = set()
     for row in rows(source, sizes, tokenizer, prefix_tokens):
         text = str(row["prompt"])
-        part = part_of(text)
+        part = part_of(str(row.get("group", text)))
         if text not in seen and len(parts[part]) < sizes[part]:
             seen.add(text)
             parts[part].append(row)

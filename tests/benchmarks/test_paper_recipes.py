@@ -15,6 +15,7 @@ from benchmarks.paper.document import write_page
 from benchmarks.paper.experiment import run_part
 from benchmarks.paper.recipe import Numbers, Part, names, read_recipe
 from benchmarks.paper.worlds import MissingData, load_world, part_of
+from latentknobs.data.prompts import group_of
 from latentknobs.errors import NoPairsError
 
 PARTS = [(name, label) for name in names() for label in read_recipe(name).parts]
@@ -51,9 +52,9 @@ def test_claims_and_baselines_name_what_the_part_has(name: str, label: str) -> N
                                           and "wiki" not in p.world}))  # fmt: skip
 def test_the_parts_of_every_offline_world_are_disjoint_and_as_the_hash_says(world: str) -> None:
     made = load_world(world, {"train": 200, "dev": 60, "held_out": 60})
-    texts = {name: [row["prompt"] for row in getattr(made, name)] for name in ("train", "dev", "held_out")}
-    assert {name: len(set(values)) for name, values in texts.items()} == {"train": 200, "dev": 60, "held_out": 60}
-    assert all(part_of(text) == name for name, values in texts.items() for text in values)
+    parts = {name: made.prompts(name) for name in ("train", "dev", "held_out")}
+    assert {name: len({p.text for p in prompts}) for name, prompts in parts.items()} == {"train": 200, "dev": 60, "held_out": 60}
+    assert all(part_of(group_of(prompt)) == name for name, prompts in parts.items() for prompt in prompts)
 
 
 def test_a_head_for_transfer_never_sees_a_held_out_prompt_of_the_other_task() -> None:
@@ -84,7 +85,7 @@ def test_a_run_asks_held_out_prompts_only_to_judge_and_is_not_repeated(
 
         def roll_out(*args: Any, **settings: Any) -> Any:
             prompts = next(arg for arg in args if isinstance(arg, list))
-            parts = {part_of(prompt.text) for prompt in prompts}
+            parts = {part_of(group_of(prompt)) for prompt in prompts}
             asked[stage] |= parts
             order.extend(parts)
             return real(*args, **settings)

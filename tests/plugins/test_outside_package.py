@@ -45,7 +45,7 @@ def use(folder: Path) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in (run.path / "round-1" / "rollouts").iterdir()}
     lk.train(learner="lpo", engine="uncached", output_dir="run", **SMALL)  # type: ignore[arg-type]
     assert {path: path.stat().st_mtime_ns for path in (run.path / "round-1" / "rollouts").iterdir()} == stamps
-    refused({"beta": 0.3}, "It is a setting of the learner 'lpo'")
+    refused({"beta": 0.3}, "It is a setting of the learner 'end_to_end' and 'lpo'")
     refused({"preferences": "x.jsonl"}, "not from preferences")
     refused({"reward": "brevity:words=1000"}, "rewards are 1")
 
