@@ -69,7 +69,7 @@ class TestTrain:
 
     def test_saved_config_gives_the_same_run_again(self, trained: tuple[Path, Result]) -> None:
         result = latent("train", "--config", trained[0] / "config.yaml")
-        assert result.exit_code == 0 and result.stderr.count("already done, reused") == 11
+        assert result.exit_code == 0 and result.stderr.count("already done, reused") == 15
         assert result.stdout == trained[1].stdout
 
     def test_interrupt_says_how_to_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,10 @@ class TestSavedRuns:
     def test_evaluate_uses_the_settings_of_the_run(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         result = latent("evaluate", trained[0], "--json", tmp_path / "r.json")
         assert result.exit_code == 0, result.output + repr(result.exception)
-        assert json.loads((tmp_path / "r.json").read_text()) == json.loads((trained[0] / "evaluation/summary.json").read_text())
+        again, first = (json.loads(path.read_text()) for path in (tmp_path / "r.json", trained[0] / "evaluation/summary.json"))
+        choice = first["notes"].pop("choice")  # of the training; evaluate judges what it finds
+        assert choice and first["verdict"].endswith(again["verdict"])
+        assert again | {"verdict": ""} == first | {"verdict": ""}
 
     def test_evaluate_against_policies_by_name_and_adapters(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         names = ["edt:base=1.4,theta=3", "greedy", str(trained[0] / "adapter")]
@@ -155,13 +158,13 @@ class TestSavedRuns:
         files = ("--prompts", tmp_path / "tune", "--eval-prompts", tmp_path / "test")
         result = latent("evaluate", trained[0] / "adapter", *files, "--seeds", 2)
         assert result.exit_code == 0, result.output + repr(result.exception)
-        assert "3 held-out prompts x 2 seeds" in result.stdout
+        assert "3 held-out prompts x 2 responses" in result.stdout
 
     def test_an_adapter_outside_of_its_run_remembers_enough(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "moved")
         result = latent("evaluate", adapter, "--eval-size", 2, "--seeds", 1, "--tune-size", 2)
         assert result.exit_code == 0, result.output + repr(result.exception)
-        assert "2 held-out prompts x 1 seed " in result.stdout and "Mean reward by task" not in result.stdout
+        assert "2 held-out prompts x 1 response " in result.stdout and "Mean reward by task" not in result.stdout
         assert latent("generate", adapter).stdout == latent("generate", trained[0]).stdout
 
     @pytest.mark.parametrize("reward", ["command:run=touch pwned", ["repetition", "command:run=touch pwned"]])

@@ -94,7 +94,8 @@ BY_CONTENT = [
     ({"eval_size": 4}, "evaluation/rollouts"),
     ({"eval_seeds": 2}, "evaluation/rollouts"),
     ({"tune_size": 3}, "tuning/rollouts"),
-    ({"pick": "sample"}, "evaluation/rollouts"),
+    ({"pick": "sample"}, "tuning/rollouts"),
+    ({"draws": 5}, "tuning/rollouts"),
 ]
 
 
