@@ -261,7 +261,7 @@ def test_two_classes_of_one_name_cannot_both_be_registered() -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "words"),
     [
-        ("topp", UnknownNameError, "There is no knob 'topp'. Did you mean \"top_p\"? Known: epsilon_cutoff, "),
+        ("topp", UnknownNameError, "There is no knob 'topp'. Did you mean \"top_p\"? Known: "),
         ("nobody:top_p", UnknownNameError, "There is no knob 'nobody:top_p'. Did you mean \"top_p\"?"),
         ("os:system", UnknownNameError, "There is no knob 'os:system'."),
         ("top_p:0.5,x", ConfigError, "The grid in 'top_p:0.5,x' is not a list of numbers. Write it as 'top_p:0.5,0.9,1'."),

@@ -13,7 +13,7 @@ from latentknobs.models.gguf import split_gguf
 from latentknobs.models.loading import load_model
 from tools import instruct
 
-TOKENS = ["<s>", "</s>", "a", "b", "c", "ab", "Ġ", "Ċ"]
+TOKENS = ["<s>", "</s>", "a", "b", "c", "ab", "Ġ", "Ċ", "ĠĊ"]
 
 
 def tiny() -> LlamaForCausalLM:
@@ -40,7 +40,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "Ġ Ċ"])  # one alone is read as a text
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     names = {

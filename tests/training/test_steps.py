@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_killed_around_its_checkpoints_ends_with_the_same_bits_and_each_step_logged_once(
     whole: Path, tmp_path: Path
 ) -> None:
-    for moment in ("checkpoint-main:1", "checkpoint-main:4", "checkpoint-entropy:3", "rollouts:1"):
+    for moment in ("checkpoint-main:1", "checkpoint-main:4", "checkpoint-rival:3", "rollouts:1"):
         assert finished(main, tmp_path / "run", f"at:round-1/{moment}", tmp_path / "log", SETTINGS) == -9, moment
     assert finished(main, tmp_path / "run", "never", tmp_path / "log", SETTINGS) == 0
     assert heads(tmp_path / "run") == heads(whole)
@@ -168,7 +168,14 @@ def test_an_evaluation_is_of_single_responses_whatever_the_number_of_seeds(
         return log_pi(self, observed, state)
 
     monkeypatch.setattr(HeadPolicy, "log_pi", spy)
-    more = {"features": ["hidden", "remaining", "samples"], "parallel": [2], "eval_size": 2, "tune_size": 2, "steps": 1}
+    more = {
+        "features": ["hidden", "remaining", "samples"],
+        "parallel": [2],
+        "eval_size": 2,
+        "tune_size": 2,
+        "steps": 1,
+        "keep_head": True,
+    }
     run = lk.train(**SETTINGS | more, output_dir=tmp_path)
     assert seen[:2] == [(2, 8), (2, 7)], "the step samples under its own budget"
     assert seen[-1][0] == 1 and run.adapter.head.budgets == 2

@@ -145,8 +145,10 @@ def test_budgets_are_what_the_call_says(endless: nn.Module) -> None:
         attached.samples = 7
         endless.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=2))
         assert torch.allclose(attached.value_BTJ[0, :, 0], torch.tensor([7.2, 7.1], dtype=torch.float64))
+        endless.generate(**inputs, max_length=7)
+        assert torch.allclose(attached.value_BTJ[0, :, 0], torch.tensor([7.2, 7.1], dtype=torch.float64))
         with pytest.raises(DecodingError, match=r"reads remaining_N, .* not known here. Pass max_new_tokens to generate"):
-            endless.generate(**inputs, max_length=9)
+            endless.generate(**inputs)
 
 
 @pytest.mark.parametrize(("value", "shown"), [(-0.5, "-0.5"), (float("nan"), "nan"), (float("inf"), "inf")])
