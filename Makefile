@@ -80,8 +80,8 @@ vllm: $(VLLM)/.ready
 
 # The offline tests and the server at the same time; then the model runner that vLLM takes on GPUs, its kernels in an interpreter.
 check-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/vllm/real
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM)/bin/python -m pytest tests/engines/vllm/real
+	OMP_NUM_THREADS=1 timeout 900 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/within_vllm/real
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 timeout 900 $(VLLM)/bin/python -m pytest tests/engines/within_vllm/real
 
 # Sphinx and what it needs come into the environment of the tests, once.
 $(VENV)/.docs: $(READY)

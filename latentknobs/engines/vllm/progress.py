@@ -38,7 +38,7 @@ class Traced(NamedTuple):
     logp: float
 
 
-@dataclass
+@dataclass(eq=False)  # one is itself alone: states are tensors, which do not compare
 class Progress:
     """A response, up to the newest position that a token was drawn at.
 
