@@ -1,6 +1,7 @@
 """Where the model goes: one device of its own, a device map, or tensor parallel over processes; and what contradicts itself."""
 
 import socket
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -149,25 +150,26 @@ class TestDevice:
             pick_device(name)
 
 
-@pytest.mark.parametrize("enter", [
-    lambda: torch.set_default_dtype(torch.bfloat16), lambda: torch.set_default_device("meta"),
-    lambda: torch.autocast("cpu", torch.bfloat16).__enter__(), lambda: torch.set_grad_enabled(False),
+@contextmanager
+def default_dtype(dtype: torch.dtype):
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("caller", [
+    lambda: default_dtype(torch.bfloat16), lambda: torch.device("meta"), lambda: torch.autocast("cpu", torch.bfloat16),
+    torch.no_grad,
 ])  # fmt: skip
-def test_ordinary_mode_whatever_the_callers_and_back(enter) -> None:
+def test_ordinary_mode_whatever_the_callers_and_back(caller) -> None:
     def modes():
         return torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
 
     before = modes()
-    try:
-        enter()
+    with caller():
         callers = modes()
         with in_ordinary_mode():
             one = torch.ones(2, 2)
             assert (one.dtype, one.device.type, (one @ one).dtype) == (torch.float32, "cpu", torch.float32)
             assert torch.ones(1, requires_grad=True).mul(2).requires_grad
         assert modes() == callers != before
-    finally:
-        torch.set_default_dtype(before[0])
-        torch.set_default_device(None)
-        torch.set_autocast_enabled("cpu", False)
-        torch.set_grad_enabled(True)
