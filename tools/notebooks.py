@@ -10,12 +10,14 @@ import nbformat
 from nbclient import NotebookClient
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+HEADER = "---\njupyter:\n  kernelspec:\n    display_name: Python 3\n    language: python\n    name: python3\n---\n\n"
 LINES = 40  # of one output that are kept
 
 
 def write(page: Path) -> Path:
     """Runs the Python of a page in an empty folder and writes the notebook beside the page."""
-    notebook = jupytext.read(page)
+    notebook = jupytext.reads(HEADER + page.read_text(encoding="utf-8"), fmt="md")
+    notebook.cells = [_text(cell) if cell.source.startswith("%%") else cell for cell in notebook.cells]
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
@@ -26,6 +28,12 @@ def write(page: Path) -> Path:
     path = page.with_suffix(".ipynb")
     nbformat.write(nbformat.validator.normalize(notebook)[1], path)
     return path
+
+
+def _text(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A block of another language, which jupytext makes a magic cell, as text: shell commands are for the reader."""
+    kind, _, code = cell.source.partition("\n")
+    return nbformat.v4.new_markdown_cell(f"```{kind.removeprefix('%%')}\n{code}\n```")
 
 
 def _short(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
@@ -41,8 +49,9 @@ def _short(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
 
 
 def main() -> None:
-    """Every page of a folder, the index aside."""
-    for page in sorted(Path(sys.argv[1]).glob("*.md")):
+    """Every page of a folder, the index aside, or the pages named."""
+    pages = [Path(name) for name in sys.argv[1:]]
+    for page in sorted(pages[0].glob("*.md")) if pages[0].is_dir() else pages:
         if page.stem != "index":
             print(write(page))
 
