@@ -7,7 +7,7 @@
     python -m benchmarks.continuous steering                       # control words of the testbed
     python -m benchmarks.continuous overhead                       # a step with a value head over a greedy one
 
-stories260K and TinyStories are taken from LATENTKNOBS_DATA (default ../shared/data).
+stories260K and TinyStories are taken from LATENTKNOBS_DATA (default data; `make data`).
 """
 
 import json
