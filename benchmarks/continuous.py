@@ -143,9 +143,9 @@ def world_logps(world: World, policy: Policy, prompts: int) -> Tensor:
     """(N, V) log-probabilities of the LM at the tokens of text of its own, in float64."""
     rows = world.train[:prompts]
     rollouts, _ = world.answers(policy, rows, 1, 7)
-    asked = world.prompts(rows)
+    tokenised = world.prompts(rows)
     engine = TransformersEngine(world.model, world.tokenizer)
-    read = engine.read([asked[r.prompt].ids for r in rollouts], [r.ids for r in rollouts])
+    read = engine.read([tokenised[r.prompt].ids for r in rollouts], [r.ids for r in rollouts])
     return torch.cat([logits_TV for _, logits_TV in read])[::SOME].double().log_softmax(-1)
 
 
@@ -303,9 +303,9 @@ def steering(prompts: int, copies: int, margin: float) -> None:
     for name, adapter in (("before", run.adapter), ("after", steered)):
         mean_CPJ = []
         for command in commands.values():
-            asked = make_prompts([command.replace("{prompt}", text) for text in texts], tokenizer)
+            commanded = make_prompts([command.replace("{prompt}", text) for text in texts], tokenizer)
             found = roll_out(
-                model, tokenizer, asked, adapter.policy(), copies=copies, max_new_tokens=48, batch_size=256, seed=5
+                model, tokenizer, commanded, adapter.policy(), copies=copies, max_new_tokens=48, batch_size=256, seed=5
             )  # fmt: skip
             mean_CPJ.append(np.array([np.mean(rollout.values, 0) for rollout in found]).reshape(len(texts), copies, -1).mean(1))
         low_PJ, plain_PJ, high_PJ = mean_CPJ

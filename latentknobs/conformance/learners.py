@@ -50,6 +50,7 @@ class World:
 
     @classmethod
     def of(cls, kind: type[Learner], settings: BaseModel | None = None) -> "World":
+        """The bandit for a learner, with its own settings or the defaults."""
         space = KnobSpace.of(_Sharpness())
         inputs = Inputs(space, parse_level("every:2"), ("hidden",), hidden=8)
         random = torch.Generator().manual_seed(0)

@@ -124,9 +124,9 @@ class Report:
     def _table(self) -> list[Comparison]:
         rows = [self.compare(policy, task) for task in self.task_names for policy in self.rewards]
         tested = [n for n, row in enumerate(rows) if row.policy != HEAD]
-        asked = [rows[n].task == ALL and rows[n].policy in (self.tuned, *CONTROLS) for n in tested]
-        share = max(len(tested) / sum(asked) - 1, 1.0)  # the verdict's comparisons and all others get half of the error each
-        corrected = holm([rows[n].p for n in tested], [share if is_asked else 1.0 for is_asked in asked])
+        in_verdict = [rows[n].task == ALL and rows[n].policy in (self.tuned, *CONTROLS) for n in tested]
+        share = max(len(tested) / sum(in_verdict) - 1, 1.0)  # the verdict's comparisons and all others get half of the error each
+        corrected = holm([rows[n].p for n in tested], [share if is_main else 1.0 for is_main in in_verdict])
         for n, p in zip(tested, corrected, strict=True):
             rows[n] = replace(rows[n], p=p)
         return rows
@@ -157,11 +157,11 @@ class Report:
 
     def verdict(self) -> str:
         """In words: better than the tuned constant? than its own mean? than its choices in random places? Only then: control."""
-        asked = {self.tuned: f"the tuned best constant ({self.tuned})"}
-        asked |= {name: words + self._note(name) for name, words in CONTROLS.items() if name in self.rewards}
+        compared = {self.tuned: f"the tuned best constant ({self.tuned})"}
+        compared |= {name: words + self._note(name) for name, words in CONTROLS.items() if name in self.rewards}
         chosen = self.notes.get("choice", "")
-        sentences = [chosen, *(f"{'It' if n else 'The head'} {self._answer(*item)}." for n, item in enumerate(asked.items()))]
-        signs = {name: self.row(name).sign for name in asked}
+        sentences = [chosen, *(f"{'It' if n else 'The head'} {self._answer(*item)}." for n, item in enumerate(compared.items()))]
+        signs = {name: self.row(name).sign for name in compared}
         sentences.append(_conclusion(signs[self.tuned], {name: signs[name] for name in CONTROLS if name in signs}, self.level))
         sentences.append(f"{self.runs} training seeds." if self.runs > 1 else "One training seed; another may differ.")
         if self.left_out:

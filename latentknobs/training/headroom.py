@@ -126,6 +126,7 @@ class _Study:
         return self.sources.train[: self.count]
 
     def result(self) -> Headroom:
+        """Samples what it says first, judges it, and recommends."""
         rules = {family: self._policies(names) for family, names in RULES.items()}
         few, P, K = max(2, self.samples // 2), len(self.prompts), self.space.K
         parts = {f"{K} constants": P * K * self.samples, "rules": P * few * sum(map(len, rules.values())),

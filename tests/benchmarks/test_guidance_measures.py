@@ -15,7 +15,7 @@ TEXT = "Lily has a red ball . She likes to play in the park with a little goat .
 def test_every_member_is_a_policy_by_name() -> None:
     for family in guidance.FAMILIES.values():
         for spec in family:
-            policy_of(spec)
+            assert policy_of(spec).space.knobs, spec
 
 
 def test_a_response_is_grounded_novel_and_fluent() -> None:
