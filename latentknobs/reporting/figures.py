@@ -55,6 +55,8 @@ def win_rates(report: Report, table: Table) -> Markup:
             axis.hlines(place_P, low_P, high_P, color=svg.HEAD, linewidth=2, clip_on=False)
             is_shown_P = np.array([table[name, task].sign != 0 for name in names])
             for shown, fill in ((is_shown_P, svg.HEAD), (~is_shown_P, svg.PAPER)):
+                if not shown.any():
+                    continue  # nothing, unclipped, would count in the layout as a mark far to the left
                 axis.plot(mean_P[shown], place_P[shown], "o", color=svg.HEAD, mfc=fill, markersize=4.5, clip_on=False, zorder=3)
             axis.set(xlim=(0, 100), xticks=[0, 50, 100], title=_title(task, report), ylim=(-0.6, len(names) - 0.4))
             axis.grid(axis="y", visible=False)
