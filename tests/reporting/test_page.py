@@ -1,7 +1,9 @@
 """The HTML report: complete, escaped, self-contained, the same every time."""
 
+import dataclasses
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from latentknobs.config import make_config, write_yaml
 from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.errors import RunError
 from latentknobs.evaluation.report import HEAD, Report
-from latentknobs.reporting import write_findings, write_report
+from latentknobs.reporting import figures, write_findings, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -196,3 +198,12 @@ def test_several_rewards_and_given_pairs_are_named(run: Path, report: Report) ->
     (run / "config.yaml").write_text(changed, encoding="utf-8")
     html = write_report(run, report).read_text(encoding="utf-8")
     assert "<dd>testbed + repetition</dd>" in html and "<dd>pairs of a.jsonl</dd>" in html
+
+
+def test_a_task_on_which_nothing_differs_does_not_push_the_other_panels_aside(report: Report) -> None:
+    alike = np.array([task == report.tasks[0] for task in report.tasks])
+    rewards = {name: np.where(alike, 0.5, value_SP) for name, value_SP in report.rewards.items()}
+    tied = dataclasses.replace(report, rewards=rewards)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where a layout collapses
+        figures.win_rates(tied, {(row.policy, row.task): row for row in tied.table()})
