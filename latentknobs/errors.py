@@ -75,6 +75,11 @@ class RunError(LatentKnobsError, RuntimeError):
     """A run directory is in use, damaged, or belongs to another run."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters, without its full stop; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300].rstrip(".")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an unknown-name message: the nearest name, if any is near, and the full list.
 

@@ -11,7 +11,7 @@ import click
 
 from latentknobs.engines.vllm.limits import SETTINGS, check_flags
 from latentknobs.engines.vllm.versions import check_version
-from latentknobs.errors import ConfigError
+from latentknobs.errors import ConfigError, first_line
 from latentknobs.models.sources import TESTBED
 from latentknobs.serving import base_of, read_picks, resolved
 from latentknobs.testbed.model_files import MODEL_DIR
@@ -97,8 +97,6 @@ def check_adapters(model: str, specs: dict[str, str]) -> None:
         base = base_of(AutoConfig.from_pretrained(model).get_text_config(), model)
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"The model {model!r} cannot be read: {str(error).splitlines()[0]:.300} Give a folder or hub id."
-        ) from None
+        raise ConfigError(f"The model {model!r} cannot be read: {first_line(error)}. Give a folder or hub id.") from None
     for spec in specs.values():
         read_picks(spec, base, tokenizer)

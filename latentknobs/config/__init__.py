@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from latentknobs import entry_points
 from latentknobs.config.files import read_yaml
 from latentknobs.config.sections import LEARNER, LEARNER_STAGES, SECTIONS, Schedule
-from latentknobs.data.disk import replacing
+from latentknobs.data.disk import write_text
 from latentknobs.engines.base import expand
 from latentknobs.errors import ConfigError, PluginError, did_you_mean
 from latentknobs.stages import Enters, Stage
@@ -171,8 +171,7 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_yaml(config: TrainConfig, path: Path) -> None:
     """Writes all settings by section, defaults included, with their help as comments."""
-    with replacing(path) as partial:
-        partial.write_text("\n".join(_lines(config)) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(_lines(config)) + "\n")
 
 
 def _lines(config: TrainConfig) -> Iterator[str]:

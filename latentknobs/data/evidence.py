@@ -25,49 +25,30 @@ def split_evidence(prompt: Any, without: Any, called: str) -> tuple[Any, Any]:
     Raises:
         DataError: both forms at once, or a mark that is not true or false.
     """
-    if not isinstance(prompt, list | tuple) or not any(_is_marked(item, called) for item in _items(prompt)):
+    if not isinstance(prompt, list | tuple):
+        return prompt, without
+    messages = [_split(message, called) for message in prompt]
+    whole, rest = [message for message, _ in messages], [left for _, left in messages if left is not None]
+    if rest == whole:  # nothing is marked
         return prompt, without
     if without is not None:
         raise DataError(f"{called} marks the evidence in its messages and has a column {WITHOUT}. Keep one of the two.")
-    return [_unmarked(message) for message in prompt], _left([_left_of(message) for message in _left(prompt)])
+    return whole, rest
 
 
-def _items(messages: Sequence[Any]) -> list[Any]:
-    """Whatever may carry a mark: messages and the parts of their contents."""
-    return [*messages, *(part for message in messages for part in _parts(message))]
-
-
-def _parts(message: Any) -> Sequence[Any]:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    return content if isinstance(content, list | tuple) else ()
-
-
-def _is_marked(item: Any, called: str = "A prompt") -> bool:
-    mark = item.get(MARK) if isinstance(item, Mapping) else None
+def _split(item: Any, called: str) -> tuple[Any, Any]:
+    """A message, or a part of its content, without its mark; and what is left of it without evidence, None if nothing is."""
+    if not isinstance(item, Mapping):
+        return item, item
+    mark, content = item.get(MARK), item.get("content")
     if mark is not None and not isinstance(mark, bool):
         raise DataError(f"{called} holds the mark {MARK!r}: {mark!r:.80}; it must be true or false.")
-    return bool(mark)
-
-
-def _left(items: Sequence[Any]) -> list[Any]:
-    """Without what is marked, and without messages of which nothing is left."""
-    return [item for item in items if item is not None and not _is_marked(item)]
-
-
-def _left_of(message: Any) -> Any:
-    """A message without its marked parts; None if it had no others."""
-    parts = _left(_parts(message))
-    if not _parts(message):
-        return _unmarked(message)
-    return _unmarked({**message, "content": parts}) if parts else None
-
-
-def _unmarked(item: Any) -> Any:
-    """A message or a part, and the parts in it, without the field of the mark."""
-    if not isinstance(item, Mapping):
-        return item
-    plain = {name: value for name, value in item.items() if name != MARK}
-    return plain | ({"content": [_unmarked(part) for part in _parts(item)]} if _parts(item) else {})
+    whole = rest = {name: value for name, value in item.items() if name != MARK}
+    if isinstance(content, list | tuple) and content:
+        parts = [_split(part, called) for part in content]
+        left = [part for _, part in parts if part is not None]
+        whole, rest = whole | {"content": [part for part, _ in parts]}, rest | {"content": left} if left else None
+    return whole, None if mark else rest
 
 
 def check_boundary(ids: Ids, second_ids: Ids, tokenizer: Any, called: str) -> None:

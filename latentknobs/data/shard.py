@@ -7,12 +7,10 @@ holds nothing else of the file, and a file that is cut short meanwhile is an err
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,12 +58,6 @@ class Place:
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
 
-class Read(Protocol):
-    """Reads rows of a column, from the row `first` on, until `out` (contiguous, on the CPU, of the column's format) is full."""
-
-    def __call__(self, name: str, first: int, out: Tensor) -> None: ...
-
-
 class Shard:
     """What `write_shard` wrote: its rows on request, everything small in memory.
 
@@ -94,35 +86,30 @@ class Shard:
         self.unreachable = tuple(unreachable_U.tolist())
         self.moments = Moments(self.total, mean_F, square_F)
 
-    @contextmanager
-    def reading(self) -> Iterator[Read]:
-        """The file, open until the context ends.
+    def read(self, name: str, parts: Iterable[tuple[int, Tensor]]) -> None:
+        """Fills tensors (contiguous, on the CPU, of the column's format) with rows of a column, each from a first row on.
 
         Raises:
-            RunError: it is missing, or was cut short or replaced since.
+            RunError: the file is missing, or was cut short or replaced since.
         """
+        column = self.places[name]
         try:
             with self.path.open("rb", buffering=0) as file:
                 if _stamp(os.fstat(file.fileno())) != self._stamp:
                     raise OSError("it was cut short or replaced while it was in use")
-                yield partial(self._read, file.fileno())
+                for first, out in parts:
+                    rows, start = out.flatten().view(torch.uint8).numpy().data, column.offset + first * column.row_bytes
+                    while len(rows):
+                        count = os.preadv(file.fileno(), [rows], start)
+                        if not count:
+                            raise OSError("it ends early")
+                        rows, start = rows[count:], start + count
         except OSError as error:
             raise _damaged(self.path, error) from error
 
-    def _read(self, handle: int, name: str, first: int, out: Tensor) -> None:
-        column = self.places[name]
-        rows = out.flatten().view(torch.uint8).numpy().data
-        start = column.offset + first * column.row_bytes
-        while len(rows):
-            count = os.preadv(handle, [rows], start)
-            if not count:
-                raise OSError("it ends early")
-            rows, start = rows[count:], start + count
-
     def _whole(self, name: str) -> Tensor:
         out = torch.empty(self.places[name].shape, dtype=self.places[name].dtype)
-        with self.reading() as read:
-            read(name, 0, out)
+        self.read(name, [(0, out)])
         return out
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from copy import copy
 from functools import reduce
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +76,18 @@ class FeatureStore:
         if not self.is_streamed:
             return self._loaded().segments(response_U)
         spans = [self._span(r) for r in response_U.tolist()]
-        start_U1 = [0, *accumulate(length for _, _, length in spans)]
-        out = {name: self._empty(name, start_U1[-1]) for name in self.columns}
-        order = sorted(range(len(spans)), key=lambda u: spans[u])
-        for s, places in groupby(order, key=lambda u: spans[u][0]):
-            here = list(places)
-            with self.shards[s].reading() as read:
-                for name, out_M in out.items():  # rising positions
-                    for u in here:
-                        read(name, spans[u][1], out_M[start_U1[u] : start_U1[u + 1]])
-        feature_MF = self._pick(FEATURES, out.pop(FEATURES)).contiguous()  # as in memory: kernels round by strides
-        feature_MF = widen(feature_MF.to(self.device))
-        return Segments(feature_MF, out, torch.tensor(start_U1).diff()).to(self.device)
+        columns = {name: self._read(name, spans) for name in self.columns}
+        feature_MF = widen(columns.pop(FEATURES).to(self.device))
+        return Segments(feature_MF, columns, torch.tensor([length for *_, length in spans])).to(self.device)
 
     def sample(self, rows: int) -> Tensor:
         """(n, F) features of about `rows` segments, evenly spread over all."""
         if not self.is_streamed:
             return self._loaded().sample(rows)
         step = stride(self._row[-1], rows)
-        out_NF = self._empty(FEATURES, -(-self._row[-1] // step))
-        for shard, start, end in zip(self.shards, self._row, self._row[1:], strict=False):
-            with shard.reading() as read:
-                for row in range(-(-start // step) * step, end, step):
-                    read(FEATURES, row - start, out_NF[row // step : row // step + 1])
-        return widen(self._pick(FEATURES, out_NF).to(self.device))
+        ends = enumerate(pairwise(self._row))
+        spans = [(s, row - start, 1) for s, (start, end) in ends for row in range(-(-start // step) * step, end, step)]
+        return widen(self._read(FEATURES, spans).to(self.device))
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """(F) mean and (F) standard deviation of the features over all segments, those left out included, in float64.
@@ -116,10 +104,10 @@ class FeatureStore:
         view._cache = None if self._cache is None else self._cache.select(kept)
         return view
 
-    def _empty(self, name: str, *rows: int) -> Tensor:
+    def _empty(self, name: str, rows: int) -> Tensor:
         """Room for rows of a column, as they are on the disk."""
         column = self.shards[0].places[name]
-        return torch.empty(*rows, *column.shape[1:], dtype=column.dtype)
+        return torch.empty(rows, *column.shape[1:], dtype=column.dtype)
 
     def _pick(self, name: str, rows_N: Tensor) -> Tensor:
         """Rows of a column with the features that are kept."""
@@ -132,6 +120,15 @@ class FeatureStore:
         first, end = self.shards[s].start_R1[response - self._first[s] :][:2].tolist()
         return s, first, end - first
 
+    def _read(self, name: str, spans: Sequence[tuple[int, int, int]]) -> Tensor:
+        """(M, ...) rows of a column: those of each span (see `_span`), one after the other. Files are read front to back."""
+        start_U1 = [0, *accumulate(length for *_, length in spans)]
+        out_M = self._empty(name, start_U1[-1])
+        order = sorted(range(len(spans)), key=lambda u: spans[u])
+        for s, places in groupby(order, key=lambda u: spans[u][0]):
+            self.shards[s].read(name, ((spans[u][1], out_M[start_U1[u] : start_U1[u + 1]]) for u in places))
+        return self._pick(name, out_M).contiguous()  # as in memory: kernels round by strides
+
     def _loaded(self) -> FeatureCache:
         """Everything in memory, read once."""
         if self._cache is None:
@@ -143,15 +140,13 @@ class FeatureStore:
 
     def _load(self, name: str) -> Tensor:
         """(N, ...) a whole column, a piece at a time, so that little is held twice."""
-        width = self._pick(name, self._empty(name, 0)).shape[1:]
-        out_N = torch.empty(self._row[-1], *width, dtype=self._empty(name, 0).dtype, device=self.device)
-        for shard, start, end in zip(self.shards, self._row, self._row[1:], strict=False):
-            size = max(1, CHUNK // shard.places[name].row_bytes)
-            with shard.reading() as read:
-                for row in range(start, end, size):
-                    part = self._empty(name, min(size, end - row))
-                    read(name, row - start, part)
-                    out_N[row : row + len(part)] = self._pick(name, part)
+        nothing = self._read(name, [])
+        out_N = torch.empty(self._row[-1], *nothing.shape[1:], dtype=nothing.dtype, device=self.device)
+        size = max(1, CHUNK // self.shards[0].places[name].row_bytes)
+        for s, (start, end) in enumerate(pairwise(self._row)):
+            for row in range(start, end, size):
+                stop = min(row + size, end)
+                out_N[row:stop] = self._read(name, [(s, row - start, stop - row)])
         return out_N
 
     def _check(self) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latentknobs.errors import AdapterError
+from latentknobs.errors import AdapterError, first_line
 from latentknobs.files import fit, public_name, read_json
 from latentknobs.heads.value_head import STATISTICS, ValueHead
 from latentknobs.knobs.space import KnobSpace
@@ -112,9 +112,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
                     if part is not None:
                         found[key[key.index(part) :]] = file.get_tensor(key)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise AdapterError(
-            f"A file in {str(folder)!r} is damaged: {str(error).splitlines()[0]:.200}. Copy the folder again."
-        ) from None
+        raise AdapterError(f"A file in {str(folder)!r} is damaged: {first_line(error)}. Copy the folder again.") from None
     return found
 
 

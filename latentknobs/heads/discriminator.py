@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from latentknobs.errors import AdapterError
+from latentknobs.errors import AdapterError, first_line
 from latentknobs.files import path_of
 
 FORMAT = "latentknobs discriminator 1"
@@ -88,4 +88,4 @@ def load_discriminator(path: str | Path) -> tuple[Discriminator, str]:
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
-        raise AdapterError(f"{str(path)!r} is not a discriminator: {str(error).splitlines()[0]:.200}. {COPY}") from None
+        raise AdapterError(f"{str(path)!r} is not a discriminator: {first_line(error)}. {COPY}") from None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentknobs.entry_points import load
-from latentknobs.errors import AdapterError
+from latentknobs.errors import AdapterError, first_line
 from latentknobs.files import fit
 from latentknobs.heads.base import Head
 from latentknobs.heads.option_head import OptionHead
@@ -84,4 +84,4 @@ def _tensors(path: Path, kind: type[Head], space: KnobSpace, inputs: int, shape:
     except FileNotFoundError:
         raise AdapterError(f"{path.name} is missing. {COPY}") from None
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise AdapterError(f"{what}: {str(error).splitlines()[0]:.200}. {COPY}") from None
+        raise AdapterError(f"{what}: {first_line(error)}. {COPY}") from None

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from latentknobs.errors import AdapterError
+from latentknobs.errors import AdapterError, first_line
 
 FILES = ("knob_config.json", "*.safetensors", "README.md")  # nothing else of a repository is downloaded
 
@@ -34,7 +34,7 @@ def download(name: str, revision: str | None = None) -> Path:
             "name, or log in with `hf auth login`."
         ) from None
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise AdapterError(f"The adapter {name!r} cannot be fetched from the hub: {_first_line(error)}.") from None
+        raise AdapterError(f"The adapter {name!r} cannot be fetched from the hub: {first_line(error)}.") from None
 
 
 def upload(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:
@@ -54,11 +54,6 @@ def upload(folder: Path, name: str, *, private: bool = False, token: str | None 
         )
     except Exception as error:  # those of the hub's HTTP library come unwrapped, and that library changes between versions
         raise AdapterError(
-            f"The adapter cannot be uploaded to {name!r}: {_first_line(error)}. Check the name, and log in with `hf auth login`."
+            f"The adapter cannot be uploaded to {name!r}: {first_line(error)}. Check the name, and log in with `hf auth login`."
         ) from None
     return str(commit.commit_url)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300].rstrip(".")

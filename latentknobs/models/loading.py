@@ -8,7 +8,7 @@ import torch
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.engines.transformers.frozen import output_embeddings
-from latentknobs.errors import ConfigError
+from latentknobs.errors import ConfigError, first_line
 from latentknobs.files import path_of
 from latentknobs.models.gguf import gguf_arguments, split_gguf
 from latentknobs.progress import processes, speaks
@@ -46,7 +46,7 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
             )
         except Exception as error:  # files of any kind and, where it is trusted, code of any kind
             raise ConfigError(
-                f"The model {name!r} cannot be loaded: {_first_line(error)} Give as model a folder or hub id of a causal LM, "
+                f"The model {name!r} cannot be loaded: {first_line(error)}. Give as model a folder or hub id of a causal LM, "
                 "a .gguf file, or `testbed` for the packaged one."
             ) from error
     return freeze(model if spread else model.to(device)), tokenizer
@@ -67,14 +67,10 @@ def pick_device(name: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        cause = _first_line(error)
+        cause = first_line(error)
         fewer = " Start no more processes than there are devices." if several else ""
-        raise ConfigError(f"The device {device!r} cannot be used: {cause} Use auto, cpu or cuda.{fewer}") from None
+        raise ConfigError(f"The device {device!r} cannot be used: {cause}. Use auto, cpu or cuda.{fewer}") from None
     return device
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{(str(error).splitlines() or [type(error).__name__])[0]:.300}"
 
 
 def _spread(name: str, config: TrainConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentknobs.data.disk import replacing
+from latentknobs.data.disk import write_text
 from latentknobs.errors import RunError
 from latentknobs.files import read_json
 
@@ -18,8 +18,7 @@ CALM = (
 
 def write_findings(run: str | Path, findings: Sequence[str]) -> None:
     """Saves the sentences, complete or not at all. An empty list is written as well."""
-    with replacing(Path(run) / FILE) as partial:
-        partial.write_text(json.dumps({"findings": list(findings)}, indent=2) + "\n", encoding="utf-8")
+    write_text(Path(run) / FILE, json.dumps({"findings": list(findings)}, indent=2) + "\n")
 
 
 def read_findings(run: str | Path) -> list[str] | None:

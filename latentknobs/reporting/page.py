@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 import latentknobs
 from latentknobs.config import make_config, read_yaml
-from latentknobs.data.disk import replacing
+from latentknobs.data.disk import write_text
 from latentknobs.errors import LatentKnobsError, RunError
 from latentknobs.evaluation.accounting import read_accounts
 from latentknobs.evaluation.report import ALL, HEAD, Report
@@ -77,8 +77,7 @@ def write_report(run: str | Path, report: Report) -> Path:
             for task in sorted({s.task for s in samples.shown})
         ],
     )
-    with replacing(run / FILE) as partial:
-        partial.write_text(html, encoding="utf-8")
+    write_text(run / FILE, html)
     return run / FILE
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from latentknobs.errors import BrokenRewardError, ConfigError, RewardError
+from latentknobs.errors import BrokenRewardError, ConfigError, RewardError, first_line
 from latentknobs.rewards.returned import Failed
 from latentknobs.rewards.text import Messages, Texts, text_of
 
@@ -107,7 +107,7 @@ def _load(path: str, device: str, dtype: str) -> tuple[Any, Any]:
         )
     except Exception as error:  # of many kinds, for a missing, damaged or unsuitable model
         raise ConfigError(
-            f"The reward model {path!r} cannot be loaded: {_first_line(error)} Give a folder or hub id of a sequence "
+            f"The reward model {path!r} cannot be loaded: {first_line(error)}. Give a folder or hub id of a sequence "
             "classifier whose weights are safetensors, as in 'classifier:path=my/reward-model'."
         ) from error
     if found["missing_keys"]:
@@ -120,12 +120,8 @@ def _load(path: str, device: str, dtype: str) -> tuple[Any, Any]:
         return model.to(place).eval().requires_grad_(False), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"The reward model {path!r} cannot be used on the device {device!r}: {_first_line(error)} Use auto, cpu or cuda."
+            f"The reward model {path!r} cannot be used on the device {device!r}: {first_line(error)}. Use auto, cpu or cuda."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _label(path: str, config: Any, label: str | int | None) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import OBJECT, TrainConfig, flat, make_config, read_yaml
-from latentknobs.data.disk import replacing
+from latentknobs.data.disk import write_text
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.accounting import FILE, Account, SavedAccounts, account_of, accounts_key
@@ -43,8 +43,7 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
         config, sources = reopened(run, settings)
         found = _accounts(run, report, KnobAdapter.from_pretrained(run / "adapter"), sources, config)
     saved_accounts = SavedAccounts(key=accounts_key(report.rewards), policies=found)
-    with replacing(run / FILE) as partial:
-        partial.write_text(json.dumps(saved_accounts.model_dump()) + "\n", encoding="utf-8")
+    write_text(run / FILE, json.dumps(saved_accounts.model_dump()) + "\n")
     write_report(run, report)
     return found
 

@@ -4,19 +4,17 @@ The header holds plain JSON: which fit it belongs to, the step, small facts, and
 not fit is left aside with a sentence, and the training starts over: at most minutes are lost, and no head is wrong.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latentknobs.content import digest
+from latentknobs.data.disk import partial_of, save_tensors
 from latentknobs.progress import say
 
 HEADER, FORMAT = "latentknobs_checkpoint", 1
@@ -59,24 +57,11 @@ class Checkpoint:
         Raises:
             OSError: it cannot be written; the file before it stays.
         """
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        header = {"format": FORMAT, "key": self.key, "step": step, "facts": dict(facts)}
-        header["checksum"] = checksum(plain, header)
-        data = safetensors.torch.save(plain, {HEADER: json.dumps(header)})
+        header: dict[str, Any] = {"format": FORMAT, "key": self.key, "step": step, "facts": dict(facts)}
+        header["checksum"] = checksum(tensors, header)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            self._partial.replace(self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        save_tensors({name: value.cpu() for name, value in tensors.items()}, self.path, {HEADER: json.dumps(header)})
         self._step = step
-
-    @property
-    def _partial(self) -> Path:
-        return partial_of(self.path)
 
     def _read(self) -> Saved | None:
         if not self.path.exists():
@@ -97,18 +82,8 @@ class Checkpoint:
 
 
 def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    """SHA-256 of a header and of the names, formats, shapes and bits of tensors, whatever their order."""
-    total = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def partial_of(path: Path) -> Path:
-    """Where a checkpoint is written before it takes its place."""
-    return path.with_name(path.name + ".partial")
+    """A digest of a header and of tensors by name, whatever their order."""
+    return digest(json.dumps(header, sort_keys=True), sorted(tensors.items()))
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from latentknobs.config import TrainConfig
+from latentknobs.data.disk import write_text
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.scores import score_rollouts
@@ -32,7 +33,7 @@ from latentknobs.policies import Branch, ConstantPolicy, Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import say
 from latentknobs.training.modules import MAIN
-from latentknobs.training.rundir import HEADROOM, RunDir, write_text
+from latentknobs.training.rundir import HEADROOM, RunDir
 from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
 from latentknobs.training.subject import subject
 from latentknobs.training.train import make_learners, settle

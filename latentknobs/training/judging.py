@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import TrainConfig
 from latentknobs.content import digest
+from latentknobs.data.disk import write_text
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import RunError
 from latentknobs.evaluation.comparison import (
@@ -42,7 +43,7 @@ from latentknobs.models.sources import Sources
 from latentknobs.policies import MeanShift
 from latentknobs.progress import Advance
 from latentknobs.training.choice import CANDIDATES, candidates, sentence, typical_margin, winner
-from latentknobs.training.rundir import RunDir, Task, write_text
+from latentknobs.training.rundir import RunDir, Task
 from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
 
 SUMMARY = "evaluation/summary.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import NonNegativeInt, PositiveInt
 
 from latentknobs.config import TrainConfig
-from latentknobs.data.disk import replacing
+from latentknobs.data.disk import write_text
 from latentknobs.errors import RunError
 from latentknobs.files import read_json
 
@@ -40,8 +40,7 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         """Writes `plan.json`, complete or not at all."""
-        with replacing(folder / PLAN) as partial:
-            partial.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        write_text(folder / PLAN, json.dumps(asdict(self)) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from latentknobs.errors import RunError
+from latentknobs.errors import RunError, first_line
 
 PATIENCE = timedelta(days=7)  # the others wait for the process with the slowest file
 LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets beside WORLD_SIZE
@@ -102,7 +102,7 @@ def _start(promised: int, cpu: bool) -> None:
         try:
             PartialState(cpu=cpu, timeout=PATIENCE)
         except (ValueError, RuntimeError) as error:
-            why = str(error).splitlines()[0]
+            why = first_line(error)
     if not _started():
         raise RunError(
             f"WORLD_SIZE={promised} promises {promised} processes, but they cannot meet: {why}. Start them with `accelerate "

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import torch
 
-from latentknobs.data.disk import replacing
+from latentknobs.data.disk import replacing, write_text
 from latentknobs.errors import RunError
 from latentknobs.files import MB, fit, parse_json, path_of, read_json
 from latentknobs.progress import Advance, progress
@@ -252,12 +252,6 @@ def explained(folder: Path, what: str) -> Iterator[None]:
             f"The disk that holds {str(folder)!r} is full ({what} could not be written). Finished files are kept: free "
             "some space and give the same command again."
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file, complete or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

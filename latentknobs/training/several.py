@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentknobs.config import TrainConfig, write_yaml
+from latentknobs.data.disk import write_text
 from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.report import Report
 from latentknobs.files import path_of
 from latentknobs.progress import say
 from latentknobs.training.judging import SUMMARY
-from latentknobs.training.rundir import explained, write_text
+from latentknobs.training.rundir import explained
 
 if TYPE_CHECKING:
     from latentknobs.training.train import Run

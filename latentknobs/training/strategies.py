@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.config import TrainConfig
+from latentknobs.data.disk import write_text
 from latentknobs.data.prompts import is_held_out
 from latentknobs.errors import ConfigError, DataError
 from latentknobs.heads.segmenters import Every
@@ -24,7 +25,7 @@ from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.policies import ConstantPolicy
 from latentknobs.progress import say
-from latentknobs.training.rundir import RunDir, write_text
+from latentknobs.training.rundir import RunDir
 from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
 from latentknobs.training.subject import subject
 from latentknobs.training.train import settle
