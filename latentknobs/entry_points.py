@@ -102,11 +102,7 @@ def find(kind: str, name: str) -> EntryPoint:
 
 
 def parse_settings(kind: str, spec: str, target: Callable[..., Any]) -> dict[str, Any]:
-    """The settings in a spec; a comma separates two only where a name and an equals sign follow it.
-
-    Raises:
-        ConfigError: a setting is not of the form key=value.
-    """
+    """The settings in a spec, `key=value` (or ConfigError); a comma in front of another `key=` separates two."""
     settings: dict[str, Any] = {}
     tail = split(spec)[1]
     parameters: Mapping[str, inspect.Parameter] = inspect.signature(target).parameters if tail else {}

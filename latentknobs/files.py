@@ -22,11 +22,7 @@ T = TypeVar("T")
 
 
 def path_of(path: str | os.PathLike[str]) -> Path:
-    """A path as its writer meant it: a leading `~` is the home folder, where there is one.
-
-    Raises:
-        ConfigError: no file can have such a name.
-    """
+    """A path as its writer meant it: a leading `~` is the home folder. ConfigError if no file can have such a name."""
     try:
         if b"\0" in os.fsencode(path):
             raise ValueError
@@ -69,11 +65,7 @@ def read_json(path: Path, kind: Any, error: type[LatentKnobsError], cure: str, l
 
 
 def parse_json(text: str) -> Any:
-    """The data of a JSON text.
-
-    Raises:
-        ValueError: it is not JSON, or is nested too deeply; in few words.
-    """
+    """The data of a JSON text; a ValueError says in few words that it is not JSON, or is nested too deeply."""
     try:
         data = json.loads(text)
         if _depth(data) > DEEPEST:
@@ -84,11 +76,7 @@ def parse_json(text: str) -> Any:
 
 
 def fit(data: Any, kind: Any) -> Any:
-    """Data as a type that pydantic knows.
-
-    Raises:
-        ValueError: it does not fit; with the place, the value in a few characters, and how many more there are.
-    """
+    """Data as a type that pydantic knows; a ValueError names the first place that does not fit, and how many more there are."""
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as problem:

@@ -19,11 +19,7 @@ class UserPath(click.Path):
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Refuses a file that cannot be written, before the work that would be lost.
-
-    Raises:
-        ConfigError: its folder does not exist, it is a folder itself, or may not be written.
-    """
+    """Refuses, by a ConfigError, a file that cannot be written, before the work that would be lost."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"{option} {str(path)!r} cannot be written: its folder does not exist. Create it first.")

@@ -12,11 +12,7 @@ from latentknobs.files import path_of
 
 
 def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
-    """The adapter, and the folder that it is in.
-
-    Raises:
-        AdapterError: there is none, or it cannot be used.
-    """
+    """The adapter, and the folder that it is in; AdapterError if there is none, or it cannot be used."""
     path = path_of(path)
     folder = path / "adapter" if (path / "adapter" / CONFIG).exists() else path
     return KnobAdapter.from_pretrained(folder), folder

@@ -41,11 +41,7 @@ def parse_flags(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_settings(run: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Some settings of a finished run.
-
-    Raises:
-        ConfigError: `config.yaml` is missing, or one of them was a Python object, which only Python can give again.
-    """
+    """Some settings of a finished run; ConfigError if one was a Python object, which a file cannot hold."""
     saved = flat(read_yaml(run / "config.yaml"))
     settings = {name: value for name, value in saved.items() if name in names and value is not None}
     for name, value in settings.items():

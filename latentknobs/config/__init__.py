@@ -151,11 +151,7 @@ class TrainConfig:
 
 
 def make_config(*layers: Mapping[str, Any]) -> TrainConfig:
-    """The config of some settings, flat or in sections; later ones win.
-
-    Raises:
-        ConfigError, UnknownNameError: see `TrainConfig`.
-    """
+    """The config of some settings, flat or in sections; later ones win. Errors: see `TrainConfig`."""
     config = TrainConfig.__new__(TrainConfig)
     config._build(list(layers))
     return config

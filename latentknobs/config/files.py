@@ -15,11 +15,7 @@ TOO_LARGE: Any = object()
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file, by section or flat.
-
-    Raises:
-        ConfigError: the file is missing, too large, not YAML, or not a mapping of settings.
-    """
+    """The settings in a YAML file, by section or flat; ConfigError if it is missing, too large, or does not hold settings."""
     try:
         with path_of(path).open("rb") as file:
             data = file.read(BYTES + 1)

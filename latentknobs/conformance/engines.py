@@ -61,11 +61,7 @@ def _constant(**values: float) -> Policy:
 
 
 def _truncated() -> ConstantPolicy:
-    """Temperature .8 and top-k 3.
-
-    Raises:
-        CannotTry: top-k is not installed.
-    """
+    """Temperature .8 and top-k 3; CannotTry if top-k is not installed."""
     try:
         return ConstantPolicy(KnobSpace.of({"temperature": [0.8]}, {"top_k": [3]}), 0)
     except Exception as error:

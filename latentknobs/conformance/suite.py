@@ -84,11 +84,7 @@ class Suite:
         return [self.outcome(check, subject) for check in self.checks]
 
     def check(self, spec: Any, **options: Any) -> None:
-        """Passes silently if the contract is kept.
-
-        Raises:
-            ConformanceError: naming each failed check and what the subject did.
-        """
+        """Raises a ConformanceError that names each failed check and what the subject did, if there are any."""
         subject = self.find(spec, **options)
         failed = [found for found in (self.outcome(check, subject) for check in self.checks) if not found.passed]
         if failed:

@@ -43,20 +43,16 @@ def _split(item: Any, called: str) -> tuple[Any, Any]:
     mark, content = item.get(MARK), item.get("content")
     if mark is not None and not isinstance(mark, bool):
         raise DataError(f"{called} holds the mark {MARK!r}: {mark!r:.80}; it must be true or false.")
-    whole = rest = {name: value for name, value in item.items() if name != MARK}
-    if isinstance(content, list | tuple) and content:
-        parts = [_split(part, called) for part in content]
-        left = [part for _, part in parts if part is not None]
-        whole, rest = whole | {"content": [part for part, _ in parts]}, rest | {"content": left} if left else None
-    return whole, None if mark else rest
+    whole = {name: value for name, value in item.items() if name != MARK}
+    if not isinstance(content, list | tuple) or not content:
+        return whole, None if mark else whole
+    parts = [_split(part, called) for part in content]
+    left = [part for _, part in parts if part is not None]
+    return whole | {"content": [part for part, _ in parts]}, None if mark or not left else whole | {"content": left}
 
 
 def check_boundary(ids: Ids, second_ids: Ids, tokenizer: Any, called: str) -> None:
-    """Refuses two prompts after which a response would begin differently.
-
-    Raises:
-        DataError: showing both ends.
-    """
+    """Refuses two prompts after which a response would begin differently: a DataError shows both ends."""
     if ids[-1] != second_ids[-1]:
         ends = [tokenizer.decode(list(part[-3:])) for part in (ids, second_ids)]
         raise DataError(
@@ -76,11 +72,7 @@ def second_prompts(prompts: Sequence["Prompt"], needs: Collection[str]) -> list[
 
 
 def check_evidence(prompts: Sequence["Prompt"], needs: Collection[str]) -> None:
-    """Refuses prompts of which some name their evidence and others do not, where it is read.
-
-    Raises:
-        DataError: naming the first of either.
-    """
+    """DataError if second logits are read and only some prompts name their evidence; it names one of either kind."""
     has = [prompt.second_ids is not None for prompt in prompts]
     if SECOND in needs and any(has) and not all(has):
         bare, full = prompts[has.index(False)], prompts[has.index(True)]

@@ -75,11 +75,7 @@ def read_preferences(
 
 
 def prompt_rows(rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """The prompts of preferences with their other columns, each once, as rows for `make_prompts`.
-
-    Raises:
-        DataError: a row is not of the format (naming it).
-    """
+    """The prompts of preferences with their other columns, each once, as rows for `make_prompts`. Errors: see `read_row`."""
     found: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, 1):
         try:

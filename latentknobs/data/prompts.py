@@ -93,11 +93,7 @@ def _read(prompt: Any, tokenizer: Any, called: str, settings: Any) -> tuple[str,
 
 
 def check_text(text: str, called: str) -> str:
-    """The text itself.
-
-    Raises:
-        DataError: it holds half a character, which no tokenizer can read and no file can hold.
-    """
+    """The text itself; DataError if it holds half a character, which no tokenizer can read and no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -191,11 +187,7 @@ def render_chat(
 
 
 def check_lengths(prompts: Sequence[Prompt], max_new_tokens: int, context: int | None) -> None:
-    """Refuses prompts that leave no room for the response.
-
-    Raises:
-        DataError: naming the first such prompt and the numbers.
-    """
+    """Refuses prompts that leave no room for the response: a DataError names the first one and the numbers."""
     for number, prompt in enumerate(prompts, 1):
         longest = max(len(prompt.ids), len(prompt.second_ids or ()))
         if context is not None and longest + max_new_tokens > context:
@@ -224,11 +216,7 @@ def split_prompts(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]
 
 
 def check_disjoint(train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:
-    """Refuses evaluation prompts that are also training prompts, or share their group.
-
-    Raises:
-        DataError: naming the first.
-    """
+    """Refuses evaluation prompts that are also training prompts, or share their group: a DataError names the first."""
     seen, groups = {prompt.text for prompt in train}, {group_of(prompt) for prompt in train if GROUP in prompt.columns}
     for prompt in evaluation:
         if GROUP in prompt.columns and group_of(prompt) in groups:

@@ -120,11 +120,7 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
-    """What `write_lines` wrote of rollouts.
-
-    Raises:
-        RunError: a damaged line.
-    """
+    """What `write_lines` wrote of rollouts; RunError if a line is damaged."""
     cure = "Delete it; the stage will be run again."
     try:
         rows = [parse_json(line) for line in read_text(path, RunError, cure, LARGEST).splitlines()]

@@ -27,11 +27,7 @@ SMALL = ("start_R1", "mean_F", "square_F", "unreachable_U", "count_2")  # count_
 
 
 def write_shard(path: Path, features: Featurised) -> None:
-    """Writes some responses as one file, complete or not at all.
-
-    Raises:
-        OSError: with the errno of what went wrong, e.g. ENOSPC for a full disk. Nothing is left behind.
-    """
+    """Writes some responses as one file, complete or not at all; an OSError (e.g. ENOSPC, the disk is full) leaves nothing."""
     tensors = {FEATURES: features.cache.feature_NF, **features.cache.columns, "start_R1": features.cache.start_R1}
     tensors |= {"mean_F": features.moments.mean_F, "square_F": features.moments.square_F}
     tensors |= {"unreachable_U": torch.tensor(features.unreachable, dtype=torch.long)}

@@ -68,11 +68,7 @@ class FeatureStore:
         return self.nbytes > self.ram_bytes
 
     def segments(self, response_U: Tensor) -> Segments:
-        """The segments of some responses, by index.
-
-        Raises:
-            RunError: a shard disappeared or was cut short.
-        """
+        """The segments of some responses, by index; RunError if a shard disappeared or was cut short."""
         if not self.is_streamed:
             return self._loaded().segments(response_U)
         spans = [self._span(r) for r in response_U.tolist()]

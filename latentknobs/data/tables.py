@@ -53,11 +53,7 @@ def read_rows(source: str | Path | Iterable[Any], needs: Sequence[str] = ("promp
 
 
 def read_jsonl(path: str | Path, needs: Sequence[str] = ("prompt",), what: str = "prompts") -> list[dict[str, Any]]:
-    """Rows of a JSONL file.
-
-    Raises:
-        DataError: the file is missing or empty, or a line is not a JSON object with the columns it needs (naming the line).
-    """
+    """Rows of a JSONL file; a DataError names the line that is not a JSON object with the columns it needs."""
     path = path_of(path)
     rows = []
     try:

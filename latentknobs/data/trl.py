@@ -106,11 +106,7 @@ def preference_rows(
 
 
 def write_preferences(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Writes rows as JSON lines, complete or not at all.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+    """Writes rows as JSON lines, complete or not at all; DataError if the file cannot be written."""
     try:
         write_lines(path, rows)
     except OSError as error:

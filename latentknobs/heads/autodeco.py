@@ -47,11 +47,7 @@ class _Config(BaseModel):
 
 
 def read_autodeco(folder: Path) -> tuple[ValueHead, dict[str, Any]]:
-    """The head, and what is known of its base model, as `describe_model` says it; the type is None where the folder does not.
-
-    Raises:
-        AdapterError: the folder is not such a checkpoint, is damaged, or holds heads of other sizes than its config says.
-    """
+    """The head and its base model, as `describe_model` says it (type None where the folder does not); AdapterError if damaged."""
     config = _config(folder)
     space = KnobSpace.of("temperature", "top_p")
     parts = {part: _layers(_tensors(folder), part, folder) for part in PARTS}

@@ -74,11 +74,7 @@ def _load(path: Path, changed: tuple[int, int]) -> tuple[Discriminator, str]:
 
 
 def load_discriminator(path: str | Path) -> tuple[Discriminator, str]:
-    """The discriminator of a file, and the name of its LM; a file that has not changed is read once.
-
-    Raises:
-        AdapterError: it is missing or damaged.
-    """
+    """The discriminator of a file (read again only if it changes), and the name of its LM; AdapterError if damaged."""
     path = path_of(path)
     try:
         found = path.stat()

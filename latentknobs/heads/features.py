@@ -40,11 +40,7 @@ PORTABLE = tuple(STATISTICS)  # features of the logits alone: a head that reads 
 
 
 def check_features(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, if all are known and none repeats.
-
-    Raises:
-        ConfigError: otherwise.
-    """
+    """The names; ConfigError if one is not known or repeats."""
     known = [HIDDEN, *STATISTICS, *BUDGETS]
     for name in names:
         if name not in known:
@@ -57,11 +53,7 @@ def check_features(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_rival(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, if a rival head may read them: statistics of the logits.
-
-    Raises:
-        ConfigError: otherwise.
-    """
+    """The names; ConfigError if a rival head may not read them: it sees statistics of the logits alone."""
     if other := [name for name in check_features(names) if name not in STATISTICS]:
         raise ConfigError(f"The rival head reads statistics of the logits alone ({', '.join(PORTABLE)}), not {other[0]!r}.")
     return tuple(names)

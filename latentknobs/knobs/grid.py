@@ -7,11 +7,7 @@ LONGEST = 4096  # values of one grid; more is a grid by mistake
 
 
 def check_ascending(options: tuple[float, ...]) -> tuple[float, ...]:
-    """The grid itself, if it is finite, unique, ascending and not too long.
-
-    Raises:
-        ValueError: with the grid that was probably meant, where that can be guessed.
-    """
+    """The grid; ValueError if it is not finite, unique, ascending, or is too long, with the grid that was probably meant."""
     if not options:
         raise ValueError("it is empty; give at least one value")
     if len(options) > LONGEST:

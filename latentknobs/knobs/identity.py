@@ -100,11 +100,7 @@ def origin(saved: Mapping[str, Any]) -> str:
 
 
 def check_identity(knob: DecodingKnob, saved: Mapping[str, Any], position: int | None = None) -> None:
-    """Refuses a knob that is not, or no longer does, what `knob_identity` described.
-
-    Raises:
-        AdapterError: naming the options whose behaviour changed, or the grid or place that differs.
-    """
+    """AdapterError if a knob is not, or no longer does, what `knob_identity` described; it names the options that changed."""
     now = knob_identity(knob, 0 if position is None else position)
     subject = f"The knob {knob.name!r} of {origin(now)}"
     if list(saved["options"]) != now["options"]:

@@ -63,11 +63,7 @@ def names() -> list[str]:
 
 
 def register(knob: type[DecodingKnob]) -> type[DecodingKnob]:
-    """Offers a knob class under its name in this process; usable as a decorator.
-
-    Raises:
-        PluginError: the class breaks the contract, or an installed plugin or another class has the name already.
-    """
+    """Offers a knob class in this process, also as a decorator; PluginError if it breaks the contract or its name is taken."""
     where = f"register({getattr(knob, '__qualname__', knob)!s})"
     check_class(knob, where)
     if _registered.get(knob.name) is not knob:

@@ -29,11 +29,7 @@ class Saved(BaseModel):
 
 
 def read_strategies(path: str | Path) -> Saved:
-    """A file of strategies.
-
-    Raises:
-        SpaceError: there is none, or it is damaged.
-    """
+    """A file of strategies; SpaceError if there is none, or it is damaged."""
     path = Path(path)
     cure = "Give the strategies.json of `latentknobs strategies`."
     if not path.is_file():
@@ -43,11 +39,7 @@ def read_strategies(path: str | Path) -> Saved:
 
 
 def only(space: KnobSpace, strategies: Sequence[Mapping[str, float]]) -> KnobSpace:
-    """The space with these options alone; a knob that one leaves out is neutral.
-
-    Raises:
-        SpaceError: a strategy is not in the space, or twice, or there is none.
-    """
+    """The space with these options alone, knobs that one leaves out neutral; SpaceError if one is not in the space, or twice."""
     neutral = {knob.name: knob.neutral for knob in space.knobs}
     return space.select([neutral | dict(strategy) for strategy in strategies])
 
@@ -90,11 +82,7 @@ def greedy_cover(reward_PK: Tensor, count: int) -> list[int]:
 
 
 def select_strategies(space: KnobSpace, reward_PK: Tensor, count: int) -> KnobSpace:
-    """The space with the `count` options that together cover the prompts best, in the space's order.
-
-    Raises:
-        SpaceError: the table has another number of options than the space.
-    """
+    """The space with the `count` options that cover the prompts best, in its own order; SpaceError if sizes do not fit."""
     if reward_PK.shape[-1] != space.K:
         raise SpaceError(f"The rewards have {reward_PK.shape[-1]} columns, and the space has {space.K} options. Give one each.")
     return space.select(sorted(greedy_cover(reward_PK, count)))

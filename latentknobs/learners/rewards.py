@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def advantages(rollouts: Iterable[Rollout], reward_N: Sequence[float | None]) -> list[tuple[int, int, float]]:
-    """Rollout, prompt, and reward minus the prompt's mean reward, for each rollout that has a reward, by prompt.
-
-    Raises:
-        NoExamplesError: no prompt has two rollouts with different rewards.
-    """
+    """Rollout, prompt, and reward minus the mean of its prompt, by prompt; NoExamplesError if no two rewards of one differ."""
     members: dict[int, dict[int, float]] = {}
     for n, (rollout, reward) in enumerate(zip(rollouts, reward_N, strict=True)):
         if reward is not None and reward == reward:  # not NaN

@@ -55,11 +55,7 @@ def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context:
 
 
 def apply_options(logits_NV: Tensor, space: KnobSpace, option_N: Tensor, context: Context | None = None) -> Tensor:
-    """(N, V) logits of the distribution that option `option_N[n]` really samples from.
-
-    Raises:
-        LogitsError: a row is not a distribution, an option is not one of the space's, or the shapes do not fit.
-    """
+    """(N, V) logits of the distribution that option `option_N[n]` really samples from; LogitsError as for `apply_values`."""
     check_shapes(logits_NV, option_N, "options")
     return apply_values(logits_NV, space, reference.values_of(space, option_N, logits_NV.device), context)
 

@@ -40,11 +40,7 @@ def apply_options(logits_NV: Tensor, space: KnobSpace, option_N: Tensor, context
 
 
 def values_of(space: KnobSpace, option_N: Tensor, device: torch.device) -> Tensor:
-    """(N, J) the values of options.
-
-    Raises:
-        LogitsError: an option is not one of the space's.
-    """
+    """(N, J) the values of options; LogitsError if one is not of the space."""
     if host_sees(option_N) and bool((is_bad_N := (option_N < 0) | (option_N >= space.K)).any()):
         raise LogitsError(
             f"Option {int(option_N[is_bad_N][0])} is not one of the {space.K} of {space!r}. They count from 0 to {space.K - 1}."

@@ -15,11 +15,7 @@ FLOOR = -80.0  # nats; weights of tokens further below the best add less than 1e
 
 
 def check_shapes(logits_NV: object, index_N: object, what: str) -> tuple[int, int]:
-    """N and V of the arguments of a public function.
-
-    Raises:
-        LogitsError: they are not rows of logits with an index for each.
-    """
+    """N and V of the arguments of a public function; LogitsError if they are not rows of logits with an index for each."""
     if not isinstance(logits_NV, Tensor) or logits_NV.dim() != 2 or logits_NV.is_complex():
         raise LogitsError(f"The logits are {_found(logits_NV)}, not a tensor (N, V). Flatten batch and time first.")
     if not isinstance(index_N, Tensor) or index_N.shape != logits_NV.shape[:1] or index_N.is_floating_point():
@@ -64,11 +60,7 @@ def shifted(logits_NV: Tensor, best_N: Tensor) -> Tensor:
 
 
 def check_distributions(best_N: Tensor, first_row: int = 0) -> None:
-    """Refuses rows whose largest logit is NaN or infinite.
-
-    Raises:
-        LogitsError: names the first such row and what is wrong with it.
-    """
+    """Refuses rows whose largest logit is NaN or infinite: a LogitsError names the first and what is wrong with it."""
     if len(bad := (~best_N.isfinite()).nonzero()):
         n = int(bad[0])
         best = float(best_N[n])

@@ -26,11 +26,7 @@ class Target(NamedTuple):
 
 
 def check_soft(space: KnobSpace) -> None:
-    """Refuses a space with a knob that has no differentiable form.
-
-    Raises:
-        ConfigError: naming the knob.
-    """
+    """Refuses a space with a knob that has no differentiable form: a ConfigError names the knob."""
     for knob in space.knobs:
         is_cut = isinstance(knob, TruncationKnob) and type(knob).excess is not TruncationKnob.excess
         if not (is_cut or (isinstance(knob, ScalingKnob) and type(knob).apply is ScalingKnob.apply)):
@@ -55,11 +51,7 @@ def soft_logps(columns: Columns, target: Target, space: KnobSpace, value_NJ: Ten
 
 
 def soft_logits(columns: Columns, space: KnobSpace, value_NJ: Tensor, alpha: float) -> Tensor:
-    """(N, C) logits after the chain of knobs, every cut a soft one.
-
-    Raises:
-        ConfigError: alpha is not above 0, or a knob has no differentiable form.
-    """
+    """(N, C) logits after the chain of knobs, every cut a soft one; ConfigError if alpha is not above 0."""
     return _chain(columns, space, value_NJ, alpha)[0]
 
 

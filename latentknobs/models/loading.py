@@ -18,11 +18,7 @@ MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that 
 
 
 def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
-    """A frozen causal LM in evaluation mode and its tokenizer, padded on the left.
-
-    Raises:
-        ConfigError: transformers cannot load it, or the settings contradict each other about where it goes.
-    """
+    """A frozen causal LM in evaluation mode and its tokenizer, padded on the left; ConfigError if it cannot be loaded so."""
     spread = _spread(name, config)
     name = str(path_of(name)) if name.startswith("~") else name
     folder, file = split_gguf(name, config.gguf_file)
@@ -53,11 +49,7 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
 
 
 def pick_device(name: str) -> str:
-    """The device of this process: with several processes and CUDA, each has one of its own.
-
-    Raises:
-        ConfigError: it cannot be used.
-    """
+    """The device of this process, one for each of several on CUDA; ConfigError if it cannot be used."""
     several = processes() > 1
     device = name
     if name == "auto":

@@ -121,11 +121,7 @@ def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any
 
 
 def check_vocabulary(model: Any, texts: Iterable[Any]) -> None:
-    """Refuses prompts and responses with ids that the model has no embedding for.
-
-    Raises:
-        ConfigError: naming the first such text.
-    """
+    """Refuses prompts and responses with ids that the model has no embedding for: a ConfigError names the first such text."""
     size = model.get_input_embeddings().weight.shape[0]
     for text in texts:
         if max(text.ids) >= size:

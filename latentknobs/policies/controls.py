@@ -148,11 +148,7 @@ class Shuffle(Policy):
 
 
 def _checked(space: KnobSpace, choices: Choices) -> Tensor:
-    """(M, J) the values in float64.
-
-    Raises:
-        ConfigError: there are none, or they are not of this space.
-    """
+    """(M, J) the values in float64; ConfigError if there are none, or they are not of this space."""
     value_MJ = torch.as_tensor(choices.value_MJ, dtype=torch.float64).cpu()
     if value_MJ.ndim != 2 or not len(value_MJ) or value_MJ.shape[1] != len(space.knobs):
         raise ConfigError(

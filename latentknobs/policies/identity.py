@@ -12,11 +12,7 @@ from latentknobs.knobs.space import KnobSpace
 
 
 def digest(thing: Any) -> str:
-    """64 hex digits of a thing's content, equal only for equal content.
-
-    Raises:
-        TypeError: it holds something whose content is not known how to read, such as a function.
-    """
+    """64 hex digits of a thing's content, equal only for equal content; TypeError for what has none, such as a function."""
     found = hashlib.sha256()
     for part in _parts(thing):
         found.update(len(part).to_bytes(8, "little") + part)

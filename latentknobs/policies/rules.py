@@ -23,11 +23,7 @@ COLDEST = 1e-6  # a temperature below it is 0: logits divided by it may overflow
 
 
 def check_setting(rule: str, name: str, value: float, low: float, high: float = math.inf) -> float:
-    """The setting of a rule, if it is a number from `low` to `high`.
-
-    Raises:
-        ConfigError: naming the rule, the setting and the range.
-    """
+    """The setting of a rule; ConfigError if it is not a number from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
         wanted = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
         raise ConfigError(f"The policy {rule!r} takes for {name} a number {wanted}, not {value!r}.")

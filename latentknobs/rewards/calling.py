@@ -29,11 +29,7 @@ class Arguments(NamedTuple):
 
 
 def arguments_of(function: Callable[..., Any], offered: Collection[str], name: str) -> Arguments:
-    """Which of the offered names (`DATA` and columns) a reward receives.
-
-    Raises:
-        BrokenRewardError: it requires something that is not offered.
-    """
+    """Which of the offered names (`DATA` and columns) a reward receives; BrokenRewardError if it requires another."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a callable of C without a signature

@@ -37,11 +37,7 @@ class Answer(NamedTuple):
 
 
 def listed(values: Any, n: int, name: str) -> list[Any]:
-    """What the reward `name` returned for `n` completions, as a list: of a sequence, a 1-D array or tensor, or an iterator.
-
-    Raises:
-        BrokenRewardError: it is not one of these, has no order (a set, a dict or a view of one), or does not hold `n` values.
-    """
+    """What a reward returned, of any kind that has an order, as a list; BrokenRewardError if it does not hold `n` values."""
     dimensions = getattr(values, "ndim", 1)
     if isinstance(values, NOT_LISTS) or not isinstance(values, Iterable) or dimensions != 1:
         shape = "" if dimensions == 1 else f" of {dimensions} dimensions"

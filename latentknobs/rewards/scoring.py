@@ -78,11 +78,7 @@ def score_all(
 
 
 def check_scored(scores: Sequence[Score], name: str) -> None:
-    """Refuses scores without any value.
-
-    Raises:
-        RewardError: naming the reward, and the first cause.
-    """
+    """Refuses scores without any value: a RewardError names the reward, and the first cause."""
     if scores and all(score.value is None for score in scores):
         raise RewardError(
             f"The reward {name!r} scored none of {len(scores)} completions. The first: {scores[0].error} Repair the reward and "

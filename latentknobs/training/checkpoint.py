@@ -52,11 +52,7 @@ class Checkpoint:
         return saved
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replaces the file, and waits until the disk has it.
-
-        Raises:
-            OSError: it cannot be written; the file before it stays.
-        """
+        """Replaces the file, and waits until the disk has it; an OSError leaves the one before."""
         header: dict[str, Any] = {"format": FORMAT, "key": self.key, "step": step, "facts": dict(facts)}
         header["checksum"] = checksum(tensors, header)
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -79,11 +79,7 @@ def fit(
 
 
 def check_fit(config: TrainConfig, examples: int, held_out: int) -> None:
-    """Refuses settings that contradict each other or the data.
-
-    Raises:
-        ConfigError, NoExamplesError: see `fit`.
-    """
+    """Refuses settings that contradict each other or the data. Errors: see `fit`."""
     if config.warmup >= config.steps:
         raise ConfigError(
             f"warmup={config.warmup} takes all of steps={config.steps}: the learning rate would never reach learning_rate. "
@@ -112,11 +108,7 @@ def update(
     learner: Learner, state: FitState, features: Features, mine: Sequence[Example], count: int, config: TrainConfig,
     reference: nn.Module | None, processes: Processes,
 ) -> dict[str, Any]:  # fmt: skip
-    """Moves the module once, along the gradient of the mean loss of `count` examples, of which each process has its own.
-
-    Raises:
-        ConfigError: the loss or its gradient is not finite.
-    """
+    """Moves the module once along the gradient of the mean loss of `count` examples, shared out among the processes."""
     weights = list(state.module.parameters())
     gradients, total = _gradients(learner, state.module, features, mine, count, reference, processes)
     processes.sum_([*gradients, total])
@@ -184,11 +176,7 @@ def _is_over(state: FitState, config: TrainConfig) -> bool:
 
 
 def resume(state: FitState, checkpoint: Checkpoint | None, processes: Processes) -> None:
-    """Goes on where the checkpoint is.
-
-    Raises:
-        RunError: processes do not see the same one.
-    """
+    """Goes on where the checkpoint is; RunError if processes do not see the same one."""
     steps = processes.gather(checkpoint.step() if checkpoint else 0)
     if len(set(steps)) > 1:
         raise RunError(

@@ -55,11 +55,7 @@ class FitState:
         checkpoint.save(self.step, tensors, {"stale": self.stale, "schedule": self.schedule.state_dict()})
 
     def restore(self, saved: Saved) -> None:
-        """Goes back to where `save` was.
-
-        Raises:
-            RunError: it is of a module with other sizes.
-        """
+        """Goes back to where `save` was; RunError if it is of a module with other sizes."""
         tensors = saved.tensors
         weights, best = _under("module.", tensors), _under("best.", tensors)
         if {name: value.shape for name, value in weights.items()} != {name: v.shape for name, v in self._weights().items()}:

@@ -48,11 +48,7 @@ ENTRY = TypeAdapter(Entry)
 
 
 class Manifest:
-    """The entries of a run directory.
-
-    Raises:
-        RunError: a line is not an entry, or names a file outside the run directory.
-    """
+    """The entries of a run directory; RunError if a line is not an entry, or names a file outside the directory."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder

@@ -44,11 +44,7 @@ class Plan:
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
-        """What `write` wrote.
-
-        Raises:
-            RunError: there is none, or it is damaged.
-        """
+        """What `write` wrote; RunError if there is none, or it is damaged."""
         cure = "Give the output_dir of `latentknobs train`."
         if not (folder / PLAN).is_file():
             raise RunError(f"There is no run in {str(folder)!r}: it has no {PLAN}. {cure}")

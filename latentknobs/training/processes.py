@@ -58,11 +58,7 @@ class Processes:
         return values
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Refuses processes that know other facts, before they work together.
-
-        Raises:
-            RunError: in every process, naming the first fact that differs.
-        """
+        """RunError, in every process, if they know other facts; it names the first that differs."""
         check_agreement(self.gather(dict(facts)))
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:

@@ -30,11 +30,7 @@ class RoundData:
 
     @property
     def pairs(self) -> list[Pair]:
-        """The examples as preference pairs.
-
-        Raises:
-            RunError: they are not pairs.
-        """
+        """The examples as preference pairs; RunError if they are not pairs."""
         if any(len(example.responses) != 2 for example in self.examples):
             raise RunError("The learner of this run learns from single responses, so there are no pairs. Choose a run of lpo.")
         return [Pair.of(example) for example in self.examples]
@@ -61,11 +57,7 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def load_round(run: Path, number: int | None = None) -> RoundData:
-    """A round of a run; None is the last that has examples.
-
-    Raises:
-        RunError: there is no such round, or a file of it is damaged.
-    """
+    """A round of a run, None being the last that has examples; RunError if there is none, or a file of it is damaged."""
     found = sorted(int(path.parent.name[6:]) for path in run.glob("round-*/examples.jsonl") if path.parent.name[6:].isdigit())
     if not found or (number is not None and number not in found):
         known = f"finished rounds: {', '.join(map(str, found))}" if found else "no round is finished yet"

@@ -229,11 +229,7 @@ def explored(folder: Path) -> int:
 
 @contextmanager
 def explained(folder: Path, what: str) -> Iterator[None]:
-    """Turns what a disk or a device refuses into a sentence. Finished files stay, and half a file is never left behind.
-
-    Raises:
-        RunError: the disk is full or cannot be written, or the device is out of memory.
-    """
+    """Turns what a disk or a device refuses (full, not writable, out of memory) into a RunError. Finished files stay."""
     try:
         yield
     except torch.OutOfMemoryError as error:

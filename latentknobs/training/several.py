@@ -55,11 +55,7 @@ def train_several(
 
 
 def run_folder(path: str | Path) -> Path:
-    """The folder of a run.
-
-    Raises:
-        RunError: it is not one.
-    """
+    """The folder of a run; RunError if it is not one."""
     if not ((found := path_of(path)) / "manifest.jsonl").is_file():
         raise RunError(f"There is no run in {str(path)!r}: it has no manifest.jsonl. Give the output_dir of an earlier run.")
     return found

@@ -56,11 +56,7 @@ class Status:
 
 
 def read_status(path: Path) -> Status:
-    """The state of a run directory.
-
-    Raises:
-        RunError: there is no run, or its plan or manifest is damaged.
-    """
+    """The state of a run directory; RunError if there is none, or its plan or manifest is damaged."""
     path = path_of(path)
     plan = Plan.read(path)
     manifest = Manifest(path)

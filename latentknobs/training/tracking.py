@@ -97,11 +97,7 @@ class Trackers:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuses names of trackers that are unknown or not installed.
-
-    Raises:
-        ConfigError: naming the nearest one, or the package to install.
-    """
+    """ConfigError if a tracker is unknown or not installed; it says which one to use or to install."""
     if not names:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers

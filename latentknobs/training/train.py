@@ -221,11 +221,7 @@ def make_learners(config: TrainConfig, space: KnobSpace, segmenter: Segmenter) -
 
 
 def check_module(learner: Learner, features: int) -> None:
-    """Refuses a learner whose module no adapter can hold, before anything is sampled.
-
-    Raises:
-        ConfigError: naming both.
-    """
+    """Refuses, by a ConfigError, a learner whose module no adapter can hold, before anything is sampled."""
     with torch.random.fork_rng(devices=[]):
         module = learner.module(torch.zeros(features, dtype=torch.float64), torch.ones(features, dtype=torch.float64))
     if not isinstance(module, Head):

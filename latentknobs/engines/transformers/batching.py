@@ -32,22 +32,14 @@ def packed_logits(stepper: Stepper, hidden_1SD: Tensor, logits_1SV: Tensor) -> T
 
 
 def check_batch(results: Mapping[str, Any], choices: int) -> None:
-    """Holds what `generate_batch` returned to the number of choices.
-
-    Raises:
-        DecodingError: there are more tokens than choices.
-    """
+    """DecodingError if `generate_batch` returned more tokens than there were choices."""
     tokens = sum(len(result.generated_tokens) for result in results.values())
     if choices < tokens:
         raise unheld(f"generate_batch returned {tokens} new tokens, and the attached policy chose for {choices}")
 
 
 def refuse_batching(policy: Policy) -> None:
-    """Continuous batching packs requests into one row and does not say which is which.
-
-    Raises:
-        DecodingError: the policy would have to know.
-    """
+    """DecodingError if a policy must know whose token it chooses for: continuous batching packs requests and does not say."""
     if needs := reads(policy):
         raise DecodingError(
             f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot supply "

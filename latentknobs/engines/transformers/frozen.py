@@ -15,11 +15,7 @@ from latentknobs.errors import AdapterError
 
 
 def output_embeddings(model: Any) -> torch.nn.Module:
-    """The module whose input is the last hidden state.
-
-    Raises:
-        AdapterError: the model has none, so it is not a causal LM.
-    """
+    """The module whose input is the last hidden state; AdapterError if there is none, so it is not a causal LM."""
     module = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if module is None:
         raise AdapterError(

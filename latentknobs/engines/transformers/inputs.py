@@ -21,11 +21,7 @@ UNDERNEATH = (ValueError, TypeError, AttributeError, AssertionError, ImportError
 
 
 def check_attached(seed: Any, sampler: Any, sampling_arguments: Any) -> None:
-    """Refuses settings of `Attached` that it does not know.
-
-    Raises:
-        ConfigError: naming one.
-    """
+    """Refuses settings of `Attached` that it does not know: a ConfigError names one."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ConfigError(f"seed={seed!r} is not a whole number. Give one, e.g. seed=0.")
     known: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -38,11 +34,7 @@ def check_attached(seed: Any, sampler: Any, sampling_arguments: Any) -> None:
 
 
 def prompt_of(model: Any, kwargs: dict[str, Any], args: tuple[Any, ...]) -> Tensor | None:
-    """The prompts of a call: (B, P) ids, or (B, P, D) embeddings; None where `generate` begins by itself.
-
-    Raises:
-        DecodingError: the model cannot read them, or the attention mask is not theirs.
-    """
+    """(B, P) ids or (B, P, D) embeddings of a call, checked with their mask; None where `generate` begins by itself."""
     values = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), kwargs.get("inputs"), *args)
     prompt = next((value for value in values if value is not None), None)
     if prompt is not None and prompt is not values[0]:
@@ -53,11 +45,7 @@ def prompt_of(model: Any, kwargs: dict[str, Any], args: tuple[Any, ...]) -> Tens
 
 
 def check_ids(model: Any, ids_BL: Any, called: str) -> None:
-    """Refuses ids that the model cannot read.
-
-    Raises:
-        DecodingError: they are not a tensor (B, L) of its ids, or there are none.
-    """
+    """DecodingError if these are not (B, L) ids that the model can read, at least one."""
     if not isinstance(ids_BL, Tensor) or ids_BL.dim() != 2 or ids_BL.is_floating_point() or ids_BL.dtype == torch.bool:
         found = f"{ids_BL.dtype} {tuple(ids_BL.shape)}" if isinstance(ids_BL, Tensor) else f"a {type(ids_BL).__name__}"
         raise DecodingError(f"{called} is {found}, not a tensor (B, L) of token ids. Pass tokenizer(..., return_tensors='pt').")
@@ -70,22 +58,14 @@ def check_ids(model: Any, ids_BL: Any, called: str) -> None:
 
 
 def check_mask(mask_BP: Any, rows: int, columns: int) -> None:
-    """Refuses an attention mask that does not fit its prompts.
-
-    Raises:
-        DecodingError: naming both shapes.
-    """
+    """DecodingError if an attention mask does not fit its prompts."""
     if mask_BP is not None and (not isinstance(mask_BP, Tensor) or tuple(mask_BP.shape) != (rows, columns)):
         found = tuple(mask_BP.shape) if isinstance(mask_BP, Tensor) else f"a {type(mask_BP).__name__}"
         raise DecodingError(f"attention_mask is {found}, and the prompt has {(rows, columns)}. Pass that of the same call.")
 
 
 def check_sequences(model: Any, ids_BL: Any, prompt_length: int, mask_BP: Any) -> None:
-    """Refuses what cannot be sequences that `generate` returned.
-
-    Raises:
-        DecodingError: saying why.
-    """
+    """DecodingError if these cannot be sequences that `generate` returned."""
     check_ids(model, ids_BL, "record(sequences)")
     if not 0 <= prompt_length <= ids_BL.shape[1]:
         columns = ids_BL.shape[1]
@@ -94,11 +74,7 @@ def check_sequences(model: Any, ids_BL: Any, prompt_length: int, mask_BP: Any) -
 
 
 def check_counts(values: dict[str, Any]) -> list[Any]:
-    """The numbers of tokens, beams and responses, if they are such.
-
-    Raises:
-        DecodingError: naming one.
-    """
+    """The numbers of tokens, beams and responses; a DecodingError names one that is not a whole number from 1."""
     for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
             raise DecodingError(f"generate({name}={value!r}): give a whole number from 1.")

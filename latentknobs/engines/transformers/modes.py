@@ -12,11 +12,7 @@ Sampler = Literal["own", "transformers"]
 
 
 def second_prompt(kwargs: dict[str, Any], policy: Policy, rows: int) -> LeftPadded | None:
-    """Takes the prompts without evidence of a call of `generate` out of its arguments; None where the caller passes none.
-
-    Raises:
-        DecodingError: nothing reads them, or they do not belong to the prompts.
-    """
+    """Takes the prompts without evidence out of the arguments of a call; None if there are none. DecodingError if unused."""
     ids_BP, mask_BP = (kwargs.pop(f"negative_prompt_{name}", None) for name in ("ids", "attention_mask"))
     if ids_BP is None:
         return None
@@ -29,11 +25,7 @@ def second_prompt(kwargs: dict[str, Any], policy: Policy, rows: int) -> LeftPadd
 
 
 def check_second(ids_BP: Any, mask_BP: Any, rows: int) -> LeftPadded:
-    """The prompts without evidence of some rows.
-
-    Raises:
-        DecodingError: they are not token ids, not as many as the prompts, or one is empty.
-    """
+    """The prompts without evidence of some rows; DecodingError if they are not as many as the prompts, or not padded left."""
     if not isinstance(ids_BP, Tensor) or ids_BP.dim() != 2 or ids_BP.is_floating_point() or len(ids_BP) != rows:
         what = f"a tensor of shape {tuple(ids_BP.shape)}" if isinstance(ids_BP, Tensor) else repr(type(ids_BP).__name__)
         raise DecodingError(
@@ -49,11 +41,7 @@ def check_second(ids_BP: Any, mask_BP: Any, rows: int) -> LeftPadded:
 
 
 def refuse_embeds(kwargs: dict[str, Any], policy: Policy) -> None:
-    """Second logits follow the ids of the prompt.
-
-    Raises:
-        DecodingError: they are not known.
-    """
+    """DecodingError if second logits are read and embeddings hide the ids of the prompt."""
     if kwargs.get("inputs_embeds") is not None and SECOND in reads(policy):
         who = ", ".join(knob.name for knob in policy.space.knobs if SECOND in getattr(knob, "needs", ()))
         raise DecodingError(
@@ -68,11 +56,7 @@ def carries_nothing(policy: Policy) -> bool:
 
 
 def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
-    """Beams that carry an option from token to token are followed through the cache.
-
-    Raises:
-        DecodingError: there is no cache to follow.
-    """
+    """DecodingError if a policy carries anything along beams that have no cache: its reordering says where rows go."""
     if not use_cache and not carries_nothing(policy):
         raise DecodingError(
             f"Beam search without a cache cannot carry {carried(policy)} from token to token. "
@@ -81,11 +65,7 @@ def refuse_beams_without_cache(policy: Policy, use_cache: bool) -> None:
 
 
 def refuse_nested(is_running: bool) -> None:
-    """One `generate` of an attached model at a time.
-
-    Raises:
-        DecodingError: one is running in this thread.
-    """
+    """DecodingError if a `generate` of this model is running in this thread."""
     if is_running:
         raise DecodingError(
             "generate was called on the attached model while it was generating: by a criterion, a processor or a streamer, or "
@@ -94,11 +74,7 @@ def refuse_nested(is_running: bool) -> None:
 
 
 def refuse_dropped_cache(model: Any) -> None:
-    """In training mode, gradient checkpointing drops the key-value cache inside the layers, and no prompt is left to decode from.
-
-    Raises:
-        DecodingError: the model is in that mode.
-    """
+    """DecodingError if gradient checkpointing, in training mode, would drop the cache inside the layers."""
     if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise DecodingError(
             "The model is in training mode with gradient checkpointing, which drops the key-value cache that generate relies on. "

@@ -102,11 +102,7 @@ def for_rollouts(config: Any) -> Any:
 
 
 def for_call(config: Any) -> Any:
-    """A copy of a generation config that a caller passes, without what policies choose.
-
-    Raises:
-        DecodingError: it asks for a way of decoding that no policy can follow.
-    """
+    """A copy of a config that a caller passes, without what policies choose; DecodingError for a way that none can follow."""
     from transformers import GenerationConfig
 
     if config is None:

@@ -67,11 +67,7 @@ def _merged(is_new: bool | Tensor, choice: Choice, before: Choice | None) -> Cho
 
 
 def check_values(policy: Policy, value_NJ: Tensor) -> None:
-    """Whether all values lie within the ranges of their knobs. Waits for a GPU.
-
-    Raises:
-        DecodingError: naming the policy, the knob, the value and the range.
-    """
+    """DecodingError if a value lies outside the range of its knob. Waits for a GPU."""
     seen_NJ = value_NJ.cpu().numpy()
     for j, knob in enumerate(policy.space.knobs):
         (low, high), values = knob.value_range(), seen_NJ[..., j]
