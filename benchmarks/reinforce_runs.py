@@ -1,0 +1,211 @@
+"""What `python -m benchmarks.reinforce` runs on: prompts, policies that answer them, and short training runs of both learners."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+
+import latentknobs as lk
+from benchmarks.fitting import fit_pairs
+from latentknobs import testbed
+from latentknobs.config import TrainConfig, make_config
+from latentknobs.data.columns import ALL
+from latentknobs.data.examples import Batch, Example, Pair
+from latentknobs.data.featurise import featurise
+from latentknobs.data.prompts import Prompt, is_held_out, make_prompts
+from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.data.scores import score_rollouts
+from latentknobs.engines.base import Engine, engine_of
+from latentknobs.errors import NoExamplesError
+from latentknobs.evaluation.controls import choices_of
+from latentknobs.evaluation.tuning import turning_point
+from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.segmenters import parse_level
+from latentknobs.learners.base import Inputs
+from latentknobs.learners.lpo.pairs import pick_pairs
+from latentknobs.learners.reinforce.learner import Reinforce
+from latentknobs.models.loading import freeze
+from latentknobs.models.sources import Sources
+from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
+from latentknobs.policies.controls import Choices
+from latentknobs.rewards import resolve_rewards
+from latentknobs.training.checkpoint import Checkpoint
+from latentknobs.training.rundir import RunDir
+from latentknobs.training.steps import OnPolicy
+
+JUDGED, COPIES, TUNED, LONGEST = 192, 2, 192, 64
+Rewards = NDArray[np.float64]  # (prompts, copies)
+
+
+@cache
+def lm() -> tuple[Any, Any]:
+    """The packaged LM and its tokenizer."""
+    torch.set_num_threads(1)
+    return freeze(testbed.load_model()), testbed.load_tokenizer()
+
+
+def engine() -> Engine:
+    """What samples and reads."""
+    return engine_of("transformers", *lm())
+
+
+def prompts_of(task: str, split: str, count: int, seed: int) -> list[Prompt]:
+    """Some prompts of the testbed; none is in two of: training, tuning (of training prompts), held out."""
+    if split == "held out":
+        return make_prompts(testbed.prompts(task, "eval", count, seed), lm()[1])
+    rows = testbed.prompts(task, "train", (12 if split == "tuning" else 3) * count, seed)
+    rows = [row for row in rows if is_held_out(f"tuning {row['prompt']}") == (split == "tuning")]
+    return make_prompts(rows[:count], lm()[1])
+
+
+def answers(prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int, longest: int = LONGEST) -> list[Rollout]:
+    """Responses in the order of the prompts."""
+    return roll_out(*lm(), prompts, policy, copies=copies, max_new_tokens=longest, batch_size=256, seed=seed)
+
+
+def earned(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], copies: int) -> Rewards:
+    """(P, C) rewards of responses in the order of the prompts."""
+    values = [score.value for score in score_rollouts("testbed", prompts, rollouts)]
+    return rearrange(np.array(values, dtype=float), "(p c) -> p c", c=copies)
+
+
+def judged(task: str, policy: Policy, longest: int = LONGEST) -> list[float]:
+    """By held-out prompt, the same for all policies."""
+    prompts = prompts_of(task, "held out", JUDGED, 3)
+    return earned(prompts, answers(prompts, policy, COPIES, 1001, longest), COPIES).mean(-1).tolist()  # type: ignore[no-any-return]
+
+
+def tuned(task: str, policy: Policy, longest: int = LONGEST) -> float:
+    """Mean reward on tuning prompts."""
+    prompts = prompts_of(task, "tuning", TUNED, 3)
+    return float(earned(prompts, answers(prompts, policy, 1, 101, longest), 1).mean())
+
+
+def both(task: str, policy: Policy) -> dict[str, Any]:
+    """On both."""
+    return {"tuning": tuned(task, policy), "held out": judged(task, policy)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training run of REINFORCE.
+
+    Attributes:
+        more: settings beside the defaults.
+    """
+
+    task: str
+    seed: int
+    space: lk.KnobSpace
+    more: Mapping[str, Any]
+
+    def heads(self, points: Sequence[int]) -> dict[int, HeadPolicy]:
+        """The greedy policy after so many rollouts each, of one run."""
+        settings = {"learner": "reinforce", "seed": self.seed, "steps": max(points) // 64, "max_new_tokens": LONGEST}
+        config = make_config(settings | dict(self.more))
+        segmenter = parse_level(config.level)
+        inputs = Inputs(self.space, segmenter, config.features, seed=self.seed, rollouts=config.rollouts)
+        learner = Reinforce(config["learner"], inputs)
+        train = prompts_of(self.task, "training", 256, self.seed)
+        sources = Sources(*lm(), engine(), train, [], [], resolve_rewards("testbed"), None)
+        found: dict[int, HeadPolicy] = {}
+        with TemporaryDirectory() as folder, RunDir(folder) as run:
+            lesson = OnPolicy(run, config, sources, {"main": learner}, 1)
+            torch.manual_seed(self.seed)
+            module = learner.module(*lesson.moments("main"))
+
+            def log(row: dict[str, Any]) -> None:
+                if row["rollouts"] in points:
+                    found[row["rollouts"]] = HeadPolicy(copy.deepcopy(module).eval(), self.space, segmenter, config.features)
+
+            lesson.learn("main", module, Checkpoint(Path(folder) / "checkpoint", ""), log)
+        return found
+
+
+def lpo_heads(
+    task: str, seed: int, space: lk.KnobSpace, rates: Sequence[float], sizes: Sequence[int]
+) -> Iterator[tuple[int, float, HeadPolicy]]:
+    """Heads of one round of LPO: of so many rollouts, 8 to a prompt, at each learning rate; other settings are defaults."""
+    prompts, segmenter = prompts_of(task, "training", max(sizes) // 8, seed), parse_level("token")
+    rollouts = answers(prompts, UniformPolicy(space, segmenter), 8, 1009 * seed + 1)
+    rewards = earned(prompts, rollouts, 8)
+    for size in sizes:
+        some, flat = prompts[: size // 8], rewards[: size // 8].ravel().tolist()
+        pairs = pick_pairs([r.prompt for r in rollouts[:size]], flat, "best_worst", seed=seed)
+        used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
+        place = {n: i for i, n in enumerate(used)}
+        pairs = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
+        cached = featurise(engine(), some, [rollouts[n] for n in used], space, segmenter, ("hidden",)).cache
+        out = [is_held_out(f"validation {some[pair.prompt].text}", 0.1) for pair in pairs]
+        sides = [[pair for pair, is_out in zip(pairs, out, strict=True) if is_out == wanted] for wanted in (False, True)]
+        for rate in rates:
+            torch.manual_seed(seed)
+            head = OptionHead(space, cached.feature_NF.shape[1])
+            head.fit_scaler(*cached.moments())
+            fit_pairs(head, space, segmenter, cached, *sides, TrainConfig(seed=seed, learning_rate=rate))
+            yield size, rate, HeadPolicy(head, space, segmenter)
+
+
+def spread(case: Case, head: Any, batches: int = 32) -> dict[str, Any]:
+    """By estimator, the inner products of the gradients of some batches of 8 prompts x 8 rollouts, the same for both.
+
+    Args:
+        head: where the gradient is taken; None: a new one, and rollouts of the uniform mixture.
+    """
+    segmenter, prompts = parse_level("token"), prompts_of(case.task, "training", 8 * batches, case.seed)
+    policy = UniformPolicy(case.space, segmenter) if head is None else HeadPolicy(head, case.space, segmenter, pick="sample")
+    rollouts = answers(prompts, policy, 8, 77)
+    reward_N = earned(prompts, rollouts, 8).ravel().tolist()
+    cached = featurise(engine(), prompts, rollouts, case.space, segmenter, ("hidden",), ALL).cache
+    if head is None:
+        torch.manual_seed(0)
+        head = OptionHead(case.space, cached.feature_NF.shape[1])
+        head.fit_scaler(*cached.moments())
+    found = {}
+    for estimator in ("score", "marginal"):
+        settings = Reinforce.Settings(estimator=estimator, normalise=False, entropy_bonus=0)
+        learner = Reinforce(settings, Inputs(case.space, segmenter, ("hidden",)))
+        gradients = []
+        for rows in (range(64 * b, 64 * b + 64) for b in range(batches)):
+            try:
+                examples = learner.examples(iter([rollouts[n] for n in rows]), [reward_N[n] for n in rows])
+            except NoExamplesError:  # then the gradient is zero, under both
+                gradients.append(torch.zeros(sum(weight.numel() for weight in head.parameters()), dtype=torch.float64))
+                continue
+            batch = Batch.read(cached, [Example(e.prompt, (rows[e.responses[0]],), e.weight) for e in examples], "cpu")
+            loss = learner.loss(head, batch, None).each_B.sum() / 64
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(head.parameters()))]).double())
+        stacked = torch.stack(gradients)
+        found[estimator] = (stacked @ stacked.T).tolist()
+    return found
+
+
+def choices(task: str, policy: Policy, longest: Sequence[int], samples: int = 1) -> Choices:
+    """What a policy chooses on tuning prompts at some token budgets, for its controls."""
+    prompts, found = prompts_of(task, "tuning", 48, 3), list[Rollout]()
+    for tokens in longest:
+        found += roll_out(*lm(), prompts, policy, copies=1, samples=samples, max_new_tokens=tokens, batch_size=256, seed=55)
+    return choices_of(engine(), prompts, found, policy)
+
+
+def turn(task: str) -> Policy:
+    """The constant temperature of TURN on tuning prompts."""
+    grid = np.arange(0.1, 1.6, 0.2)
+    prompts, means = prompts_of(task, "tuning", 32, 3), []
+    for temperature in grid:
+        policy = ConstantPolicy(lk.KnobSpace.of({"temperature": [float(temperature)]}))
+        rollouts = answers(prompts, policy, 1, 55)
+        total, count = 0.0, 0
+        for _, logits_TV in engine().read([prompts[r.prompt].ids for r in rollouts], [r.ids for r in rollouts]):
+            logp_TV = (logits_TV.float() / float(temperature)).log_softmax(-1)
+            total, count = total - float((logp_TV.exp() * logp_TV).sum()), count + len(logp_TV)
+        means.append(total / count)
+    return ConstantPolicy(lk.KnobSpace.of({"temperature": [round(float(grid[turning_point(means)]), 1)]}))
