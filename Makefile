@@ -107,7 +107,7 @@ bench: $(READY)
 		OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$name --json $(SPEED) || exit 1; done
 
 paper: $(READY)
-	$(BIN)/python -m benchmarks.paper all --size reduced
+	$(BIN)/python -m benchmarks.paper all --size reduced --seeds 1
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,13 +1,14 @@
 """Does anybody lose who adapts? Twelve rewards on the testbed, three training seeds each; half of them leave nothing to adapt.
 
     python -m benchmarks.never_worse            # about 30 minutes of processor time; a run that was stopped goes on
-    python -m benchmarks.never_worse --only "noise|math"
+    python -m benchmarks.never_worse --only "noise|math" --seed 0      # a part; parts may run side by side, the last call sums up
 
 For each reward the adapter that `train` saves, and the head before the choice, against the constant that was tuned on the same
 dev prompts: means over held-out prompts of other templates, with intervals over prompts and training seeds.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 
 import latentknobs as lk
-from benchmarks.testbed import save
 from latentknobs.evaluation.report import HEAD, TRAINED, Report
 from latentknobs.evaluation.statistics import Interval, estimate, holm
 
@@ -95,34 +95,40 @@ def gains(reports: list[Report], ours: str, theirs: str) -> Interval:
     return estimate(np.stack(rows), (-reach, reach))
 
 
+def part(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One training: what its adapter holds and what the evaluation found; kept as a file."""
+    stem = re.sub(r"\W+", "_", name)
+    path = folder / f"{stem}-{seed}.json"
+    if not path.exists():
+        settings = {"knobs": ["temperature"]} | SMALL | CASES[name]
+        run = lk.train(**settings, seed=seed, draws=0, output_dir=folder / stem / str(seed))
+        assert run.report is not None
+        data = {"choice": run.adapter.training["choice"], "report": run.report.to_dict()}
+        path.with_suffix(".partial").write_text(json.dumps(data), encoding="utf-8")
+        path.with_suffix(".partial").replace(path)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 @click.command()
 @click.option("--only", default="", help="Some of the rewards, by name, with | between.")
-@click.option("--folder", default="runs/never_worse", show_default=True)
-def main(only: str, folder: str) -> None:
-    """Trains what is not there yet, and prints a line for each reward."""
+@click.option("--seed", type=int, multiple=True, default=SEEDS, show_default=True, help="Some of the training seeds.")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/never_worse"), show_default=True)
+def main(only: str, seed: tuple[int, ...], folder: Path) -> None:
+    """Trains what is not there yet, and prints a table of the rewards."""
     torch.set_num_threads(1)
-    names = only.split("|") if only else list(CASES)
-    rows, lines = [], []
-    for name in names:
-        runs = []
-        for seed in SEEDS:
-            place = Path(folder) / re.sub(r"\W+", "_", name) / str(seed)
-            settings = {"knobs": ["temperature"]} | SMALL | CASES[name]
-            runs.append(lk.train(**settings, seed=seed, output_dir=place))
-        reports = [run.report for run in runs if run.report is not None]
-        held = [str(run.adapter.training["choice"]).partition(":")[0].removeprefix("The adapter holds the ") for run in runs]
-        found = {
-            "adapter over constant": gains(reports, HEAD, "tuned"), "head over constant": gains(reports, TRAINED, "tuned"),
-            "adapter over head": gains(reports, HEAD, TRAINED),
-        }  # fmt: skip
-        rows.append({"reward": name, "held": held, "tuned": [report.tuned for report in reports]}
-                    | {key: [i.mean, i.low, i.high, i.p] for key, i in found.items()})  # fmt: skip
-        lines.append(f"{name}: {'; '.join(f'{key} {value}' for key, value in found.items())}; holds {', '.join(held)}")
-        print(lines[-1], flush=True)
-    for row, p in zip(rows, holm([float(row["adapter over constant"][3]) for row in rows]), strict=True):
-        row["p, corrected"] = p
-    save(Path(folder).name, {"rows": rows})
-    print("\n".join(lines))
+    rows = []
+    for name in only.split("|") if only else CASES:
+        parts = [part(name, one, folder) for one in seed]
+        reports = [Report.from_dict(one["report"]) for one in parts]
+        held = [str(one["choice"]).partition(":")[0].removeprefix("The adapter holds the ") for one in parts]
+        over = [gains(reports, *both) for both in ((HEAD, "tuned"), (TRAINED, "tuned"), (HEAD, TRAINED))]
+        rows.append((name, over, ", ".join(held), ", ".join(report.tuned for report in reports)))
+    p = holm([over[0].p for _, over, *_ in rows])
+    print("| reward | adapter over tuned constant | p, corrected | head over tuned constant | adapter over head | it holds |")
+    print("|---|---|---|---|---|---|")
+    for (name, over, held, tuned), corrected in zip(rows, p, strict=True):
+        print(f"| {name} ({tuned}) | {over[0]} | {corrected:.3f} | {over[1]} | {over[2]} | {held} |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m benchmarks.stories260k repetition     # 3-gram repeats against greedy
     python -m benchmarks.stories260k creative       # creative but well spelled: every baseline, a hand rule, three objectives
+    python -m benchmarks.stories260k headroom       # would adapting pay there? What `latentknobs headroom` says
 
 The folder with the model and the text is taken from LATENTKNOBS_DATA (default data, see `make data`).
 """
@@ -108,6 +109,19 @@ def creative_reward(folder: Path) -> WordSurprise:
 def main(threads: int) -> None:
     """Experiments on stories260K."""
     torch.set_num_threads(threads)
+
+
+@main.command()
+def headroom() -> None:
+    """Creative but well spelled: `latentknobs headroom` at its default size."""
+    folder = data_folder()
+    model, tokenizer = load(folder)
+    train, _ = openings(stories(folder), tokenizer)
+    found = lk.headroom(
+        knobs=["temperature:0,0.2,0.4,0.6,0.8,1,1.2"], model=model, tokenizer=tokenizer, prompts=train,
+        reward=creative_reward(folder), max_new_tokens=80, output_dir="runs/headroom-stories260k",
+    )  # fmt: skip
+    print(found.verdict)
 
 
 @main.command()

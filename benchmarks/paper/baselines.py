@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.paper.arena import Arena, Player
 from benchmarks.paper.hand import RULES
@@ -60,7 +62,7 @@ def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = 
     """The member of a family that is best on dev prompts, renamed after its family."""
 
     def value(player: Player, limit: int) -> float:
-        return dev_mean(player, arena, target, copies, limit)
+        return float(dev_values(player, arena, target, copies, limit).mean())
 
     if name == "turn":
         best = turn(arena)
@@ -79,10 +81,9 @@ def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = 
     return Player(f"{label}: {best.name.partition(':')[2]}", best.policy, best.key)
 
 
-def dev_mean(player: Player, arena: Arena, target: str, copies: int, limit: int | None = None) -> float:
-    """Mean of a measure over the first dev prompts."""
-    rollouts = arena.play(player, "dev", copies, limit)
-    return float(measure(target, arena, player, "dev", rollouts, copies).mean())
+def dev_values(player: Player, arena: Arena, target: str, copies: int, limit: int | None = None) -> NDArray[np.float64]:
+    """(S, P) a measure on the first dev prompts."""
+    return measure(target, arena, player, "dev", arena.play(player, "dev", copies, limit), copies)
 
 
 def turn(arena: Arena, prompts: int = 32) -> Player:

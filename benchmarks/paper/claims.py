@@ -3,10 +3,11 @@
 A claim about several rivals or tasks holds if it holds against each, and fails if it fails against one.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.paper.recipe import Claim
-from latentknobs.evaluation.statistics import Interval, estimate, win_share
+from latentknobs.evaluation.statistics import ALPHA, Interval, estimate
 
 if TYPE_CHECKING:
     from benchmarks.paper.experiment import Field
@@ -16,47 +17,66 @@ ORDER = (HOLDS, OPEN, FAILS)
 VERDICTS = (*ORDER, UNJUDGED)
 
 
-def judge(claim: Claim, field: "Field", first: str, default: str) -> dict[str, Any]:
-    """The claim with its `verdict` and the figures that decide it."""
+@dataclass(frozen=True)
+class Key:
+    """One comparison: a measure of a subject against a rival's (or against `null`, without one) on the prompts of a task."""
+
+    measure: str
+    subject: str
+    rival: str = ""
+    task: str = "all"
+    is_share: bool = False  # of wins, not of gains
+    null: float = 0.0
+
+
+def compared(claim: Claim, field: "Field", first: str, default: str) -> list[Key]:
+    """The comparisons that decide a claim; none where a policy is missing, or every rival is among the best."""
+    from benchmarks.paper.experiment import Key
+
     subject, name = claim.head or first, default if claim.measure == "reward" else claim.measure
-    if missing := [word for word in (subject, *claim.over) if not players_called(word, field)]:
-        return {"say": claim.say, "verdict": UNJUDGED, "evidence": f"at this size there is no {missing[0]!r}"}
+    if any(not players_called(word, field) for word in (subject, *claim.over)):
+        return []
     if claim.expect in ("above", "below"):
-        mean, low, high = field.interval(name, subject, claim.task)
-        verdict = decide(claim, Interval(mean, low, high))
-        return {"say": claim.say, "verdict": verdict, "evidence": f"{subject}, {name}: {mean:.3f} [{low:.3f}, {high:.3f}]"}
+        return [Key(name, subject, task=claim.task, null=claim.value)]
+    is_share = claim.expect in ("wins", "never_loses")
     tasks = field.task_names()[1:] or ["all"] if claim.task == "each" else [claim.task]
-    found = [
-        against(claim, field, subject, rival, name, task)
+    return [
+        Key(name, subject, rival, task, is_share, 0.5 if is_share else 0.0)
         for task in tasks
         for rival in rivals(claim.over, field, name, subject)
         if not (claim.expect == "wins" and rival in best_here(field, name, task))
     ]
+
+
+def judge(claim: Claim, field: "Field", first: str, default: str) -> dict[str, Any]:
+    """The claim with its `verdict` and the figures that decide it."""
+    if missing := [word for word in (claim.head or first, *claim.over) if not players_called(word, field)]:
+        return {"say": claim.say, "verdict": UNJUDGED, "evidence": f"at this size there is no {missing[0]!r}"}
+    found = [(decide(claim, field.compare(key)), figures(key, field)) for key in compared(claim, field, first, default)]
     worst = max((verdict for verdict, _ in found), key=ORDER.index, default=UNJUDGED)
-    shown = [figures for verdict, figures in found if verdict == worst]
+    shown = [text for verdict, text in found if verdict == worst]
     evidence = "; ".join(shown[:6]) + (f"; {len(shown) - 6} more" if len(shown) > 6 else "")
     return {"say": claim.say, "verdict": worst, "evidence": evidence or "every rival is among the best"}
 
 
-def against(claim: Claim, field: "Field", subject: str, rival: str, name: str, task: str) -> tuple[str, str]:
-    """One comparison: its verdict and its figures."""
-    keep = field.keep(task)
-    ours_SP, theirs_SP = field.values(name, subject)[:, keep], field.values(name, rival)[:, keep]
-    is_share = claim.expect in ("wins", "never_loses")
-    shown = estimate(win_share(ours_SP, theirs_SP) if is_share else ours_SP.mean(0) - theirs_SP.mean(0))
-    return decide(claim, shown), f"{task}, {name}: {subject} against {rival} {shown}"
+def figures(key: Key, field: "Field") -> str:
+    """A comparison in words and numbers."""
+    found = field.compare(key)
+    what = f"{key.task}, {key.measure}: {key.subject} against {key.rival}" if key.rival else f"{key.subject}, {key.measure}:"
+    return f"{what} {found}, p {found.p:.3f}"
 
 
-def decide(claim: Claim, interval: Interval) -> str:
-    """What one interval says about a claim."""
-    low, high = interval.low, interval.high
+def decide(claim: Claim, found: Interval) -> str:
+    """What one comparison says about a claim, by its p after the correction for all comparisons of the recipe."""
+    shown, null = found.p < ALPHA, {"wins": 0.5, "never_loses": 0.5, "above": claim.value, "below": claim.value}
+    above, below = (shown and (found.mean > null.get(claim.expect, 0.0)) == up for up in (True, False))
     holds, fails = {
-        "better": (low > 0, high <= 0),
-        "not_worse": (high >= 0 and low >= -claim.margin, high < 0),
-        "wins": (low > 0.5, high <= 0.5),
-        "never_loses": (high >= 0.5, high < 0.5),
-        "above": (low > claim.value, high <= claim.value),
-        "below": (high < claim.value, low >= claim.value),
+        "better": (above, below),
+        "not_worse": (not below and found.low >= -claim.margin, below),
+        "wins": (above, below),
+        "never_loses": (not below, below),
+        "above": (above, below),
+        "below": (below, above),
     }[claim.expect]
     return HOLDS if holds else FAILS if fails else OPEN
 
@@ -72,11 +92,13 @@ def players_called(word: str, field: "Field") -> list[str]:
     """The players of a group, or named so, or of a tuned family (`edt` is `edt: base=1,theta=0.3`); `tuned` is any constant."""
     if word == "tuned":
         return field.groups["constants"]
-    return field.groups.get(word) or [player for player in field.players if player == word or player.startswith(f"{word}: ")]
+    return field.groups.get(word) or [
+        player for player in field.players if player == word or player.startswith((f"{word}: ", f"{word} ("))
+    ]
 
 
 def best_here(field: "Field", name: str, task: str) -> list[str]:
     """The constants whose reward does not differ from that of the best one of a task, on these very prompts."""
-    value = {player: field.values(name, player)[:, field.keep(task)].mean(0) for player in field.groups["constants"]}
+    value = {player: field.by_run(name, player, task)[0] for player in field.groups["constants"]}
     best = value[max(value, key=lambda player: float(value[player].mean()))]
     return [player for player in value if estimate(best - value[player]).low <= 0]

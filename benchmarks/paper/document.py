@@ -97,9 +97,13 @@ def _image(name: str, label: str) -> str:
 def _part(name: str, label: str, part: dict[str, Any], folder: Path) -> list[str]:
     n = part["numbers"]
     tuned = "; ".join(f"{best} for {measure}" for measure, best in part["best"].items())
+    seeds = f"{n['seeds']} training seed{'s' * (n['seeds'] > 1)}"
+    commit = "" if part["commit"].startswith("unknown") else f", commit `{part['commit']}`"
+    if len(part["by_task"]) > 1:
+        tuned += f"; by task: {', '.join(f'{name} on {task}' for task, name in part['by_task'].items())}"
     lines = [f"## {label}", "", f"{part['world']}: {n['train']} training, {n['dev']} dev, {n['held_out']} held-out prompts, "
-             f"{n['copies']} samples each. Best constant on dev: {tuned}.", "",
-             f"`{part['command']}`, {part['date']}, commit `{part['commit']}`.{SMALL[part['size']]}", ""]  # fmt: skip
+             f"{n['copies']} samples each, {seeds}. Best constant on dev: {tuned}.", "",
+             f"`{part['command']}`, {part['date']}{commit}.{SMALL[part['size']]}", ""]  # fmt: skip
     image = _image(name, label)
     draw(part, folder / image)
     first, *others = part["tables"]
@@ -124,8 +128,7 @@ def _table(table: dict[str, Any]) -> list[str]:
     lines.append(f"| **{table['subject']}** | **{_interval(table['mean'])}** | | | |")
     for row in table["rows"]:
         lines.append(
-            f"| {row['policy']} | {row['mean'][0]:.3f} | {_interval(row['gain'])} | {_percent(row['wins'])} "
-            f"| {row['p_holm']:.4f} |"
+            f"| {row['policy']} | {row['mean'][0]:.3f} | {_interval(row['gain'])} | {_percent(row['wins'])} | {row['p']:.4f} |"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Tests and curves beyond the intervals of `latentknobs.evaluation.statistics`: sign flips, votes, fronts.
+"""Curves beyond the intervals of `latentknobs.evaluation.statistics`: votes, fronts.
 
 The prompt is the unit everywhere: samples of one prompt are averaged first.
 """
@@ -11,22 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-FLIPS = 9999
-
-
-def sign_flip(difference_P: Sequence[float] | Floats, flips: int = FLIPS, seed: int = 0) -> float:
-    """Two-sided p-value of paired differences: how often random signs give a mean as far from 0 (Fisher 1935).
-
-    The observed signs count as one of the flips, so that the smallest value is 1 / (flips + 1).
-    """
-    difference = np.asarray(difference_P, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    observed = abs(difference.sum()) - 1e-9
-    hits = 0
-    for start in range(0, flips, 500):
-        sign_FP = rng.integers(0, 2, size=(min(500, flips - start), len(difference))) * 2 - 1
-        hits += int((np.abs(sign_FP @ difference) >= observed).sum())
-    return (hits + 1) / (flips + 1)
 
 
 def vote_accuracy(answers: Sequence[Hashable], right: Hashable, votes: int) -> float:

@@ -214,8 +214,11 @@ class Report:
                 raise ConfigError(
                     "Runs that were judged on different prompts, or different numbers of responses, cannot be joined."
                 )
-        names = [name for name in first.rewards if all(name in one.rewards for one in others)]
-        rewards = {name: np.concatenate([one.rewards[name] for one in reports]) for name in names}
+        known = [one.rewards for one in reports]
+        if any(MEAN in found for found in known):  # a head that always chooses the same is its own control
+            known = [found if MEAN in found else found | dict.fromkeys(CONTROLS, found[HEAD]) for found in known]
+        names = [name for name in known[0] if all(name in found for found in known)]
+        rewards = {name: np.concatenate([found[name] for found in known]) for name in names}
         tuned = first.tuned
         if len({one.tuned for one in reports}) > 1:
             tuned = f"the constant tuned in each run: {', '.join(one.tuned for one in reports)}"
@@ -223,7 +226,7 @@ class Report:
         tuning = {name: float(np.mean([one.tuning[name] for one in reports if name in one.tuning])) for name in first.tuning}
         tuning |= {tuned: float(np.mean([one.tuning[one.tuned] for one in reports]))}
         rollouts = {name: [row for one in reports for row in one.rollouts.get(name, [])] for name in names}
-        notes = {key: "; ".join(dict.fromkeys(one.notes.get(key, "") for one in reports)) for key in first.notes}
+        notes = {key: "; ".join(dict.fromkeys(filter(None, (one.notes.get(key) for one in reports)))) for key in first.notes}
         notes |= {
             "choice": " ".join(f"Seed {n}: {one.notes['choice']}" for n, one in enumerate(reports) if "choice" in one.notes)
         }

@@ -121,11 +121,6 @@ def wins(ours_SP: Floats, theirs_SP: Floats) -> Floats:
     return np.asarray((ours_SP > theirs_SP) + 0.5 * (ours_SP == theirs_SP))
 
 
-def win_share(ours_SP: Floats, theirs_SP: Floats) -> Floats:
-    """(P,) share of seeds in which ours beats theirs on each prompt; a tie counts one half."""
-    return np.asarray(wins(ours_SP, theirs_SP).mean(0))
-
-
 def holm(p_M: Sequence[float], weight_M: Sequence[float] | None = None) -> list[float]:
     """p-values corrected for M comparisons, step by step from the smallest (Holm 1979).
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.paper.arena import Player
-from benchmarks.paper.claims import FAILS, HOLDS, OPEN, decide, judge
-from benchmarks.paper.experiment import Field
-from benchmarks.paper.recipe import Claim
+from benchmarks.paper.claims import FAILS, HOLDS, OPEN, Key, decide, judge
+from benchmarks.paper.experiment import Field, correct
+from benchmarks.paper.recipe import Claim, read_recipe
 from latentknobs.evaluation.statistics import Interval
 from latentknobs.evaluation.tuning import race
 from latentknobs.policies import GreedyPolicy
@@ -17,24 +17,17 @@ from latentknobs.policies import GreedyPolicy
 POLICY = GreedyPolicy()
 
 
-class Table(Field):
+def table(head: float) -> Field:
     """A field whose figures are given: on `easy` all constants but `bad` tie with the head, on `hard` it earns what is asked."""
-
-    def __init__(self, head: float) -> None:
-        noise_P = np.random.default_rng(0).normal(0, 0.01, 40)
-        means = {"head": (1.0, head), "cold": (1.0, 0.2), "warm": (1.0, 0.3), "bad": (0.0, 0.1)}
-        self.figures = {n: np.repeat(pair, 20)[None] + (noise_P * (np.arange(40) >= 20))[None] for n, pair in means.items()}
-        self.players = {name: Player(name, POLICY, name) for name in means}
-        self.groups = {"heads": ["head"], "constants": ["cold", "warm", "bad"], "rules": [], "standard": []}
-        self.best = {"reward": "warm"}
-        self.tasks = np.repeat(["easy", "hard"], 20)
-
-    def values(self, name: str, player: str) -> Any:
-        return self.figures[player]
+    noise_P = np.random.default_rng(0).normal(0, 0.01, 40) * (np.arange(40) >= 20)
+    means = {"head": (1.0, head), "cold": (1.0, 0.2), "warm": (1.0, 0.3), "bad": (0.0, 0.1)}
+    figures = {name: (np.repeat(pair, 20) + noise_P)[None, None] for name, pair in means.items()}
+    groups = {"heads": ["head"], "constants": ["cold", "warm", "bad"], "rules": [], "standard": [], "controls": []}
+    return Field({"reward": figures}, groups, {"reward": "warm"}, np.repeat(["easy", "hard"], 20))
 
 
 def verdict(head: float, **claim: Any) -> str:
-    return str(judge(Claim(say="x", **claim), Table(head), "head", "reward")["verdict"])
+    return str(judge(Claim(say="x", **claim), table(head), "head", "reward")["verdict"])
 
 
 @pytest.mark.parametrize(("head", "expected"), [(0.6, HOLDS), (0.3, OPEN), (0.1, FAILS)])
@@ -42,19 +35,42 @@ def test_better_needs_an_interval_above_zero(head: float, expected: str) -> None
     assert verdict(head, expect="better", over=["tuned"]) == expected
 
 
-INTERVALS = [
-    ("better", (0.01, 0.3), HOLDS), ("better", (-0.01, 0.3), OPEN), ("better", (-0.3, -0.01), FAILS),
-    ("not_worse", (-0.01, 0.3), HOLDS), ("not_worse", (-0.1, 0.3), OPEN), ("not_worse", (-0.015, -0.01), FAILS),
-    ("wins", (0.51, 0.6), HOLDS), ("wins", (0.49, 0.6), OPEN), ("wins", (0.4, 0.49), FAILS),
-    ("never_loses", (0.4, 0.6), HOLDS), ("never_loses", (0.4, 0.49), FAILS),
-    ("above", (0.31, 0.4), HOLDS), ("above", (0.29, 0.4), OPEN), ("above", (0.1, 0.2), FAILS),
-    ("below", (0.1, 0.29), HOLDS), ("below", (0.1, 0.31), OPEN), ("below", (0.3, 0.4), FAILS),
+COMPARISONS = [  # expectation, interval, p after the correction, verdict
+    ("better", (0.01, 0.3), 0.01, HOLDS), ("better", (0.01, 0.3), 0.06, OPEN), ("better", (-0.3, -0.01), 0.01, FAILS),
+    ("not_worse", (-0.01, 0.3), 1.0, HOLDS), ("not_worse", (-0.1, 0.3), 1.0, OPEN), ("not_worse", (-0.015, -0.01), 0.01, FAILS),
+    ("wins", (0.51, 0.6), 0.01, HOLDS), ("wins", (0.51, 0.6), 0.06, OPEN), ("wins", (0.4, 0.49), 0.01, FAILS),
+    ("never_loses", (0.4, 0.6), 1.0, HOLDS), ("never_loses", (0.4, 0.49), 0.06, HOLDS), ("never_loses", (0.4, 0.49), 0.01, FAILS),
+    ("above", (0.31, 0.4), 0.01, HOLDS), ("above", (0.31, 0.4), 0.06, OPEN), ("above", (0.1, 0.2), 0.01, FAILS),
+    ("below", (0.1, 0.29), 0.01, HOLDS), ("below", (0.1, 0.31), 0.5, OPEN), ("below", (0.31, 0.4), 0.01, FAILS),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("expect", "ends", "expected"), INTERVALS)
-def test_an_interval_that_decides_nothing_leaves_a_claim_open(expect: Any, ends: tuple[float, float], expected: str) -> None:
-    assert decide(Claim(say="x", expect=expect, value=0.3), Interval(sum(ends) / 2, *ends)) == expected
+@pytest.mark.parametrize(("expect", "ends", "p", "expected"), COMPARISONS)
+def test_a_comparison_that_shows_nothing_leaves_a_claim_open(
+    expect: Any, ends: tuple[float, float], p: float, expected: str
+) -> None:
+    assert decide(Claim(say="x", expect=expect, value=0.3), Interval(sum(ends) / 2, *ends, p)) == expected
+
+
+def test_one_correction_takes_in_all_tables_and_conclusions_of_a_recipe() -> None:
+    part = read_recipe("ultra").parts["token level"].model_copy(
+        update={"claims": [Claim(say="x", expect="better", over=["tuned"])], "measures": ["reward"], "heads": {"head": {}}}
+    )  # fmt: skip
+    alone, both = table(0.306), [table(0.306), table(0.306)]
+    correct([(part, part.sizes["smoke"], alone)])
+    correct([(part, part.sizes["smoke"], one) for one in both])
+    tuned = Key("reward", "head", "warm")
+    raw, once, twice = table(0.306).compare(tuned).p, alone.compare(tuned).p, both[0].compare(tuned).p
+    assert raw < once < twice
+    rows = [Key("reward", "head", rival, task) for task in ("all", "easy", "hard") for rival in ("cold", "warm", "bad")]
+    assert set(alone.corrected) == set(rows)  # 1 decides a conclusion and has half of the error
+    assert once == pytest.approx(min(1, 2 * raw), abs=1e-6)
+
+
+def test_controls_of_a_head_are_in_its_own_tables_only() -> None:
+    found = table(0.3)
+    found.groups["controls"] = ["its mean (head)", "its mean (other)"]
+    assert [key.rival for key in found.rows("reward", "head", "all")] == ["cold", "warm", "bad", "its mean (head)"]
 
 
 @pytest.mark.parametrize(("head", "expected"), [(0.6, HOLDS), (0.3, OPEN), (0.1, FAILS)])
@@ -81,12 +97,12 @@ def test_a_mean_is_judged_with_its_interval() -> None:
 
 
 def test_a_missing_rival_is_named_and_not_judged() -> None:
-    told = judge(Claim(say="x", expect="better", over=["edt"]), Table(0.6), "head", "reward")
+    told = judge(Claim(say="x", expect="better", over=["edt"]), table(0.6), "head", "reward")
     assert told == {"say": "x", "verdict": "not judged", "evidence": "at this size there is no 'edt'"}
 
 
 def test_only_the_comparisons_that_decide_are_shown() -> None:
-    told = judge(Claim(say="x", expect="better", over=["constants"]), Table(0.25), "head", "reward")
+    told = judge(Claim(say="x", expect="better", over=["constants"]), table(0.25), "head", "reward")
     assert told["verdict"] == FAILS and "bad" not in told["evidence"] and "against warm -0.025" in told["evidence"]
 
 

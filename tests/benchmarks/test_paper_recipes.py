@@ -12,7 +12,7 @@ import latentknobs.training.sampling as sampling_module
 from benchmarks.paper.arena import Arena
 from benchmarks.paper.baselines import SOURCES
 from benchmarks.paper.document import write_page
-from benchmarks.paper.experiment import run_part
+from benchmarks.paper.experiment import RIVALS, correct, play_part, put_together, summary
 from benchmarks.paper.recipe import Numbers, Part, names, read_recipe
 from benchmarks.paper.worlds import MissingData, load_world, part_of
 from latentknobs.data.prompts import group_of
@@ -94,27 +94,43 @@ def test_a_run_asks_held_out_prompts_only_to_judge_and_is_not_repeated(
 
     spy(sampling_module, "roll_out_batch", "training")
     spy(arena_module, "roll_out", "arena")
-    first = run_part(*tiny, tmp_path, lambda text: None)
+
+    def play(piece: str) -> dict[str, Any]:
+        order.clear()
+        found = play_part(*tiny, tmp_path / piece, piece, lambda text: None)
+        last_choice = max((i for i, name in enumerate(order) if name != "held_out"), default=0)
+        assert "held_out" not in order[:last_choice]  # everything is chosen before the first held-out prompt is asked
+        return found
+
+    pieces = [play(piece) for piece in (RIVALS, "0", "1")]
     assert asked == {"training": {"train"}, "arena": {"dev", "held_out"}}
-    last_choice = max(i for i, name in enumerate(order) if name != "held_out")
-    assert "held_out" not in order[:last_choice]  # everything is chosen before the first held-out prompt is asked
+    assert pieces[1]["values"]["testbed"]["sequence"] != pieces[2]["values"]["testbed"]["sequence"]
 
     asked.clear()
-    again = run_part(*tiny, tmp_path, lambda text: None)
-    assert not asked and again["cost"]["responses"] == 0
-    assert {k: v for k, v in again.items() if k != "cost"} == {k: v for k, v in first.items() if k != "cost"}
+    for piece, first in zip((RIVALS, "0", "1"), pieces, strict=True):
+        repeated = play(piece)
+        assert not asked and repeated["cost"]["responses"] == 0
+        assert {k: v for k, v in repeated.items() if k != "cost"} == {k: v for k, v in first.items() if k != "cost"}
+    pieces = json.loads(json.dumps(pieces))  # as they are kept
+    field = put_together(pieces[0], pieces[1:])
+    assert field.values["testbed"]["sequence"].shape == (2, 2, 9) and field.values["testbed"]["temperature 0"].shape == (1, 2, 9)
+    correct([(*tiny, field)])
+    again = summary(*tiny, field, pieces[0], pieces[1:])
 
     about = {"size": "smoke", "commit": "c", "date": "d", "command": "x"}
-    summary = {"recipe": "ultra", "parts": {"a b": about | again}}
+    kept = {"recipe": "ultra", "parts": {"a b": about | again}}
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "ultra.json").write_text(json.dumps(summary))
+    (tmp_path / "results" / "ultra.json").write_text(json.dumps(kept))
     write_page(tmp_path / "results", tmp_path / "paper.md")
     summary_page, page = (tmp_path / "paper.md").read_text(), (tmp_path / "paper/ultra.md").read_text()
     assert summary_page.count("Not run yet.") == len(names()) - 1 and "[All tables](paper/ultra.md)" in summary_page
     assert "Smoke size: the figures mean nothing" in page
     assert (tmp_path / "images/paper/ultra-a-b.png").stat().st_size > 5000
     assert f"{again['tables'][0]['rows'][0]['gain'][0]:.3f}" in page
-    assert len(again["tables"]) == 4 and len(again["tables"][0]["rows"]) == 6 + 2 + 2
+    rivals = [row["policy"] for row in again["tables"][0]["rows"]]
+    assert len(again["tables"]) == 4 and len(rivals) == 6 + 3 + 2 + 3  # constants, standard, rules, controls
+    assert {"its mean", "its choices shuffled", "best constant per task", "statistics-only head"} <= set(rivals)
+    assert "2 training seeds" in page
 
 
 @pytest.mark.parametrize("batch_size", [64, 4096])
@@ -149,9 +165,12 @@ def test_every_part_of_every_recipe_runs(name: str, label: str, tmp_path: Path) 
     settings = {"rollouts": 8, "steps": 3, "hidden": 8, "max_new_tokens": 24, "batch_size": 256}
     numbers = Numbers(train=40, dev=6, held_out=6, copies=8, dev_copies=8, settings=settings, baselines=["statistics", "hand"])
     try:
-        result = run_part(recipe, numbers, tmp_path, lambda text: None)
+        rival, *seeds = (play_part(recipe, numbers, tmp_path / piece, piece, lambda text: None) for piece in (RIVALS, "0"))
     except (MissingData, NoPairsError) as reason:
         pytest.skip(str(reason))
+    field = put_together(rival, seeds)
+    correct([(recipe, numbers, field)])
+    result = summary(recipe, numbers, field, rival, seeds)
     assert result["groups"]["heads"] == list(recipe.heads)
     assert [claim["say"] for claim in result["claims"]] == [claim.say for claim in recipe.claims]
     json.dumps(result)

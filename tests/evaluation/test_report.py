@@ -112,5 +112,7 @@ def test_reports_of_several_seeds_are_joined_with_each_runs_own_tuned_constant()
     assert both.compare(both.tuned).gain.mean == pytest.approx(0.15, abs=0.02)
     assert "temperature 0.6; temperature 0.7" in both.verdict() and "Seed 1: The adapter holds the head." in both.verdict()
     assert Report.from_dict(json.loads(json.dumps(both.to_dict()))).verdict() == both.verdict()
+    still = report(constant=0.2)  # its head always chooses the same, so it is its own mean
+    assert Report.join([one, still]).compare(MEAN).gain.mean == pytest.approx(0.05, abs=0.02)
     with pytest.raises(ConfigError, match="different prompts"):
         Report.join([one, Report({HEAD: np.zeros((1, 2))}, ["all"] * 2, HEAD, {})])
