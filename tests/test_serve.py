@@ -58,6 +58,8 @@ def test_other_plug_ins_stay_on(monkeypatch: pytest.MonkeyPatch) -> None:
     (["testbed", "--adapter", "a=./nowhere"], "There is no adapter in"),
     (["testbed", "--adapter", "a=edd:base=1"], 'Did you mean "edt"'),
     (["./nowhere", "--adapter", "a=greedy"], "The model './nowhere' cannot be read"),
+    (["testbed", "--adapter", "a=kl_guided:base=1,half_life=1"], "'a' cannot run in vLLM: it reads second logits"),
+    (["testbed", "--adapter", "a=cfg:scale=1.5"], "'a' cannot run in vLLM: its knob 'guidance_scale' reads second logits"),
     (["testbed", "--adapter", "a=greedy", "--", "--speculative_config", "{}"], "policies cannot follow drafts yet"),
     (["testbed", "--adapter", "a=greedy", "--", "--logprobs-mode", "processed_logprobs"], "log-probability 0"),
     (["testbed", "--adapter", "a=greedy", "--", "--additional-config={}"], "the adapters are listed there"),

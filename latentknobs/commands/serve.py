@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 import click
 
 from latentknobs.engines.vllm.limits import SETTINGS, check_flags
+from latentknobs.engines.vllm.policies import check
 from latentknobs.engines.vllm.versions import check_version
 from latentknobs.errors import ConfigError, first_line
 from latentknobs.models.sources import TESTBED
@@ -98,5 +99,6 @@ def check_adapters(model: str, specs: dict[str, str]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"The model {model!r} cannot be read: {first_line(error)}. Give a folder or hub id.") from None
-    for spec in specs.values():
-        read_picks(spec, base, tokenizer)
+    for name, spec in specs.items():
+        for policy in read_picks(spec, base, tokenizer).values():
+            check(name, policy)

@@ -63,7 +63,7 @@ class VLLMEngine(ServedEngine):
 
     def check(self, policy: Policy) -> None:
         """See `Engine.check`; second logits are refused."""
-        policies.check(NAME, policy)
+        policies.check(type(policy).__name__, policy)
 
     def sample(
         self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,

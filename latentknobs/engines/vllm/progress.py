@@ -140,15 +140,15 @@ class Responses:
 
 
 class Traces:
-    """Traces by key, until they are fetched; the oldest go when there are too many."""
+    """Traces by key, until they are fetched; the oldest go when there are too many tokens in all (some 350 bytes each)."""
 
-    def __init__(self, most: int = 20_000) -> None:
+    def __init__(self, most: int = 1_000_000) -> None:
         self.most = most
         self._by_key: dict[str, dict[int, Traced]] = {}
 
     def begin(self, key: str) -> dict[int, Traced]:
         """An empty trace under a key."""
-        while len(self._by_key) >= self.most:
+        while sum(1 + len(trace) for trace in self._by_key.values()) > self.most:
             del self._by_key[next(iter(self._by_key))]
         trace: dict[int, Traced] = {}
         self._by_key[key] = trace

@@ -10,6 +10,7 @@ from latentknobs import entry_points
 from latentknobs.engines.base import engine_of
 from latentknobs.engines.vllm import policies
 from latentknobs.engines.vllm.engine import response_of
+from latentknobs.engines.vllm.progress import Traced, Traces
 from latentknobs.engines.vllm.tap import Tap
 from latentknobs.engines.vllm.versions import check_version
 from latentknobs.engines.vllm.worker import first
@@ -79,6 +80,16 @@ def test_a_response_that_the_policy_did_not_draw_is_refused(monkeypatch: pytest.
 
 def test_the_worker_that_samples_answers() -> None:
     assert first([[None, None], [{"ids": []}, None]]) == [{"ids": []}, None] and first([{}]) == {}
+
+
+def test_choices_that_are_not_fetched_go_when_there_are_too_many_tokens() -> None:
+    traces = Traces(most=9)
+    for key, count in (("old", 4), ("mid", 4), ("new", 2)):
+        trace = traces.begin(key)
+        for position in range(count):
+            trace[position] = Traced(position, 0, [1.0], -0.5)
+    assert traces.take("mid")["ids"] == [0, 1, 2, 3] and traces.take("new")["options"] == [0, 0]  # type: ignore[index]
+    assert traces.take("old") is None and traces.take("new") is None
 
 
 def test_a_server_is_asked_for_the_policies_that_it_has(lm: torch.nn.Module) -> None:
