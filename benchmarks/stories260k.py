@@ -116,9 +116,9 @@ def headroom() -> None:
     """Creative but well spelled: `latentknobs headroom` at its default size."""
     folder = data_folder()
     model, tokenizer = load(folder)
-    train, _ = openings(stories(folder), tokenizer)
+    train, held_out = openings(stories(folder), tokenizer)
     found = lk.headroom(
-        knobs=["temperature:0,0.2,0.4,0.6,0.8,1,1.2"], model=model, tokenizer=tokenizer, prompts=train,
+        knobs=["temperature:0,0.2,0.4,0.6,0.8,1,1.2"], model=model, tokenizer=tokenizer, prompts=[*train, *held_out],
         reward=creative_reward(folder), max_new_tokens=80, output_dir="runs/headroom-stories260k",
     )  # fmt: skip
     print(found.verdict)
