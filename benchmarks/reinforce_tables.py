@@ -1,19 +1,22 @@
-"""The tables and the plot of docs/reinforce.md, from the files of `python -m benchmarks.reinforce`; what is missing is empty."""
+"""The tables and plots of docs/reinforce.md, from the files of `python -m benchmarks.reinforce`; what is missing is empty."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from latentknobs.evaluation.statistics import estimate
 
-OUT, PLOT = Path("runs/reinforce"), Path("docs/images/reinforce.png")
-LEARNERS, BASELINES = ("score", "marginal", "lpo"), ("tuned constant", "uniform mixture")
-COLOURS = {"score": "#8a837a", "marginal": "#b4471f", "lpo": "#23211e"}
+OUT, IMAGES = Path("runs/reinforce"), Path("docs/images")
+SIZES, SEEDS = ("256", "512", "1024", "2048"), range(1, 9)
+LEARNERS = ("score", "marginal", "lpo")
+COLOURS = ("#b4471f", "#23211e", "#8a837a", "#4d7a8c", "#b99a3c", "#7d5a86", "#5d8a54", "#c98c8c")
 Rewards = NDArray[np.float64]  # (seeds, prompts)
 
 
@@ -23,16 +26,12 @@ def read(name: str) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def by_seed(name: str, part: Any = None) -> Rewards | None:
-    """(R, P) of the seeds that are there, copies averaged; of a dictionary or a list one part."""
-    found = [read(f"{name} {seed}") for seed in range(1, 10)]
-    values = [one if part is None else one[part] for one in found if one is not None]
-    return np.stack([_prompts(value) for value in values]) if values else None
-
-
-def _prompts(value: Any) -> Rewards:
-    array = np.asarray(value, dtype=float)
-    return array.mean(-1) if array.ndim == 2 else array
+def by_seed(name: str, *parts: Any) -> Rewards | None:
+    """(R, P) of the seeds that are there, of one part of each result; without seeds (1, P)."""
+    found = [one for seed in SEEDS if (one := read(f"{name} {seed}")) is not None] or [one for one in [read(name)] if one]
+    for part in parts:
+        found = [one[part] for one in found if isinstance(one, list) or part in one]
+    return np.array(found, dtype=float) if found else None
 
 
 def row(*cells: Any) -> None:
@@ -48,7 +47,7 @@ def head(*cells: str) -> None:
 
 
 def gain(ours: Rewards | None, theirs: Rewards | None) -> str:
-    """Paired by prompt and, where both have as many, by seed."""
+    """Paired by prompt and, where both were trained, by seed."""
     if ours is None or theirs is None:
         return ""
     seeds = min(len(ours), len(theirs)) if len(theirs) > 1 else len(ours)
@@ -56,117 +55,174 @@ def gain(ours: Rewards | None, theirs: Rewards | None) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
+def runs(task: str, learner: str) -> list[dict[str, Any]]:
+    """By seed, results by learning rate; only seeds for which all learners have all of them."""
+    found = []
+    for seed in SEEDS:
+        here: dict[str, dict[str, Any]] = {"lpo": read(f"curves/{task} lpo {seed}")}
+        for name in ("score", "marginal"):
+            rates = {rate: read(f"curves/{task} {name} {rate} {seed}") for rate in ("0.003", "0.01", "0.03")}
+            here[name] = rates if all(rates.values()) else {}
+        if all(here.values()):
+            found.append(here[learner])
+    return found
+
+
+def tuned(found: Sequence[Mapping[str, Any]], size: str) -> tuple[Rewards, Counter[str]]:
+    """(R, P) on held-out prompts, each seed at the rate that the other seeds find best on tuning prompts; how often which."""
+    chosen = []
+    for seed in range(len(found)):
+        others = [one for n, one in enumerate(found) if n != seed] or found
+        chosen.append(max(found[0], key=lambda rate: np.mean([one[rate][size]["tuning"] for one in others])))
+    rewards = np.array([one[rate][size]["held out"] for one, rate in zip(found, chosen, strict=True)])
+    return rewards, Counter(chosen)
+
+
 def curves(tasks: Sequence[str]) -> None:
     """Rewards by rollouts, gains, and the plot."""
-    head(
-        "task",
-        "learner",
-        "rollouts",
-        "seeds",
-        "held-out reward",
-        "over score, equal rollouts",
-        "over LPO, 512",
-        "over LPO, 2,048",
-    )
     figure = Figure(figsize=(8.6, 2.9), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(tasks)))
+    held_out: dict[tuple[str, str, str], Rewards] = {}
+    head("task", "learner", *(f"{size} rollouts" for size in SIZES), "learning rates of the seeds, by rollouts")
     for axis, task in zip(axes, tasks, strict=True):
-        for learner in LEARNERS:
-            points = []
-            for size in ("256", "512", "2048"):
-                name, found = f"curves/{task} {learner}", None
-                if size in (read(f"{name} 1") or {}):
-                    found = by_seed(name, size)
-                if found is None:
-                    continue
-                interval = estimate(found)
-                points.append((int(size), interval))
-                scores = by_seed(f"curves/{task} score", size) if learner == "marginal" else None
-                others = [by_seed(f"curves/{task} lpo", n) if learner != "lpo" else None for n in ("512", "2048")]
-                row(task, learner, size, len(found), interval, gain(found, scores), *(gain(found, one) for one in others))
-            if points:
-                low, high = ([getattr(i, end) for _, i in points] for end in ("low", "high"))
-                sizes, means = [n for n, _ in points], [i.mean for _, i in points]
-                axis.errorbar(sizes, means, [np.subtract(means, low), np.subtract(high, means)], fmt="o-", capsize=2,
-                              color=COLOURS[learner], label=learner, markersize=3)  # fmt: skip
-        constants = [read(f"rivals/{task} constant {k}") for k in range(6)]
-        tuning = [read(f"tuning/{task} constant {k}") for k in range(6)]
-        if all(value is not None for value in (*constants, *tuning)):
-            best = int(np.argmax(tuning))
-            row(task, f"constant tuned on training prompts, {best}", 0, 1, estimate(_prompts(constants[best])), "", "", "")
-            axis.axhline(_prompts(constants[best]).mean(), color="#8a837a", linewidth=1, linestyle=":", label="tuned constant")
-        axis.set(title=task, xscale="log", xlabel="rollouts", xticks=[256, 512, 2048], xticklabels=["256", "512", "2,048"])
+        for learner, colour in zip(LEARNERS, (COLOURS[2], COLOURS[0], COLOURS[1]), strict=True):
+            if not (found := runs(task, learner)):
+                continue
+            both = {size: tuned(found, size) for size in SIZES}
+            held_out |= {(task, learner, size): rewards for size, (rewards, _) in both.items()}
+            points = [estimate(rewards) for rewards, _ in both.values()]
+            rates = ["/".join(f"{rate} x{n}" for rate, n in count.most_common()) for _, count in both.values()]
+            row(task, f"{learner}, {len(found)} seeds", *points, "; ".join(rates))
+            means = np.array([point.mean for point in points])
+            ends = [means - [point.low for point in points], [point.high for point in points] - means]
+            axis.errorbar([int(size) for size in SIZES], means, ends, fmt="o-", capsize=2, color=colour, label=learner, ms=3)
+        constants = [one for k in range(11) if (one := read(f"rivals/{task} constant {k}"))]
+        if len(constants) == 11:
+            best = int(np.argmax([one["tuning"] for one in constants]))
+            print(f"| {task} | best constant on tuning prompts, option {best} | {estimate(constants[best]['held out'])} |")
+            axis.axhline(
+                np.mean(constants[best]["held out"]), color=COLOURS[2], linewidth=1, linestyle=":", label="tuned constant"
+            )
+        axis.set(title=task, xscale="log", xlabel="rollouts", xticks=[int(size) for size in SIZES], xticklabels=SIZES)
         axis.minorticks_off()
+    head("task", "marginal over", *(f"{size} rollouts" for size in SIZES))
+    for task in tasks:
+        for other in ("score", "lpo"):
+            pairs = [(held_out.get((task, "marginal", size)), held_out.get((task, other, size))) for size in SIZES]
+            row(task, other, *(gain(*pair) for pair in pairs))
+    head("task", "by seed, 512 rollouts")
+    for (task, learner, size), rewards in held_out.items():
+        if size == "512":
+            row(task, learner, ", ".join(f"{mean:.3f}" for mean in rewards.mean(1)))
     axes[0].set_ylabel("held-out reward")
     axes[0].legend(frameon=False, fontsize=7)
-    PLOT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PLOT, dpi=160)
+    save(figure, "reinforce.png")
+
+
+def save(figure: Figure, name: str) -> None:
+    """A plot of the page."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGES / name, dpi=160)
 
 
 def variance(tasks: Sequence[str]) -> None:
-    """Traces of the gradient's covariance, score over marginal."""
+    """Traces of the gradient's covariance, score over marginal, with the jackknife's interval over batches."""
     head("task", "at the start", "after 512 rollouts")
     for task in tasks:
         found = [read(f"variance/{task} {when}") for when in ("start", "later")]
-        row(task, *("" if one is None else f"{one['ratio']:.1f}" for one in found))
+        row(task, *("" if one is None else ratio(*(np.array(one[name]) for name in ("score", "marginal"))) for one in found))
 
 
-def tokens() -> None:
-    """Heads and rivals under each token budget."""
-    names = {"tokens/with the budget": "head", "tokens/without it": "head", "tokens/statistics": "head"}
-    ours = [by_seed_at("tokens/with the budget", "head", n) for n in range(3)]
-    head("policy", "16 tokens", "32", "64", "the head with the budget, over it: 16", "32", "64")
-    for name, part in names.items():
-        line(name.partition("/")[2], [by_seed_at(name, part, n) for n in range(3)], ours)
-    for part in ("mean shift", "shuffle", "shuffle within bins"):
-        line(f"its {part}", [by_seed_at("tokens/with the budget", part, n) for n in range(3)], ours)
-    constants = [one for k in range(4) if (one := read(f"tokens/constant {k}"))]
-    if len(constants) == 4:
-        best = [int(np.argmax([one["tuning"][n] for one in constants])) for n in range(3)]
-        line(f"constants tuned at each budget: options {best}", [
-            _prompts(constants[best[n]]["held out"][n])[None] for n in range(3)], ours)  # fmt: skip
-    for name in ("uniform mixture", "TURN"):
-        found = read(f"tokens/{name}")
-        line(name, [None if found is None else _prompts(found[n])[None] for n in range(3)], ours)
+def ratio(score_BB: NDArray[np.float64], marginal_BB: NDArray[np.float64]) -> str:
+    """Of traces, from the inner products of the gradients of B batches."""
+    B = len(score_BB)
+
+    def log_ratio(kept: Any) -> float:
+        some = [gram[np.ix_(kept, kept)] for gram in (score_BB, marginal_BB)]
+        traces = [np.trace(gram) - gram.sum() / len(kept) for gram in some]
+        return float(np.log(traces[0] / traces[1]))
+
+    left_out = np.array([log_ratio(np.delete(np.arange(B), b)) for b in range(B)])
+    half = stdtrit(B - 1, 0.975) * np.sqrt((B - 1) / B * ((left_out - left_out.mean()) ** 2).sum())
+    middle = log_ratio(np.arange(B))
+    return f"{np.exp(middle):.1f} [{np.exp(middle - half):.1f}, {np.exp(middle + half):.1f}]"
 
 
-def by_seed_at(name: str, part: str, n: int) -> Rewards | None:
-    """Of budget n."""
-    found = [one[part][n] for seed in range(1, 10) if (one := read(f"{name} {seed}")) and part in one]
-    return np.stack([_prompts(value) for value in found]) if found else None
+def compare(title: str, points: Sequence[str], policies: Mapping[str, Sequence[Rewards | None]], ours: str) -> None:
+    """A table of policies at some budgets, and what the first gains over each."""
+    head(title, *points, *(f"{ours}, over it: {point}" for point in points))
+    for name, found in policies.items():
+        if all(one is not None for one in found):
+            means = [f"{one.mean():.3f}" for one in found if one is not None]
+            gains = ["" if name == ours else gain(mine, one) for mine, one in zip(policies[ours], found, strict=True)]
+            row(name, *means, *gains)
 
 
-def line(name: str, found: Sequence[Rewards | None], ours: Sequence[Rewards | None]) -> None:
-    """A row of means and of paired gains."""
-    if any(one is not None for one in found):
-        means = ["" if one is None else f"{one.mean():.3f}" for one in found]
-        row(name, *means, *("" if one is mine else gain(mine, one) for one, mine in zip(found, ours, strict=True)))
+def plot(axis: Any, points: Sequence[int], policies: Mapping[str, Sequence[Rewards | None]]) -> None:
+    """Means against a budget, with intervals for what was trained."""
+    for colour, (name, found) in zip(COLOURS * 2, policies.items(), strict=False):
+        if all(one is not None for one in found):
+            intervals = [estimate(one) for one in found if one is not None]
+            means = np.array([one.mean for one in intervals])
+            style = "o-" if found[0] is not None and len(found[0]) > 1 else ".--"
+            axis.plot(points, means, style, color=colour, label=name, ms=4, linewidth=1)
+    axis.set(xscale="log", xticks=points, xticklabels=map(str, points))
+    axis.minorticks_off()
+    axis.legend(frameon=False, fontsize=6)
 
 
-def parallel() -> None:
-    """Heads and rivals at each B."""
-    sizes = ("1", "4", "8")
-
-    def heads(name: str) -> list[Rewards | None]:
-        runs = [one for seed in range(1, 10) if (one := read(f"parallel/{name} {seed}"))]
-        return [np.stack([_prompts(one[n][B]) for one in runs]) if runs else None for n, B in enumerate(sizes)]
-
-    ours = heads("with the budget")
-    head("policy", "B = 1", "4", "8", "the head with the budget, over it: 1", "4", "8")
-    line("with the budget", ours, ours)
-    line("without it", heads("without it"), ours)
+def budgets() -> None:
+    """Token and parallel budgets, and their plot."""
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    heads = ("with the budget", "without it", "statistics")
+    shuffled = ("mean shift", "shuffle", "shuffle within bins")
+    for task, sizes in (("mixture", (16, 32, 64)), ("math", (16, 20, 24))):
+        found = {name: [by_seed(f"tokens/{task} {name}", "head", n) for n in range(3)] for name in heads}
+        found |= {name: [by_seed(f"tokens/{task} {heads[0]}", name, n) for n in range(3)] for name in shuffled}
+        found |= {name: [by_seed(f"tokens/{task} constants", name, n) for n in range(3)] for name in ("greedy", "tuned")}
+        found |= {name: [by_seed(f"tokens/{task} {name}", n) for n in range(3)] for name in ("uniform mixture", "TURN")}
+        compare(f"{task}, tokens", [str(size) for size in sizes], found, heads[0])
+        print((read(f"tokens/{task} constants") or {}).get("chosen"))
+        if task == "mixture":
+            plot(axes[0], sizes, found)
+    found = {name: [by_seed(f"parallel/{name}", "head", B) for B in ("1", "4", "8")] for name in heads}
+    found |= {name: [by_seed(f"parallel/{heads[0]}", name, B) for B in ("1", "4", "8")] for name in shuffled}
     constants = [one for k in range(6) if (one := read(f"parallel/constant {k}"))]
     if len(constants) == 6:
-        best = {B: int(np.argmax([np.mean(one["tuning"][B]) for one in constants])) for B in sizes}
-        line(f"strategies tuned at each B: {list(best.values())}", [
-            _prompts(constants[best[B]]["held out"][B])[None] for B in sizes], ours)  # fmt: skip
-    if found := read("parallel/uniform mixture"):
-        line("uniform mixture", [_prompts(found[B])[None] for B in sizes], ours)
+        best = {B: int(np.argmax([np.mean(one["tuning"][B]) for one in constants])) for B in ("1", "4", "8")}
+        found["greedy"] = [np.array([constants[0]["held out"][B]]) for B in best]
+        found["tuned"] = [np.array([constants[k]["held out"][B]]) for B, k in best.items()]
+        print(best)
+    found |= {name: [by_seed(f"parallel/{name}", "held out", B) for B in ("1", "4", "8")] for name in ("uniform mixture", "TURN")}
+    compare("best of B", ["1", "4", "8"], found, heads[0])
+    plot(axes[1], (1, 4, 8), found)
+    axes[0].set(xlabel="token budget", ylabel="held-out reward", title="token level")
+    axes[1].set(xlabel="B", ylabel="held-out best of B", title="sequence level")
+    save(figure, "reinforce-budgets.png")
+
+
+def ablations(tasks: Sequence[str]) -> None:
+    """Against the head of the curves at the same learning rate (the default) and after as many rollouts."""
+    head("task", "change", "held-out reward, 512 rollouts", "over the same without the change")
+    for task in tasks:
+        plain = {name: by_seed(f"curves/{task} {name} 0.01", "512", "held out") for name in ("marginal", "score")}
+        for change, base in (("entropy", "marginal"), ("marginal mask", "marginal"), ("score mask", "score")):
+            found, before = by_seed(f"ablations/{task} {change}", "512", task), plain[base]
+            if found is not None and before is not None:
+                row(task, change, estimate(found), gain(found, before[: len(found)]))
+    head("task", "mixed, 512 rollouts", "mixed, 1,536", "its own, 512", "mixed 1,536 over its own")
+    for task in ("constrained", "stories", "math"):
+        single = by_seed("ablations/stories", "512", "stories") if task == "stories" else None
+        single = by_seed(f"curves/{task} marginal 0.01", "512", "held out") if single is None else single
+        mixed = [by_seed("ablations/mixed", size, task) for size in ("512", "1536")]
+        if single is not None and all(one is not None for one in mixed):
+            row(task, *(estimate(one) for one in (*mixed, single) if one is not None), gain(mixed[1], single))
 
 
 def tables(tasks: Sequence[str]) -> None:
     """Everything that is there."""
     curves(tasks)
     variance(tasks)
-    tokens()
-    parallel()
+    budgets()
+    ablations(tasks)
