@@ -17,7 +17,7 @@ import latentknobs
 from latentknobs import entry_points
 from latentknobs.cli import COMMANDS, cli
 from latentknobs.commands.settings import parse_flags
-from latentknobs.config import OBJECT, fields, flat, make_config, read_yaml
+from latentknobs.config import OBJECT, every_field, flat, make_config, read_yaml
 from latentknobs.evaluation.report import GREEDY, HEAD
 from latentknobs.knobs import registry
 from latentknobs.testing import KNOBS
@@ -342,10 +342,19 @@ class TestBadInput:
 class TestSettings:
     def test_help_shows_every_field_with_its_text_and_default(self) -> None:
         text = " ".join(latent("train", "--help").stdout.split())
-        for name, setting in fields().items():
+        for name, settings in every_field().items():
             assert f"--{name.replace('_', '-')} " in text, name
-            assert " ".join(str(setting.info.description).split())[:25] in text, name
-        assert "[default: 0.001]" in text and "latent|tokens_separate|tokens_printed|tokens|nll" in text
+            for setting in settings.values():
+                assert " ".join(str(setting.info.description).split())[:25] in text, name
+        assert "[default: 0.001; reinforce: 0.01]" in text and "(lpo, end_to_end) Sharpness" in text
+        assert "latent|tokens_separate|tokens_printed|tokens|nll" in text
+
+    def test_settings_of_every_learner_are_options(self) -> None:
+        flags = {"learner": "reinforce", "estimator": "score", "baseline": "none", "token_budgets": "16,32", "max_prob": "0.9"}
+        own = make_config(parse_flags(flags))["learner"].model_dump()
+        assert own["estimator"] == "score" and own["baseline"] == "none"
+        assert own["token_budgets"] == (16, 32) and own["max_prob"] == 0.9
+        assert "setting of the learner 'reinforce'" in refused("train", "--estimator", "score")
 
     def test_help_of_saved_runs_says_where_defaults_come_from(self) -> None:
         for command in ("evaluate", "generate"):

@@ -2,15 +2,16 @@
 
 import re
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 import yaml
-from pydantic.fields import FieldInfo
 
-from latentknobs.config import OBJECT, fields, flat, read_yaml
+from latentknobs.config import DEFAULT_LEARNER, OBJECT, Setting, every_field, fields, flat, read_yaml
+from latentknobs.config.sections import LEARNER
+from latentknobs.entry_points import load
 from latentknobs.errors import ConfigError
 
 LISTS = ("knobs", "order", "features", "rival_features", "reward", "reward_weights", "trackers")
@@ -20,16 +21,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def config_options(*names: str, default: str | None = None) -> Callable[[F], F]:
-    """Adds an option for each of these fields (all of them without names), in the order of the config.
+    """Adds an option for each of these fields (without names for all, those of every learner included), in their order.
 
     Args:
         default: what the help says about the default, where that is not the field's own.
     """
 
     def decorate(command: F) -> F:
-        for name, setting in reversed(list(fields().items())):
-            if not names or name in names:
-                command = _option(name, setting.info, default or _shown(setting.info.default))(command)
+        known = {name: {DEFAULT_LEARNER: fields()[name]} for name in fields() if name in names} if names else every_field()
+        for name, settings in reversed(known.items()):
+            if name.isidentifier():  # otherwise the learner's name for it is another section's: --learner NAME:setting=value
+                command = _option(name, settings, default)(command)
         return command
 
     return decorate
@@ -58,12 +60,26 @@ def check_repeatable(name: str, value: Any, where: Path) -> None:
         )
 
 
-def _option(name: str, field: FieldInfo, default: str) -> Callable[[F], F]:
-    flag = "--" + name.replace("_", "-")
-    help_text = f"{' '.join(str(field.description).split())}  [default: {default}]"
-    if field.annotation is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
-    return click.option(flag, name, multiple=name in LISTS, metavar=_metavar(name, field.annotation), help=help_text)
+def _option(name: str, settings: Mapping[str, Setting], default: str | None) -> Callable[[F], F]:
+    flag, info = "--" + name.replace("_", "-"), next(iter(settings.values())).info
+    if info.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=_help(name, settings, default))
+    kinds = "|".join(dict.fromkeys(_metavar(name, one.info.annotation) for one in settings.values()))
+    return click.option(flag, name, multiple=name in LISTS, metavar=kinds, help=_help(name, settings, default))
+
+
+def _help(name: str, settings: Mapping[str, Setting], default: str | None) -> str:
+    """What a setting means and its default; by learner where it is the learner's, or where its default is."""
+    own = next(iter(settings.values())).section == LEARNER and name != LEARNER
+    texts: dict[str, list[str]] = {}
+    for learner, one in settings.items():
+        text = f"{' '.join(str(one.info.description).split())}  [default: {default or _shown(one.info.default)}"
+        texts.setdefault(text, []).append(learner)
+    if own:
+        return "  ".join(f"({', '.join(learners)}) {text}]" for text, learners in texts.items())
+    others = {learner: getattr(load("learner", learner), "defaults", {}).get(name) for learner in settings}
+    also = "".join(f"; {learner}: {_shown(value)}" for learner, value in others.items() if value is not None and not default)
+    return f"{next(iter(texts))}{also}]"
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -72,7 +88,7 @@ def _parsed(name: str, value: Any) -> Any:
     if name in LISTS:
         items = [item for text in value for item in _split(text, SEPARATORS.get(name, NAMES))]
         return items[0] if name in ("order", "reward") and len(items) == 1 else items
-    annotation = fields()[name].info.annotation
+    annotation = (fields().get(name) or next(iter(every_field()[name].values()))).info.annotation
     if isinstance(value, str) and str not in _types(annotation):
         try:
             return yaml.safe_load(value)
@@ -106,6 +122,6 @@ def _metavar(name: str, annotation: Any) -> str:
 
 
 def _shown(default: Any) -> str:
-    if isinstance(default, tuple | list):
+    if isinstance(default, tuple | list) and default:
         return ",".join(map(str, default))
-    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+    return "none" if default in (None, ()) else f"{default:g}" if isinstance(default, float) else str(default)

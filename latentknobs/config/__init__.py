@@ -27,7 +27,8 @@ from latentknobs.errors import ConfigError, PluginError, did_you_mean
 from latentknobs.stages import Enters, Stage
 
 __all__ = [
-    "OBJECT", "SECTIONS", "Schedule", "Setting", "TrainConfig", "fields", "flat", "make_config", "read_yaml", "write_yaml",
+    "DEFAULT_LEARNER", "OBJECT", "SECTIONS", "Schedule", "Setting", "TrainConfig", "every_field", "fields", "flat", "make_config",
+    "read_yaml", "write_yaml",
 ]  # fmt: skip
 
 OBJECT = "(a Python object)"  # in place of a value that a file cannot hold
@@ -74,6 +75,17 @@ def fields(learner: str = DEFAULT_LEARNER) -> dict[str, Setting]:
             enters = next((mark for mark in info.metadata if isinstance(mark, Enters)), None)
             found[alias] = Setting(section, field, alias, info, enters or Enters(*(kind.stages if kind else LEARNER_STAGES)))
     return found
+
+
+def every_field() -> dict[str, dict[str, Setting]]:
+    """Every setting by its flat name and then by learner, in the order of `fields`, of all installed learners that work."""
+    found: dict[str, dict[str, Setting]] = {}
+    for learner in sorted(entry_points.names("learner"), key=DEFAULT_LEARNER.__ne__):
+        with suppress(PluginError, AttributeError):  # of a learner that is broken nothing is known
+            for name, one in fields(learner).items():
+                found.setdefault(name, {})[learner] = one
+    sections = list(SECTIONS)
+    return dict(sorted(found.items(), key=lambda item: sections.index(next(iter(item[1].values())).section)))
 
 
 class TrainConfig:
@@ -218,11 +230,9 @@ def _of(learner: str) -> str:
 
 def _owners(key: str) -> str:
     """A sentence on the installed learners that have a setting of this name, if there are any."""
-    found = []
-    for learner in entry_points.names("learner"):
-        with suppress(PluginError, AttributeError):  # of a learner that is broken nothing is known
-            found += [repr(learner)] * (key in _settings_of(learner).model_fields)
-    return f"It is a setting of the learner {' and '.join(found)}: choose that with learner=, or leave it out. " if found else ""
+    found = map(repr, every_field().get(key, {}))
+    names = " and ".join(found)
+    return f"It is a setting of the learner {names}: choose that with learner=, or leave it out. " if names else ""
 
 
 def _from_spec(spec: str) -> dict[str, Any]:
