@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.instruct.tasks import Task
+from benchmarks.instruct.tasks import Mixture, Task
 from latentknobs.content import digest
 from latentknobs.data.disk import replacing
 from latentknobs.data.prompts import Prompt, make_prompts
@@ -20,7 +20,7 @@ from latentknobs.policies import Policy
 from latentknobs.policies.controls import Choices
 from latentknobs.policies.names import policy_of
 
-BATCH = 64  # rows of a piece
+BATCH = 512 if torch.cuda.is_available() else 64  # rows of a piece
 
 
 class Arena:
@@ -31,7 +31,7 @@ class Arena:
         folder: of finished pieces, one file each, named by the policy's identity and what it answers.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, task: Task, folder: Path) -> None:
+    def __init__(self, model: Any, tokenizer: Any, task: Task | Mixture, folder: Path) -> None:
         self.task, self.model, self.tokenizer, self.folder = task, model, tokenizer, folder
         self.engine = TransformersEngine(model, tokenizer)
 
@@ -44,7 +44,7 @@ class Arena:
         key = digest(policy.identity(), [prompt.text for prompt in prompts], copies, seed, self.task.max_new_tokens)[:16]
         found: list[Rollout] = []
         for number, batch in enumerate(plan_batches(prompts, copies, BATCH)):
-            path = self.folder / "answers" / f"{key}-{number:03d}.json"
+            path = self.folder / "answers" / f"{key}-{BATCH}-{number:03d}.json"
             if not path.exists():
                 made = roll_out_batch(
                     self.engine, prompts, batch, policy, max_new_tokens=self.task.max_new_tokens,

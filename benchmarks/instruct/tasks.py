@@ -1,42 +1,21 @@
 """Tasks for an instruct model that a user would recognise: prompts by template, and rewards that word salad does not earn.
 
-Templates and subjects of held-out prompts never occur in training prompts. The column `group` names the template.
+Templates, beginnings and subjects of held-out prompts never occur in training prompts. The column `group` names the template.
 """
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latentknobs.rewards.constraint import begins_with
-from latentknobs.rewards.surprise import Lexicon
-from latentknobs.rewards.text import Texts, complete_words, split_sentences, text_of
+from benchmarks.instruct import words
+from benchmarks.instruct.rewards import Ideas, Names, Opener, Questions, Spread, last_number
+from latentknobs.data.prompts import is_held_out
+from latentknobs.rewards.text import Texts
 
 Row = dict[str, Any]
 Reward = Callable[..., list[float]]
-
-SUBJECTS = (
-    (
-        "a dog", "a lost key", "an old clock", "two brothers", "a storm", "a garden", "a small boat", "a birthday", "the moon",
-        "a bakery", "a red kite", "a farmer", "a long walk", "the first snow", "a tired teacher", "a broken cup", "a train",
-        "a hidden door", "a young king", "a quiet village", "a blue bird", "a school trip", "a market", "a singer",
-    ),
-    (
-        "a cat", "the sea", "a forgotten letter", "a doctor", "a hot summer", "a mountain", "an apple tree", "a new friend",
-        "a horse", "a bridge", "a painter", "a dark forest", "a wedding", "a lost child", "a secret map", "a winter night",
-    ),
-)  # fmt: skip
-OCCASIONS = (
-    (
-        "a picnic", "a school party", "saving money", "a rainy day", "a small garden", "learning a language",
-        "helping a neighbour", "a birthday present", "better sleep", "a quiet evening", "a family trip", "cooking with eggs",
-    ),
-    (
-        "a summer party", "a long train ride", "a gift for a teacher", "staying healthy", "a cold winter day", "making friends",
-        "a lunch box", "an old bicycle", "a day at the beach", "a class project", "decorating a room", "a surprise visit",
-    ),
-)  # fmt: skip
+Templates = tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -44,150 +23,140 @@ class Task:
     """Prompts and their reward; of each pair the first part trains and tunes, the second is held out.
 
     Attributes:
-        templates: `{}` is a subject.
-        beginning: how the answer begins, written by the prompt.
+        templates: what the user writes, and how the answer begins; `{}` is a subject in both.
+        kind: which hand rules are tried, see `rivals.RULES`.
     """
 
-    templates: tuple[Sequence[str], Sequence[str]]
-    subjects: tuple[Sequence[str], Sequence[str]]
+    name: str
+    templates: Templates
+    subjects: tuple[Sequence[Any], Sequence[Any]]
     reward: Reward
-    max_new_tokens: int
-    beginning: str = ""
+    kind: str
+    max_new_tokens: int = 48
 
     def rows(self, held_out: bool, count: int) -> list[Row]:
         """The first so many prompts, each a conversation, in an order that mixes templates and subjects."""
         pairs = [(template, subject) for template in self.templates[held_out] for subject in self.subjects[held_out]]
         random.Random(0).shuffle(pairs)
-        begun = [{"role": "assistant", "content": self.beginning}] if self.beginning else []
-        return [
-            {"prompt": [{"role": "user", "content": template.format(subject)}, *begun], "group": template, "subject": subject}
-            for template, subject in pairs[:count]
-        ]
+        rows = {str(row["prompt"]): row for row in (self._row(*template, subject) for template, subject in pairs)}
+        return list(rows.values())[:count]
+
+    def _row(self, template: str, beginning: str, subject: str) -> Row:
+        begun = [{"role": "assistant", "content": beginning.format(subject)}] if beginning else []
+        prompt = [{"role": "user", "content": template.format(subject)}, *begun]
+        return {"prompt": prompt, "group": template, "task": self.name, "answer": ""}
 
 
-def known_words(text: str) -> set[str]:
-    """The distinct words of a text that are in the packaged list of common words."""
-    lexicon = Lexicon.packaged()
-    return {word for word in complete_words(text) if word in lexicon}
+class Sums(Task):
+    """Word problems of one step; a subject is (name, things, a, b)."""
+
+    def _row(self, template: str, beginning: str, subject: Any) -> Row:
+        name, things, a, b = subject
+        question, sign = template.rsplit(" ", 1)
+        text = question.format(name=name, things=things, a=a, b=b)
+        return {
+            "prompt": [{"role": "user", "content": text}], "group": template, "task": self.name,
+            "answer": str(a + b if sign == "+" else a - b),
+        }  # fmt: skip
 
 
-class Opener:
-    """The share of sentences that begin with a word, times distinct known words over all words (at least 25).
+@dataclass(frozen=True)
+class Mixture:
+    """Prompts of several tasks in turn, each with its own reward."""
 
-    The first sentence, which the prompt begins with that word, does not count.
-    """
+    tasks: tuple[Task, ...]
+    name: str = "mixture"
+    kind: str = "sentences"
+    max_new_tokens: int = 48
 
-    version = "1"
+    def rows(self, held_out: bool, count: int) -> list[Row]:
+        """The same number of each task."""
+        each = [task.rows(held_out, count // len(self.tasks)) for task in self.tasks]
+        return [row for rows in zip(*each, strict=False) for row in rows]
 
-    def __init__(self, opener: str) -> None:
-        self.opener, self.__name__ = opener, f"opener_{opener}"
-
-    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float]:
-        return [self._score(text_of(completion)) for completion in completions]
-
-    def _score(self, text: str) -> float:
-        sentences, words = split_sentences(f"{self.opener}{text}")[1:], complete_words(text)
-        share = sum(begins_with(sentence, self.opener) for sentence in sentences) / max(1, len(sentences))
-        return share * len(known_words(text)) / max(len(words), 25)
-
-
-class Ideas:
-    """A numbered list of five: for each line of one to eight mostly known words, the share that no earlier line has used."""
-
-    version = "1"
-    wanted = 5
-    __name__ = "ideas"
-
-    def __init__(self, beginning: str) -> None:
-        self.beginning = beginning
-
-    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float]:
-        return [self._score(self.beginning + text_of(completion)) for completion in completions]
-
-    def _score(self, text: str) -> float:
-        seen: set[str] = set()
-        earned = 0.0
-        for line in re.findall(r"^\d+\. (.+)\n", text, re.MULTILINE)[: self.wanted]:
-            words, known = complete_words(f"{line} "), known_words(f"{line} ")
-            if 1 <= len(words) <= 8 and len(known) >= 0.7 * len(words):
-                earned += len(known - seen) / max(len(words), 3)
-            seen |= known
-        return min(1.0, earned / self.wanted)
+    def reward(
+        self, prompts: Texts, completions: Texts, *, task: Sequence[str], answer: Sequence[str], **columns: Any
+    ) -> list[float]:
+        """The reward of each prompt's own task."""
+        own = {each.name: each.reward for each in self.tasks}
+        rows = zip(prompts, completions, task, answer, strict=True)
+        return [own[name]([prompt], [text], answer=[right])[0] for prompt, text, name, right in rows]
 
 
-class Names:
-    """Five lines with a first name each: the share of them that are well formed, distinct, and not among the usual names."""
+@dataclass(frozen=True)
+class Texts50(Task):
+    """Paragraphs of WikiText-2, of which the model goes on from the first 50 tokens; no conversation."""
 
-    version = "1"
-    wanted = 5
-    __name__ = "names"
-    usual = frozenset(re.findall(  # what the model says most
-        r"\w+",
-        "alex sarah emily john jack max lily emma michael james mary anna sam luna maya jane leo elara "
-        "whiskers buddy bella charlie lucy tom david daniel sophia olivia jake mia rachel maria tim mark "
-        "kate "
-    ))  # fmt: skip
-
-    def __init__(self, beginning: str) -> None:
-        self.beginning = beginning
-
-    def __call__(self, prompts: Texts, completions: Texts, **columns: Any) -> list[float]:
-        return [self._score(self.beginning + text_of(completion)) for completion in completions]
-
-    def _score(self, text: str) -> float:
-        names = [name.lower() for name in re.findall(r"^\d+\. ([A-Z][a-z]{2,9})\n", text, re.MULTILINE)[: self.wanted]]
-        fresh = {name for name in names if name not in self.usual and re.search("[aeiouy]", name)}
-        return len(fresh) / self.wanted
+    def rows(self, held_out: bool, count: int) -> list[Row]:
+        """The first so many paragraphs of a split."""
+        texts = [text for text in words.paragraphs() if is_held_out(text) == held_out]
+        return [{"prompt": text, "group": text[:40], "task": self.name, "answer": ""} for text in texts[:count]]
 
 
 def stories(opener: str) -> Task:
-    """Stories in which every sentence must begin with a word."""
-    return Task(
-        (
-            [
-                f"Write a short story about {{}}. Every sentence must begin with the word {opener}.",
-                f"Tell a story about {{}} in which each sentence starts with {opener}.",
-                f"Begin every sentence with \"{opener}\". Write a few sentences about {{}}.",
-            ],
-            [
-                f"Please write about {{}}. Start all of your sentences with {opener}.",
-                f"{{}}: a story. Each sentence begins with {opener}.",
-            ],
-        ),
-        SUBJECTS, Opener(opener), 48, opener,
+    """Stories in which every sentence must begin with a word; the answer begins with two such sentences."""
+    templates: Templates = (
+        [
+            (f"Write a short story about {{}}. Every sentence must begin with the word {opener}.",
+             f"{opener} this is a story about {{}}. {opener} it began one morning. {opener}"),
+            (f"Tell a story about {{}} in which each sentence starts with {opener}.",
+             f"{opener} here is the story of {{}}. {opener} everybody was there. {opener}"),
+            (f"Begin every sentence with \"{opener}\". Write a few sentences about {{}}.",
+             f"{opener} it was all about {{}}. {opener} the day was bright. {opener}"),
+        ],
+        [
+            (f"Please write about {{}}. Start all of your sentences with {opener}.",
+             f"{opener} we heard about {{}}. {opener} nothing was the same again. {opener}"),
+            (f"{{}}: a story. Each sentence begins with {opener}.",
+             f"{opener} a tale of {{}} was told. {opener} the evening came. {opener}"),
+        ],
     )  # fmt: skip
+    return Task(opener.lower(), templates, words.SUBJECTS, Opener(opener), "sentences")
 
 
-TASKS = {
-    "so": stories("So"),
-    "then": stories("Then"),
-    "ideas": Task(
-        (
-            ["Give five very different ideas for {}. Write a numbered list with a few words in each line."],
-            ["I need five short ideas for {}, as different as possible. Number them."],
-        ),
-        OCCASIONS, Ideas("1."), 48, "1.",
+def listed(name: str, train: Sequence[str], held_out: Sequence[str], subjects: Any, reward: Reward, kind: str = "items") -> Task:
+    """A task whose answer is a numbered list."""
+    return Task(name, ([(text, "1.") for text in train], [(text, "1.") for text in held_out]), subjects, reward, kind)
+
+
+SO = stories("So")
+SUMS = Sums(
+    "sums", ([(text, "") for text in words.PROBLEMS[0]], [(text, "") for text in words.PROBLEMS[1]]),
+    (words.problems(0, 64), words.problems(1, 64)), last_number, "sentences",
+)  # fmt: skip
+WISHES = Task(
+    "wishes",
+    (
+        [
+            ("Write a poem about {}. Begin every line with \"I wish\".", "I wish for {}.\nI wish I were there.\nI wish"),
+            ("A poem on {}, please, whose lines all start with I wish.", "I wish you knew {}.\nI wish it were mine.\nI wish"),
+        ],
+        [("Write some lines about {}. Each line begins with I wish.", "I wish to speak of {}.\nI wish we could stay.\nI wish")],
     ),
-    "names": Task(
-        (
-            [
-                "Invent five unusual first names for {}. One name in each line.",
-                "Five new first names for {}, please, one in each line.",
-                "Number five first names for {} that nobody has heard before.",
-            ],
-            ["List five rare first names for {}, one per line.", "I need five unusual names for {}. Write one in each line."],
-        ),
-        (
-            (
-                "a hero", "a villain", "a robot", "a dragon", "a princess", "a wizard", "a pirate", "a captain", "a farmer",
-                "a detective", "a bear", "a dancer", "a baker", "a cowboy", "a fairy", "a judge", "a monkey", "a nurse", "an owl",
-                "a painter", "a sheriff", "a spy", "a teacher", "a tiger",
-            ),
-            (
-                "an elf", "a ghost", "a queen", "a knight", "a giant", "a sailor", "a witch", "a thief", "a soldier", "a prince",
-                "a cat", "a doctor", "a gardener", "a hunter", "a mermaid", "a singer",
-            ),
-        ),
-        Names("1."), 40, "1.",
-    ),
-}  # fmt: skip
+    words.SUBJECTS, Opener("I wish", by_line=True), "lines",
+)  # fmt: skip
+IDEAS = listed(
+    "ideas", ["Give five very different ideas for {}. Write a numbered list with a few words in each line."],
+    ["I need five short ideas for {}, as different as possible. Number them."], words.OCCASIONS, Ideas("1."),
+)  # fmt: skip
+NAMES = listed(
+    "names",
+    [
+        "Invent five unusual first names for {}. One name in each line.",
+        "Five new first names for {}, please, one in each line.",
+        "Number five first names for {} that nobody has heard before.",
+    ],
+    ["List five rare first names for {}, one per line.", "I need five unusual names for {}. Write one in each line."],
+    words.CHARACTERS, Names("1."),
+)  # fmt: skip
+QUESTIONS = listed(
+    "questions",
+    [
+        "Write five different questions about {}. Number them.",
+        "What could one ask about {}? Give five short questions in a numbered list.",
+    ],
+    ["Please list five questions on {}, each one about something else."], words.SUBJECTS, Questions("1."),
+)  # fmt: skip
+REPEATS = Texts50("repeats", ([], []), ([], []), Spread(), "sentences", 64)
+MIXTURE = Mixture((SO, SUMS))
+TASKS = {task.name: task for task in (SO, stories("Then"), SUMS, MIXTURE, WISHES, IDEAS, NAMES, QUESTIONS, REPEATS)}

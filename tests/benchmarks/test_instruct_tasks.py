@@ -2,8 +2,10 @@
 
 import pytest
 
-from benchmarks.instruct.__main__ import rules
-from benchmarks.instruct.tasks import TASKS, Ideas, Names, Opener
+from benchmarks.instruct.rewards import Ideas, Names, Opener, Questions, Spread, last_number
+from benchmarks.instruct.rivals import CONSTANTS, VARIANTS, rules
+from benchmarks.instruct.tasks import MIXTURE, SUMS, TASKS
+from latentknobs.config import make_config
 from latentknobs.policies.names import policy_of
 from latentknobs.testbed import load_tokenizer
 
@@ -11,14 +13,16 @@ GOOD = (
     " the old man went to the river with his dog. So they sat under a big tree and looked at the water. So the little dog "
     "jumped in and found a red ball. So they were happy and walked home."
 )
+WRITTEN = sorted(set(TASKS) - {"repeats"})  # the others come from a file
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_held_out_prompts_share_neither_template_nor_subject_with_training_prompts(task: str) -> None:
-    train, held_out = (TASKS[task].rows(is_held_out, 1000) for is_held_out in (False, True))
-    for column in ("group", "subject"):
-        assert not {row[column] for row in train} & {row[column] for row in held_out}
-    assert len({row["prompt"][0]["content"] for row in train}) == len(train) >= 12 and len(held_out) >= 12
+@pytest.mark.parametrize("task", WRITTEN)
+def test_held_out_prompts_share_neither_template_nor_text_with_training_prompts(task: str) -> None:
+    train, held_out = (TASKS[task].rows(is_held_out, 64) for is_held_out in (False, True))
+    assert len({str(row["prompt"]) for row in train}) == len(train) >= 12
+    assert not {row["group"] for row in train} & {row["group"] for row in held_out}
+    texts = [{message["content"] for row in rows for message in row["prompt"]} - {"1."} for rows in (train, held_out)]
+    assert not texts[0] & texts[1] and len(held_out) >= 12
 
 
 def test_an_opener_is_worth_nothing_without_sentences_and_little_with_salad_or_repetition() -> None:
@@ -26,6 +30,15 @@ def test_an_opener_is_worth_nothing_without_sentences_and_little_with_salad_or_r
         ["p"] * 4, [GOOD, GOOD.replace("So ", "Then "), " Blix florp. So Grawn thoil zib. So qua.", " it was. So" * 10]
     )
     assert good > 0.5 and none == 0 and salad < 0.2 and again < 0.2
+
+
+def test_an_opener_of_lines_counts_lines() -> None:
+    wishes = Opener("I wish", by_line=True)
+    lines = (
+        " to see the sea.\nI wish the birds would sing for me again.\nI wish that every door was open and that people smiled.\n"
+    )
+    kept, broken = wishes(["p"] * 2, [lines, lines.replace("I wish the", "And the")])
+    assert kept > 0.6 and broken == pytest.approx(kept / 2, abs=0.05)
 
 
 def test_names_must_be_lines_of_their_own_distinct_and_not_the_usual_ones() -> None:
@@ -36,14 +49,36 @@ def test_names_must_be_lines_of_their_own_distinct_and_not_the_usual_ones() -> N
     assert Names("1.")(["p"] * 5, texts) == [1, 0.2, 0, 0, 0]
 
 
-def test_ideas_earn_by_words_that_no_earlier_line_has_used() -> None:
+def test_ideas_and_questions_earn_by_words_that_no_earlier_line_has_used() -> None:
+    lines = " play in the park\n2. eat red apples\n3. sing old songs\n4. swim with friends\n5. draw your house\n"
     fresh, again, salad = Ideas("1.")(["p"] * 3, [
-        " play in the park\n2. eat red apples\n3. sing old songs\n4. swim with friends\n5. draw your house\n",
-        " play in the park\n2. play in the park\n3. play in the park\n", " zib florp grawn\n2. thoil quax\n",
+        lines, " play in the park\n2. play in the park\n3. play in the park\n", " zib florp grawn\n2. thoil quax\n",
     ])  # fmt: skip
     assert fresh > 0.9 and again == pytest.approx(0.2) and salad == 0
+    assert Questions("1.")(["p"] * 2, [lines.replace("\n", "?\n"), lines]) == [pytest.approx(fresh), 0]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_hand_rules_are_policies(task: str) -> None:
-    assert len({policy_of(name, load_tokenizer()).identity() for name in rules(task)}) == len(rules(task)) >= 6
+def test_sums_and_the_mixture_score_each_prompt_by_its_own_task() -> None:
+    assert last_number(["p"] * 2, ["7 and 5 make 12.", "It is 11"], answer=["12", "12"]) == [1, 0]
+    assert all(0 < int(row["answer"]) < 40 for row in SUMS.rows(True, 60))
+    rows = MIXTURE.rows(False, 8)
+    texts = [GOOD if row["task"] == "so" else f"It is {row['answer']}." for row in rows]
+    columns = {name: [row[name] for row in rows] for name in ("task", "answer", "group")}
+    assert min(MIXTURE.reward(["p"] * 8, texts, **columns)) > 0.5 and {row["task"] for row in rows} == {"so", "sums"}
+
+
+def test_repeats_and_unknown_words_lower_the_spread() -> None:
+    good, again, salad = Spread()(["p"] * 3, [GOOD, "it was a day and " * 8, " ".join(f"zqb{n}x" for n in range(30))])
+    assert good > 0.9 and again < 0.3 and salad < 0.05
+
+
+@pytest.mark.parametrize("kind", sorted({task.kind for task in TASKS.values()}))
+def test_rivals_are_policies(kind: str) -> None:
+    names = [*CONSTANTS, *rules(kind)]
+    assert len({policy_of(name, load_tokenizer()).identity() for name in names}) == len(names) >= 40
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_configs(variant: str) -> None:
+    knobs = VARIANTS[variant]["knobs"]
+    make_config(VARIANTS[variant] | {"knobs": [knobs] if isinstance(knobs, str) else knobs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -50,12 +51,16 @@ class LPO(Learner):
     def examples(
         self, rollouts: Iterable[Rollout], reward_N: Sequence[float | None], second_N: Sequence[float | None] | None = None
     ) -> list[Example]:
-        """Pairs by the pair rule: chosen, then rejected."""
+        """Pairs by the pair rule: chosen, then rejected; weighted by the margin of their rewards, if so set."""
         pairs = pick_pairs(
             [rollout.prompt for rollout in rollouts], reward_N, self.settings.pair_rule, second_N=second_N, top=self.settings.top,
             per_prompt=self.settings.pairs_per_prompt, seed=self.inputs.seed,
         )  # fmt: skip
-        return [pair.example for pair in pairs]
+        if self.settings.pair_weight == "equal":
+            return [pair.example for pair in pairs]
+        margins = [float(reward_N[pair.chosen] or 0) - float(reward_N[pair.rejected] or 0) for pair in pairs]
+        mean = sum(margins) / len(margins)
+        return [replace(pair.example, weight=margin / mean) for pair, margin in zip(pairs, margins, strict=True)]
 
     def from_preferences(self, preferences: Preferences) -> list[Example]:
         """Their pairs."""
@@ -63,9 +68,11 @@ class LPO(Learner):
 
     @classmethod
     def check(cls, settings: LPOSettings, *, has_preferences: bool, has_second: bool) -> None:
-        """Refuses top_bottom without a second score, and objectives that need options on pairs without."""
+        """Refuses top_bottom without a second score or with margins, and objectives that need options on pairs without."""
         if settings.pair_rule == "top_bottom" and not has_second:
             raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
+        if settings.pair_rule == "top_bottom" and settings.pair_weight == "margin":
+            raise ConfigError("Pairs of the rule top_bottom differ in two scores, not by one margin. Set pair_weight to equal.")
         if has_preferences and settings.objective != "latent":
             raise ConfigError(
                 f"The objective {settings.objective!r} learns from the options that responses were sampled with, and preferences "
@@ -96,6 +103,7 @@ class LPO(Learner):
         chosen_B, rejected_B = scores("tokens_separate" if settings.objective == "nll" else settings.objective)
         margin_B = chosen_B - rejected_B
         loss_B = -scores("nll")[0] if settings.objective == "nll" else -logsigmoid(settings.beta * margin_B)
+        loss_B = batch.weight_B.to(loss_B.dtype) * loss_B
         return Loss(loss_B, {"accuracy": (margin_B.detach() > 0).double()}, self._penalty(log_pi_MK, ref_MK))
 
     def _penalty(self, log_pi_MK: Tensor, ref_MK: Tensor | None) -> Tensor | None:

@@ -29,6 +29,8 @@ class Settings(BaseModel):
     """For top_bottom: chosen has the best second_reward among this many highest rewards, rejected mirrors it."""
     pairs_per_prompt: Annotated[int, Enters("examples")] = Field(default=1, ge=1)
     """For best_worst: also pair second best with second worst, and so on."""
+    pair_weight: Annotated[Literal["equal", "margin"], Enters("examples")] = "equal"
+    """equal, or margin: a pair counts by how far its rewards are apart, over the mean of all pairs."""
     entropy_bonus: Annotated[float, Enters("fit")] = Field(default=0.0, ge=0)
     """Weight of the head's mean entropy (nats), added to what is maximised: keeps it from deciding too early."""
     kl: Annotated[float, Enters("fit")] = Field(default=0.0, ge=0)

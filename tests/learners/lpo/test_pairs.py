@@ -5,8 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentknobs.data.examples import Pair
+from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError, NoPairsError
+from latentknobs.heads.segmenters import Every
+from latentknobs.knobs.space import KnobSpace
+from latentknobs.learners.base import Inputs
+from latentknobs.learners.lpo.learner import LPO
 from latentknobs.learners.lpo.pairs import pick_pairs
+from latentknobs.learners.lpo.settings import Settings
 
 scores = st.lists(st.integers(0, 5), min_size=8, max_size=8)
 
@@ -116,3 +122,12 @@ def test_when_failures_leave_no_pair_they_are_counted():
         pick_pairs([0, 0, 1], [None] * 3, "best_worst")
     with pytest.raises(NoPairsError, match=r"1 of 3 rollouts have no score.*Within each of the 2 prompts"):
         pick_pairs([0, 1, 1], [1.0, 0.0, 0.0], "top_bottom", second_N=[1.0, 2.0, None])
+
+
+def test_a_pair_may_count_by_its_margin_over_the_mean_margin():
+    rollouts = [Rollout(n // 2, (1,), None, "") for n in range(4)]
+    inputs = Inputs(KnobSpace.of("temperature:0,1"), Every(1), ("hidden",))
+    equal, margin = (LPO(Settings(pair_weight=weight), inputs).examples(rollouts, [0, 1, 2, 5]) for weight in ("equal", "margin"))
+    assert [one.weight for one in equal] == [1, 1] and [one.weight for one in margin] == [0.5, 1.5]
+    with pytest.raises(ConfigError, match="not by one margin"):
+        LPO.check(Settings(pair_weight="margin", pair_rule="top_bottom"), has_preferences=False, has_second=True)

@@ -1,0 +1,54 @@
+"""Variants of heads on the instruct model, and what they have to beat: constants and rules, tuned on training prompts."""
+
+from typing import Any
+
+COLD_HOT = "temperature:0,0.4,0.8,1,1.2,1.5"  # two cold options, and hotter than any constant that is worth it
+PAPER = "temperature:0,0.2,0.4,0.6,0.8,1"
+PORTABLE = ("entropy", "max_prob", "top5_mass", "log_collision", "margin")
+REINFORCE = {"knobs": COLD_HOT, "learner": "reinforce", "steps": 16, "pairs_per_step": 64, "learning_rate": 1e-2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lpo": {"knobs": COLD_HOT},
+    "statistics": {"knobs": COLD_HOT, "features": PORTABLE},
+    "sequence": {"knobs": COLD_HOT, "level": "sequence"},
+    "paper-grid": {"knobs": PAPER},
+    "joint": {"knobs": [COLD_HOT, "min_p:0,0.1"]},
+    "soft": {"knobs": COLD_HOT, "beta": 0.3},
+    "pairs": {"knobs": COLD_HOT, "pairs_per_prompt": 4},
+    "margin": {"knobs": COLD_HOT, "pairs_per_prompt": 4, "pair_weight": "margin"},
+    "more": {"knobs": COLD_HOT, "rollouts": 32},
+    "rounds": {"knobs": COLD_HOT, "rounds": 2},
+    "reinforce": REINFORCE,
+    "reinforce-short": REINFORCE | {"steps": 8},
+    "reinforce-statistics": REINFORCE | {"features": PORTABLE},
+    "reinforce-joint": REINFORCE | {"knobs": [COLD_HOT, "min_p:0,0.1"]},
+    "reinforce-long": REINFORCE | {"steps": 64},
+    "reinforce-slow": REINFORCE | {"learning_rate": 3e-3, "steps": 32},
+    "reinforce-score": REINFORCE | {"estimator": "score"},
+    "separate": {"knobs": COLD_HOT, "objective": "tokens_separate"},
+    "printed": {"knobs": COLD_HOT, "objective": "tokens_printed"},
+    "nll": {"knobs": COLD_HOT, "objective": "nll"},
+    "preference": {"knobs": "temperature", "learner": "end_to_end", "objective": "preference"},
+    "reward-weighted": {"knobs": "temperature", "learner": "end_to_end", "objective": "reward_weighted"},
+    "likelihood": {"knobs": "temperature", "learner": "end_to_end", "objective": "likelihood"},
+}
+CONSTANTS = [
+    *(f"constant:temperature={t}" for t in (0, 0.2, 0.4, 0.6, 0.8, 1, 1.2)),
+    *(f"constant:temperature={t},min_p={p}" for t in (0.8, 1, 1.2, 1.5) for p in (0.05, 0.1, 0.2)),
+    *(f"constant:temperature=1,top_p={p}" for p in (0.8, 0.9, 0.95)),
+]
+AFTER = {"sentences": ".!?", "lines": ".\n!", "items": "."}  # characters after which a hand rule says: a part begins
+COLD_FIRST = [(0, h, p) for h in (0.4, 0.6, 0.8, 1, 1.2, 1.5) for p in (0, 0.1, 0.2)] + [(0.4, 1, 0), (0.4, 1.2, 0.1)]
+HOT_FIRST = [(h, c, p) for h in (0.8, 1, 1.2, 1.5) for c in (0, 0.4) for p in (0, 0.1)]
+ENTROPY = [f"edt:base={b},theta={t}" for b in (1, 1.4) for t in (0.3, 1, 3)] + [
+    f"dynatemp:low={low},high={high}" for low in (0, 0.4) for high in (1, 1.5, 2)
+]
+LAST = ["uniform:temperature=0,0.4,0.8,1,1.2,1.5"]
+
+
+def rules(kind: str) -> list[str]:
+    """Hand rules: one temperature where a part begins, another elsewhere, with min-p too; and rules of the entropy."""
+    made = [
+        f"sentence_start:cold={at},hot={inside}" + (f",min_p={low}" if low else "") + f",after={AFTER[kind]}"
+        for at, inside, low in (HOT_FIRST if kind == "items" else COLD_FIRST)
+    ]
+    return [*made, *ENTROPY, "mirostat:tau=3", "mirostat:tau=5"]
