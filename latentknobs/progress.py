@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Advance = Callable[[int], None]
@@ -33,9 +34,31 @@ def say(text: str) -> None:
         console.print(text, markup=False)
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that people would say it in: `75 s`, `12 min`, `1.6 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Rate(ProgressColumn):
+    """Items in a second."""
+
+    def render(self, task: Task) -> Text:
+        """Empty until it is known."""
+        return Text(_per_second(task.speed) if task.speed else "")
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """A function to call with the number of items just finished; shows a bar, or a line every ten seconds."""
+    """A function to call with the number of items just finished.
+
+    Shows a bar, or a line every ten seconds, with the rate and the time that is left.
+    """
     if not speaks():
         yield lambda items: None
         return
@@ -44,21 +67,23 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            Rate(),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda items: bar.advance(task, items)
         return
-    done = 0
-    last = time.monotonic()
+    done, begun = 0, time.monotonic()
+    last = begun
 
     def advance(items: int) -> None:
         nonlocal done, last
         done += items
         if (now := time.monotonic()) - last >= SECONDS:
             last = now
-            say(f"{what}: {done} of {total}")
+            rate = done / (now - begun)
+            say(f"{what}: {done:,} of {total:,}, {_per_second(rate)}, {duration((total - done) / rate) if rate else '?'} left")
 
     yield advance

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -167,7 +168,7 @@ class TestSavedRuns:
         assert "2 held-out prompts x 1 response " in result.stdout and "Mean reward by task" not in result.stdout
         assert latent("generate", adapter).stdout == latent("generate", trained[0]).stdout
 
-    @pytest.mark.parametrize("reward", ["command:run=touch pwned", ["repetition", "command:run=touch pwned"]])
+    @pytest.mark.parametrize("reward", ["command:run=touch pwned", ["repetition", "command:run=touch pwned"], "score.py:pwned"])
     def test_a_program_named_in_a_folder_is_not_started(
         self, trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: Any
     ) -> None:
@@ -176,9 +177,11 @@ class TestSavedRuns:
         saved["training"]["reward"] = reward if isinstance(reward, str) else json.dumps(reward)
         (adapter / "knob_config.json").write_text(json.dumps(saved))
         monkeypatch.chdir(tmp_path)
-        assert "--reward 'command:run=touch pwned'" in refused("evaluate", adapter)
+        (tmp_path / "score.py").write_text("open('pwned', 'w').close()")
+        flag = f"--reward {shlex.quote(reward if isinstance(reward, str) else reward[1])}"
+        assert flag in refused("evaluate", adapter)
         (tmp_path / "run" / "config.yaml").write_text(json.dumps({"reward": reward}))
-        assert "--reward 'command:run=touch pwned'" in refused("evaluate", tmp_path / "run")
+        assert flag in refused("evaluate", tmp_path / "run")
         assert not (tmp_path / "pwned").exists()
 
     def test_several_rewards_are_remembered_with_their_weights(self, trained: tuple[Path, Result], tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Progress: lines where there is no terminal, a bar on one, and silence in all processes but the first."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from latentknobs import progress as module
-from latentknobs.progress import processes, progress, say, speaks
+from latentknobs.progress import duration, processes, progress, say, speaks
 
 FIRST, SECOND = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"}
 
@@ -36,7 +37,11 @@ def test_elsewhere_than_on_a_terminal_there_is_a_plain_line_every_ten_seconds(sh
     clock = iter(range(0, 1000, 3))  # three seconds pass between two looks at it
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     work()
-    assert shown.getvalue().splitlines() == ["[begin]", "rollouts: 16 of 40", "rollouts: 32 of 40"]
+    assert shown.getvalue().splitlines() == [
+        "[begin]",
+        "rollouts: 16 of 40, 1.3/s, 18 s left",
+        "rollouts: 32 of 40, 1.3/s, 6 s left",
+    ]
 
 
 def test_on_a_terminal_a_bar_comes_and_goes(monkeypatch):
@@ -44,6 +49,12 @@ def test_on_a_terminal_a_bar_comes_and_goes(monkeypatch):
     monkeypatch.setattr(module, "console", Console(file=text, force_terminal=True, width=80))
     work()
     assert "rollouts" in text.getvalue() and "40/40" in text.getvalue() and "of 40" not in text.getvalue()
+    assert re.search(r"\d/s \d:\d\d:\d\d left", re.sub(r"\x1b\[[\d;]*m", "", text.getvalue()))
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (75, "75 s"), (720, "12 min"), (5760, "1.6 h")])
+def test_a_time_in_words(seconds, words):
+    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize(

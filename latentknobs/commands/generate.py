@@ -108,7 +108,7 @@ def _show(console: Console, policy: Policy, tokenizer: Any, prompts: Sequence[Pr
     found = [values[0] for rollout in rollouts for values in rollout.values]
     scale = Scale.of(knob, policy.space.options) if is_grid or not found else Scale.over(knob, found)
     for prompt, rollout in zip(prompts, rollouts, strict=True):
-        pieces, special = token_texts(tokenizer, rollout.ids)
+        pieces, special = token_texts(tokenizer, rollout.ids, prompt.ids)
         seen = [t for t, is_special in enumerate(special) if not is_special]
         values = [rollout.values[t][0] for t in seen]
         console.print(Text.assemble((prompt.text, "dim"), coloured([pieces[t] for t in seen], values, scale)), end="\n\n")

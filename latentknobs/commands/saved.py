@@ -9,6 +9,7 @@ from latentknobs.adapter import CONFIG, KnobAdapter
 from latentknobs.commands.settings import LISTS, check_repeatable, parse_flags, run_settings
 from latentknobs.errors import ConfigError
 from latentknobs.files import path_of
+from latentknobs.rewards.python_file import names_file
 
 
 def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
@@ -47,7 +48,7 @@ def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> d
 def check_reward(reward: Any, where: Path) -> None:
     """Refuses to start a program because a folder, which may have come from anywhere, names it."""
     specs = [str(spec) for spec in (reward if isinstance(reward, list | tuple) else [reward])]
-    if any(spec.partition(":")[0].strip() == "command" for spec in specs):
+    if any(spec.partition(":")[0].strip() == "command" or names_file(spec) for spec in specs):
         flags = " ".join(f"--reward {shlex.quote(spec)}" for spec in specs)
         raise ConfigError(
             f"The reward in {str(where)!r} is a program, and a folder does not start programs. If you trust it, add {flags}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from latentknobs.commands import UserPath
+from latentknobs.progress import duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,11 +65,17 @@ def _table(found: Status, run: Path) -> Table:
     for stage in found.stages:
         mark = "green" if stage.done == stage.items else "" if stage.done else "dim"
         table.add_row(
-            stage.name, f"{stage.done:,}", f"{stage.items:,}", _bytes(stage.size), _time(stage.seconds), _left(stage), style=mark
+            stage.name,
+            f"{stage.done:,}",
+            f"{stage.items:,}",
+            _bytes(stage.size),
+            duration(stage.seconds),
+            _left(stage),
+            style=mark,
         )
     total = sum(stage.size for stage in found.stages), sum(stage.seconds for stage in found.stages)
     table.add_section()
-    table.add_row("all", "", "", _bytes(total[0]), _time(total[1]), "?" if found.left is None else _time(found.left))
+    table.add_row("all", "", "", _bytes(total[0]), duration(total[1]), "?" if found.left is None else duration(found.left))
     return table
 
 
@@ -79,17 +86,11 @@ def _sentence(found: Status, run: Path) -> str:
     if found.left is None:
         return f"{going} How long is not known yet: some kind of stage has not been timed."
     until = f", until about {time.strftime('%H:%M', time.localtime(time.time() + found.left))}" if found.running else ""
-    return f"{going} About {_time(found.left)} are left{until}."
+    return f"{going} About {duration(found.left)} are left{until}."
 
 
 def _left(stage: Stage) -> str:
-    return "?" if stage.left is None else "" if stage.left == 0 else _time(stage.left)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return "?" if stage.left is None else "" if stage.left == 0 else duration(stage.left)
 
 
 def _bytes(size: float) -> str:

@@ -60,7 +60,8 @@ class Data(Section):
     train_prompts: ByContent[Count] = 256
     """Prompts to roll out in each round."""
     reward: ByContent[str | tuple[str, ...]] = "testbed"
-    """Name of a registered reward, optionally with settings: `repetition:n=3`; several are added up (see reward_weights)."""
+    """A Python file of yours, `score.py` or `score.py:name`, or a registered reward, optionally with settings: `repetition:n=3`;
+    several are added up (see reward_weights)."""
     reward_weights: ByContent[tuple[float, ...] | None] = None
     """One weight for each of several rewards; by default 1 for each."""
     second_reward: ByContent[str | None] = None

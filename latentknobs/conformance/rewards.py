@@ -14,6 +14,7 @@ from latentknobs.conformance.suite import CannotTry, Suite, Violation, require
 from latentknobs.entry_points import with_example
 from latentknobs.errors import ConfigError
 from latentknobs.rewards.calling import DATA, arguments_of, call, copies
+from latentknobs.rewards.python_file import names_file
 from latentknobs.rewards.returned import Answer, Failed, check_answer, listed
 from latentknobs.rewards.spec import Part, RewardFunction, resolve_rewards
 
@@ -67,7 +68,8 @@ def find(reward: str | RewardFunction, columns: Mapping[str, Any] | str | None =
     Raises:
         ConfigError: it is not a reward, or these are not columns.
     """
-    part = resolve_rewards([with_example("reward", reward) if isinstance(reward, str) else reward]).parts[0]
+    named = with_example("reward", reward) if isinstance(reward, str) and not names_file(reward) else reward
+    part = resolve_rewards([named]).parts[0]
     try:
         found = (
             json.loads(columns) if isinstance(columns, str) else dict(columns or getattr(part.function, "example_columns", {}))

@@ -1,6 +1,8 @@
 """The frozen language model: which device or devices it goes to, and how it is loaded."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.errors import ConfigError, first_line
 from latentknobs.files import path_of
 from latentknobs.models.gguf import gguf_arguments, split_gguf
-from latentknobs.progress import processes, speaks
+from latentknobs.progress import console, processes, speaks
 
 TESTBED = "testbed"
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that use every device
@@ -29,23 +31,36 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
             model = model.to(getattr(torch, config.dtype))
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
 
-        if not speaks():
-            logging.disable_progress_bar()
         trust = config.trust_remote_code
         for_tokenizer, for_model = gguf_arguments(file)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, padding_side="left", **for_tokenizer)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=config.dtype, trust_remote_code=trust, **spread, **for_model
-            )
+            with _bars_on_a_terminal():
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, padding_side="left", **for_tokenizer)
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=config.dtype, trust_remote_code=trust, **spread, **for_model
+                )
         except Exception as error:  # files of any kind and, where it is trusted, code of any kind
             raise ConfigError(
                 f"The model {name!r} cannot be loaded: {first_line(error)}. Give as model a folder or hub id of a causal LM, "
                 "a .gguf file, or `testbed` for the packaged one."
             ) from error
     return freeze(model if spread else model.to(device)), tokenizer
+
+
+@contextmanager
+def _bars_on_a_terminal() -> Iterator[None]:
+    """Without the bars of transformers elsewhere, and in all processes but the first."""
+    from transformers.utils import logging
+
+    hides = logging.is_progress_bar_enabled() and not (speaks() and console.is_terminal)
+    if hides:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hides:
+            logging.enable_progress_bar()
 
 
 def pick_device(name: str) -> str:

@@ -72,6 +72,9 @@ def gather(
     pairs = preferences if preferences is not None else config.preferences
     has_second = second_reward is not None or config.second_reward is not None
     find_learner(config.learner).check(config["learner"], has_preferences=pairs is not None, has_second=has_second)
+    first = resolve_rewards(reward if reward is not None else config.reward, config.reward_weights)
+    other = second_reward if second_reward is not None else config.second_reward
+    second = resolve_rewards(other) if other is not None else None
     if model is None:
         model, loaded = load_model(config.model, config)
         tokenizer = tokenizer or loaded
@@ -81,9 +84,6 @@ def gather(
         shown = reprlib.repr(tokenizer)
         raise ConfigError(f"tokenizer={shown} is not a tokenizer. Pass what AutoTokenizer.from_pretrained(...) returned.")
     output_embeddings(model)  # refuses what is not a causal LM
-    first = resolve_rewards(reward if reward is not None else config.reward, config.reward_weights)
-    other = second_reward if second_reward is not None else config.second_reward
-    second = resolve_rewards(other) if other is not None else None
     held_out: set[str] = set()
     if alone := pairs is not None and prompts is None and "prompts" not in config.changed:
         pairs = list(read_rows(pairs, SIDES, "preferences"))

@@ -21,6 +21,7 @@ from latentknobs.knobs.space import KnobSpace
 FILE = "evaluation/samples.json"
 RESPONSES = "evaluation/rollouts/learned_head-*.jsonl"
 PER_TASK = 6
+NEAR = 8  # tokens before a response that may change its text
 STEPS = 8  # values of a knob by which values from no grid are shown
 LARGEST = 256 * MB
 
@@ -135,14 +136,18 @@ def read_samples(run: Path) -> Samples:
     return samples
 
 
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+def token_texts(tokenizer: Any, ids: Sequence[int], after: Sequence[int] = ()) -> tuple[tuple[str, ...], tuple[bool, ...]]:
     """The text that each token adds to those before it, and whether it is special (then its name).
 
     Tokens are decoded in context, since a single token may be half a character or lose its space; half a character adds
     nothing until it is whole.
+
+    Args:
+        after: the tokens of the prompt, where the response is shown right behind it: its first token may begin with a space.
     """
     specials = set(tokenizer.all_special_ids)
-    pieces, plain, before = [], [], ""
+    plain = [token for token in after if token not in specials][-NEAR:]
+    pieces, before = [], tokenizer.decode(plain, clean_up_tokenization_spaces=False)
     for token in ids:
         if token in specials:
             pieces.append(str(tokenizer.convert_ids_to_tokens(token)))

@@ -12,6 +12,7 @@ from typing import Any
 from latentknobs import entry_points
 from latentknobs.errors import ConfigError
 from latentknobs.rewards.identity import identity_of
+from latentknobs.rewards.python_file import from_file, names_file
 
 RewardFunction = Callable[..., Any]
 """`reward(prompts, completions, **columns) -> list[float | None]`, as in TRL; see `latentknobs.rewards`."""
@@ -69,7 +70,7 @@ def reward_names() -> list[str]:
 
 
 def resolve_reward(spec: str | RewardFunction) -> RewardFunction:
-    """One reward: a callable, `"repetition"`, or `"repetition:n=4"`. See `resolve_rewards` for the errors."""
+    """One reward: a callable, `"repetition:n=4"`, or a Python file `"score.py"`. See `resolve_rewards` for the errors."""
     return _part(spec, 1.0).function
 
 
@@ -77,7 +78,7 @@ def resolve_rewards(spec: RewardSpec, weights: Sequence[float] | None = None) ->
     """The reward, or the weighted sum of the rewards, that a user requests (TRL's `reward_funcs` and `reward_weights`).
 
     Args:
-        spec: a name with optional settings, a callable, or a list of these. `Rewards` are returned as they are.
+        spec: a name with optional settings, a Python file, a callable, or a list of these. `Rewards` are returned as they are.
         weights: one for each reward; None is 1 for each.
 
     Raises:
@@ -96,12 +97,12 @@ def resolve_rewards(spec: RewardSpec, weights: Sequence[float] | None = None) ->
 
 def _part(spec: Any, weight: float) -> Part:
     if isinstance(spec, str):
-        function, origin = entry_points.resolve("reward", spec)
+        function, origin = from_file(spec) if names_file(spec) else entry_points.resolve("reward", spec)
         return Part(spec, function, weight, origin)
     if inspect.isclass(spec):
         raise ConfigError(f"The reward {spec.__name__} is a class: pass an object of it, as in reward={spec.__name__}().")
     if not callable(spec):
-        raise ConfigError(f"{spec!r} is not a reward. Give a name ({', '.join(reward_names())}) or a callable.")
+        raise ConfigError(f"{spec!r} is not a reward. Give a name ({', '.join(reward_names())}), a Python file or a callable.")
     inner = spec.func if isinstance(spec, functools.partial) else spec
     return Part(str(getattr(inner, "__name__", type(inner).__name__)), spec, weight)
 

@@ -38,6 +38,13 @@ class Plan:
         self.begun[stage] = dict(keys)
         self.stages[stage] = items
 
+    @property
+    def responses(self) -> str:
+        """How many responses are sampled, in all and for what, in one sentence."""
+        counts = {name.removesuffix("/rollouts"): items for name, items in self.stages.items() if name.endswith("/rollouts")}
+        parts = ", ".join(f"{items:,} for {name}" for name, items in counts.items() if items)
+        return f"Responses to sample: at most {sum(counts.values()):,} ({parts})."
+
     def write(self, folder: Path) -> None:
         """Writes `plan.json`, complete or not at all."""
         write_text(folder / PLAN, json.dumps(asdict(self)) + "\n")

@@ -187,6 +187,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
                 explain(run.path)
         evaluation = planned(config, space, sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
+        say(f"{run.plan.responses} `latentknobs status {run.path} --watch` shows how long they take.")
         run.track = trackers.log
         key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]
         modules: Modules | None = None

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from latentknobs.errors import RunError
 from latentknobs.reporting.samples import PER_TASK, read_samples, token_texts
@@ -34,6 +36,14 @@ def test_pieces_join_to_the_text_of_the_packaged_tokenizer() -> None:
 def test_half_a_character_adds_nothing_until_it_is_whole() -> None:
     pieces, _ = token_texts(ByteTokenizer(), list("aé€b".encode()))
     assert pieces == ("a", "", "é", "", "", "€", "b")
+
+
+def test_behind_its_prompt_a_response_keeps_its_first_space() -> None:
+    end = Tokenizer(models.WordLevel({"saw": 0, "▁a": 1, "▁frog": 2}, unk_token="saw"))
+    end.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])  # as Llama's
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=end)
+    assert token_texts(tokenizer, [1, 2]) == (("a", " frog"), (False, False))
+    assert token_texts(tokenizer, [1, 2], after=[0]) == ((" a", " frog"), (False, False))
 
 
 def test_special_tokens_show_their_name_and_are_marked() -> None:
