@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from latentknobs.conformance.suite import CannotTry, Suite, require
+from latentknobs.conformance.suite import CannotTry, Suite, by_name, require
 from latentknobs.engines.base import Engine, Response, engine_of
 from latentknobs.engines.record import record_of
 from latentknobs.engines.served import measure_drift
@@ -255,7 +255,7 @@ def readings_have_a_row_for_each_token(engine: Engine) -> None:
         require(torch.allclose(alone_TV, logits_TV, atol=1e-3), "a reading changes with what is read along")
 
 
-CHECKS = (
+CHECKS = by_name(
     one_response_for_each_prompt, is_repeatable_by_seed, rows_do_not_mix, nothing_of_a_call_stays, streams_what_it_samples,
     cold_is_greedy, values_act_on_every_token, constants_equal_its_own_parameters, choices_are_what_a_reading_gives,
     log_probs_are_those_of_a_reading, ends_are_early, budgets_reach_policies, refuses_before_any_text,
@@ -272,4 +272,4 @@ def find(spec: str | Engine) -> Engine:
     return engine_of(spec, testbed.load_model(), testbed.load_tokenizer())
 
 
-SUITE = Suite("engine", {check.__name__: check for check in CHECKS}, find, lambda engine: engine.name, lambda engine: engine.name)
+SUITE = Suite("engine", CHECKS, find, lambda engine: engine.name, lambda engine: engine.name)

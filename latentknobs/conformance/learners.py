@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
-from latentknobs.conformance.suite import Suite, Violation, require
+from latentknobs.conformance.suite import Suite, Violation, by_name, require
 from latentknobs.data.columns import Column, Reading, store_rows
 from latentknobs.data.examples import Batch, Example
 from latentknobs.data.rollouts import Rollout
@@ -262,16 +262,13 @@ def _tensors(module: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
     yield "the weights of the examples", batch.weight_B
 
 
-CHECKS = {
-    check.__name__: check
-    for check in (
-        settings_have_defaults_and_survive_json, columns_are_rows_of_numbers, module_is_a_head_for_the_features,
-        module_survives_its_state_dict, examples_are_about_responses_to_one_prompt, examples_are_repeatable,
-        examples_ignore_failed_scores, scores_that_teach_nothing_are_a_clear_error, loss_is_one_finite_number_per_example,
-        loss_has_a_gradient, loss_is_repeatable, examples_do_not_mix, reference_gets_no_gradient,
-        explorer_and_policy_are_policies,
-    )
-}  # fmt: skip
+CHECKS = by_name(
+    settings_have_defaults_and_survive_json, columns_are_rows_of_numbers, module_is_a_head_for_the_features,
+    module_survives_its_state_dict, examples_are_about_responses_to_one_prompt, examples_are_repeatable,
+    examples_ignore_failed_scores, scores_that_teach_nothing_are_a_clear_error, loss_is_one_finite_number_per_example,
+    loss_has_a_gradient, loss_is_repeatable, examples_do_not_mix, reference_gets_no_gradient,
+    explorer_and_policy_are_policies,
+)  # fmt: skip
 
 
 def _find(learner: str | type[Learner], settings: BaseModel | None = None) -> World:

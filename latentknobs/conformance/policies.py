@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor
 
-from latentknobs.conformance.suite import Suite, require
+from latentknobs.conformance.suite import Suite, by_name, require
 from latentknobs.entry_points import with_example
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.context import PARTS, Observation
@@ -262,16 +261,13 @@ def _equal(old: State, new: State) -> bool:
     return bool(old is None and new is None)
 
 
-CHECKS: dict[str, Any] = {
-    check.__name__: check
-    for check in (
-        has_a_space_and_a_segmenter, reads_only_what_it_names, chooses_a_value_for_each_row_and_knob,
-        values_lie_in_their_ranges, options_have_their_values, log_probs_are_those_of_its_options,
-        remembers_only_in_its_state, changes_none_of_its_inputs, rows_do_not_depend_on_each_other,
-        rows_can_leave_and_be_reordered, draws_only_if_it_says_so, survives_padding, is_prepared_to_the_same,
-        has_an_identity,
-    )
-}  # fmt: skip
+CHECKS = by_name(
+    has_a_space_and_a_segmenter, reads_only_what_it_names, chooses_a_value_for_each_row_and_knob,
+    values_lie_in_their_ranges, options_have_their_values, log_probs_are_those_of_its_options,
+    remembers_only_in_its_state, changes_none_of_its_inputs, rows_do_not_depend_on_each_other,
+    rows_can_leave_and_be_reordered, draws_only_if_it_says_so, survives_padding, is_prepared_to_the_same,
+    has_an_identity,
+)  # fmt: skip
 
 
 def _name(subject: Subject) -> str:

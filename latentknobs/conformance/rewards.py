@@ -10,7 +10,7 @@ from functools import wraps
 from itertools import cycle, islice
 from typing import Any
 
-from latentknobs.conformance.suite import CannotTry, Suite, Violation, require
+from latentknobs.conformance.suite import CannotTry, Suite, Violation, by_name, require
 from latentknobs.entry_points import with_example
 from latentknobs.errors import ConfigError
 from latentknobs.rewards.calling import DATA, arguments_of, call, copies
@@ -231,12 +231,9 @@ def _shown(answers: Sequence[Answer]) -> str:
     return f"[{', '.join('None' if answer.value is None else f'{answer.value:.4g}' for answer in answers)}]"
 
 
-CHECKS = {
-    check.__name__: check
-    for check in (
-        can_be_called, gives_one_answer_for_each, answers_with_numbers, keeps_the_order, accepts_a_single_completion,
-        accepts_extra_columns, survives_odd_texts, does_not_change_inputs, version_can_be_used, is_repeatable,
-        judges_each_alone,
-    )
-}  # fmt: skip
+CHECKS = by_name(
+    can_be_called, gives_one_answer_for_each, answers_with_numbers, keeps_the_order, accepts_a_single_completion,
+    accepts_extra_columns, survives_odd_texts, does_not_change_inputs, version_can_be_used, is_repeatable,
+    judges_each_alone,
+)  # fmt: skip
 SUITE = Suite("reward", CHECKS, find, name=lambda subject: subject.part.name, show=lambda subject: subject.part.name)

@@ -41,9 +41,9 @@ def does_not_mutate(knob: DecodingKnob) -> None:
     """The inputs are left as they were."""
     for value in values_of(knob):
         logits_NV, value_N = random_rows(), torch.full((N,), value, dtype=torch.float64)
-        given_NV, given_N = logits_NV.clone(), value_N.clone()
-        call(knob, given_NV, given_N, context_for(given_NV, knob))
-        is_same = torch.equal(given_NV, logits_NV) and torch.equal(given_N, value_N)
+        input_NV, input_N = logits_NV.clone(), value_N.clone()
+        call(knob, input_NV, input_N, context_for(input_NV, knob))
+        is_same = torch.equal(input_NV, logits_NV) and torch.equal(input_N, value_N)
         require(is_same, f"value {value:g} writes into its inputs; work on a copy (masked_fill, not masked_fill_)")
 
 
@@ -73,13 +73,9 @@ def keeps_the_dtype(knob: DecodingKnob) -> None:
 def survives_extreme_logits(knob: DecodingKnob) -> None:
     """Gaps of 1e4, and the lowest finite number in place of -inf, make no NaN and empty no row."""
     for dtype in (torch.float64, torch.float32):
-        wide_NV = (random_rows() * 5e3).clamp(-1e4, 1e4).to(dtype)
         masked_NV = some_removed(random_rows()).to(dtype).clamp(min=torch.finfo(dtype).min)
-        for value in values_of(knob):
-            for name, logits_NV in (("logits of +-1e4", wide_NV), ("logits at the dtype's minimum", masked_NV)):
-                out_NV = run(knob, logits_NV, value)
-                _finite(out_NV, f"value {value:g} on {name}")
-                _not_empty(out_NV, f"value {value:g} on {name}")
+        wide_NV = (random_rows() * 5e3).clamp(-1e4, 1e4).to(dtype)
+        _survives(knob, {"logits of +-1e4": wide_NV, "logits at the dtype's minimum": masked_NV})
 
 
 def minimum_means_removed(knob: DecodingKnob) -> None:
@@ -100,21 +96,21 @@ def survives_degenerate_rows(knob: DecodingKnob) -> None:
     uniform_NV = torch.zeros(N, V, dtype=torch.float64)
     hot_NV = torch.full_like(uniform_NV, -torch.inf)
     hot_NV[:, V // 2] = 0.0
-    rows = {"one-hot rows": hot_NV, "rows with one dominant token": hot_NV.clamp(min=-50.0), "uniform rows": uniform_NV}
+    one_NV = hot_NV.clamp(min=-50.0)
+    _survives(knob, {"one-hot rows": hot_NV, "rows with one dominant token": one_NV, "uniform rows": uniform_NV})
+
+
+def survives_a_single_token(knob: DecodingKnob) -> None:
+    """With a vocabulary of one token that token stays."""
+    _survives(knob, {"a vocabulary of one": random_rows(v=1)})
+
+
+def _survives(knob: DecodingKnob, rows: dict[str, Tensor]) -> None:
     for value in values_of(knob):
         for name, logits_NV in rows.items():
             out_NV = run(knob, logits_NV, value)
             _finite(out_NV, f"value {value:g} on {name}")
             _not_empty(out_NV, f"value {value:g} on {name}")
-
-
-def survives_a_single_token(knob: DecodingKnob) -> None:
-    """With a vocabulary of one token that token stays."""
-    logits_NV = random_rows(v=1)
-    for value in values_of(knob):
-        out_NV = run(knob, logits_NV, value)
-        _finite(out_NV, f"value {value:g} on a vocabulary of one")
-        _not_empty(out_NV, f"value {value:g} on a vocabulary of one")
 
 
 def _finite(out_NV: Tensor, where: str) -> None:

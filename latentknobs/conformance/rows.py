@@ -12,11 +12,11 @@ from latentknobs.knobs.knob import ContextKnob, DecodingKnob, ScalingKnob
 N, V, L, D = 7, 23, 5, 16
 
 
-def random_rows(seed: int = 0, n: int = N, v: int = V) -> Tensor:
-    """(n, v) float64 logits, from flat to peaked, without ties."""
+def random_rows(seed: int = 0, v: int = V) -> Tensor:
+    """(N, v) float64 logits, from flat to peaked, without ties."""
     generator = torch.Generator().manual_seed(seed)
-    noise_NV = torch.randn(n, v, generator=generator, dtype=torch.float64)
-    return noise_NV * torch.linspace(0.3, 4.0, n, dtype=torch.float64).unsqueeze(-1)
+    noise_NV = torch.randn(N, v, generator=generator, dtype=torch.float64)
+    return noise_NV * torch.linspace(0.3, 4.0, N, dtype=torch.float64).unsqueeze(-1)
 
 
 def some_removed(logits_NV: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ def require(is_good: bool, fact: str) -> None:
         raise Violation(fact)
 
 
+def by_name(*checks: Check) -> dict[str, Check]:
+    """The checks of a suite, in the order in which they run."""
+    return {check.__name__: check for check in checks}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One check of one subject; `message` says what is wrong, `tried` is False where another check has to pass first."""
