@@ -43,12 +43,7 @@ def split(spec: str) -> tuple[str, str]:
 
 
 def load(kind: str, name: str) -> Any:
-    """What the entry point of a name holds.
-
-    Raises:
-        UnknownNameError: no installed package offers the name.
-        PluginError: the entry point cannot be imported, or two distributions offer the name.
-    """
+    """What the entry point of a name holds; UnknownNameError if there is none, PluginError if it is broken or there are two."""
     return _loaded(kind, find(kind, name))
 
 

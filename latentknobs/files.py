@@ -36,13 +36,7 @@ def path_of(path: str | os.PathLike[str]) -> Path:
 
 
 def read_text(path: Path, error: type[LatentKnobsError], cure: str, largest: int = LARGEST) -> str:
-    """The text of a file.
-
-    Args:
-        error: what is raised.
-        cure: the reader's next step, the end of the message.
-        largest: most bytes; more are not read.
-    """
+    """The text of a file of at most `largest` bytes; otherwise an `error`, whose message ends in `cure`, the next step."""
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is not a file")

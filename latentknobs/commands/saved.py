@@ -20,12 +20,8 @@ def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
 
 
 def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Some settings that the adapter was trained with: from its run, or from what the adapter itself remembers.
-
-    A folder may have come from anywhere, so it never switches trust_remote_code on: that is said anew.
-
-    Raises:
-        ConfigError: one of them was a Python object, or the reward is a program.
+    """Some settings that the adapter was trained with, from its run or its notes, but never trust_remote_code: a folder may come
+    from anywhere. ConfigError if one was a Python object, or the reward is a program.
     """
     names = tuple(name for name in names if name != "trust_remote_code")
     if (folder.parent / "config.yaml").exists():

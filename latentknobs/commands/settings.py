@@ -21,10 +21,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def config_options(*names: str, default: str | None = None) -> Callable[[F], F]:
-    """Adds an option for each of these fields (without names for all, those of every learner included), in their order.
+    """Adds an option for each of these fields, in their order (without names for all, those of every learner included).
 
-    Args:
-        default: what the help says about the default, where that is not the field's own.
+    `default` is what the help says in place of the field's own default.
     """
 
     def decorate(command: F) -> F:

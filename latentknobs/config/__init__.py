@@ -56,12 +56,9 @@ class Setting:
 
 @cache
 def fields(learner: str = DEFAULT_LEARNER) -> dict[str, Setting]:
-    """Every setting by its flat name, in the order of the sections.
+    """Every setting by its flat name, in the order of the sections; errors as `entry_points.load`.
 
     A field of a learner that is called like one of another section has no flat name: it is known as `learner.NAME`.
-
-    Raises:
-        UnknownNameError, PluginError: see `entry_points.load`.
     """
     found: dict[str, Setting] = {}
     own = {field for kind in SECTIONS.values() if kind is not None for field in kind.model_fields}

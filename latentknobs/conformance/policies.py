@@ -59,12 +59,7 @@ class Subject:
         return torch.rand(ROWS, generator=torch.Generator().manual_seed(200 + step), dtype=torch.float64)
 
     def run(self, orders: dict[int, list[int]] | None = None, policy: Policy | None = None, shift: float = 0.0) -> Trace:
-        """The choices of a few steps.
-
-        Args:
-            orders: before these steps, only these of the rows go on, in this order.
-            shift: moves all uniforms.
-        """
+        """The choices of a few steps; before those in `orders` only these rows go on, in this order; `shift` moves uniforms."""
         policy, rows, trace = policy or self.policy, list(range(ROWS)), {}
         state = policy.start(ROWS)
         for step in range(STEPS):

@@ -59,14 +59,11 @@ class Subject:
 
 
 def find(reward: str | RewardFunction, columns: Mapping[str, Any] | str | None = None) -> Subject:
-    """A reward on test rows.
+    """A reward on test rows; ConfigError if it is not a reward, or `columns` are not columns.
 
     Args:
-        columns: what its prompts must have: for each column one value, or a list of values that are dealt out to the rows. As
-            text, a JSON object. By default the reward's own attribute `example_columns`, if it has one.
-
-    Raises:
-        ConfigError: it is not a reward, or these are not columns.
+        columns: what prompts must have, as a dict or a JSON object: a value each, or a list that is dealt out to the rows. By
+            default the reward's own `example_columns`.
     """
     named = with_example("reward", reward) if isinstance(reward, str) and not names_file(reward) else reward
     part = resolve_rewards([named]).parts[0]

@@ -38,14 +38,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file, complete or not at all.
-
-    Args:
-        notes: its metadata.
-
-    Raises:
-        OSError: with the errno of what went wrong, e.g. ENOSPC for a full disk.
-    """
+    """Writes a safetensors file, complete or not at all; an OSError has the errno of the system. `notes` are its metadata."""
     with replacing(path) as partial:
         try:
             save_file({name: value.contiguous() for name, value in tensors.items()}, partial, notes)

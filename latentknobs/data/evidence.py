@@ -19,11 +19,7 @@ WITHOUT, MARK = "prompt_without_evidence", "evidence"
 def split_evidence(prompt: Any, without: Any, called: str) -> tuple[Any, Any]:
     """A prompt without the marks of its evidence, and the prompt without its evidence; None where it names none.
 
-    Args:
-        without: the column `prompt_without_evidence`.
-
-    Raises:
-        DataError: both forms at once, or a mark that is not true or false.
+    `without` is the column of that name. DataError if there are both forms, or a mark is not true or false.
     """
     if not isinstance(prompt, list | tuple):
         return prompt, without

@@ -46,14 +46,7 @@ class Pair:
 
 
 def drop_unreachable(examples: Sequence[Example], unreachable: set[int]) -> tuple[list[Example], str]:
-    """The examples without those that hold a response which no option can produce, and a sentence about it.
-
-    Args:
-        unreachable: indices of such responses.
-
-    Raises:
-        NoExamplesError: no example is left.
-    """
+    """The examples without responses that no option can produce, and a sentence about it; NoExamplesError if none is left."""
     kept = [example for example in examples if unreachable.isdisjoint(example.responses)]
     cure = "Add an option that truncates nothing (e.g. top_p 1), or set `floor`, e.g. floor=-20, to keep such examples."
     if not kept:

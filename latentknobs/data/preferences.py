@@ -100,12 +100,7 @@ class _Reader:
         self._place: dict[tuple[Any, ...], int] = {}
 
     def add(self, row: Any, called: str) -> None:
-        """One row.
-
-        Raises:
-            Unusable: it is left out.
-            DataError: it is not of the format.
-        """
+        """One row; `Unusable` if it is left out, DataError if it is not of the format."""
         text, *answers = read_row(row, called)
         columns = {name: value for name, value in row.items() if name not in OWN}
         prompt = make_prompt(columns | {"prompt": text}, self.tokenizer, called)

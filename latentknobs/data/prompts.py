@@ -124,10 +124,7 @@ def _trailing(ids: Sequence[int], ends: Collection[int]) -> int:
 def check_messages(value: Sequence[Any], called: str) -> Messages:
     """The messages of a conversation, without the empty fields that table formats add; a list of text parts becomes one text.
 
-    A message that calls a tool needs no content.
-
-    Raises:
-        DataError: there is none, or one is not a dict with `role` and text.
+    DataError if there is none, or one is not a dict with `role` and text. A message that calls a tool needs no content.
     """
     if not value:
         raise DataError(f"{called} is a conversation without messages. Give at least one.")

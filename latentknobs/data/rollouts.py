@@ -53,9 +53,8 @@ def roll_out_batch(
     """One response to each of the prompts `rows` (indices), generated together; `seed` fixes all values and tokens.
 
     Args:
-        samples: how many responses each prompt gets, in this batch and others, for policies that read it.
-        known: responses of this batch that an earlier call finished, by their place in `rows`.
-        keep: called with each other response and its place as soon as it is finished.
+        samples: see `Engine.sample`.
+        known: responses that an earlier call finished, by their place in `rows`; `keep` gets each other one when it is finished.
     """
     found = dict(known)
     if len(found) < len(rows):

@@ -85,8 +85,7 @@ class Shard:
     def read(self, name: str, parts: Iterable[tuple[int, Tensor]]) -> None:
         """Fills tensors (contiguous, on the CPU, of the column's format) with rows of a column, each from a first row on.
 
-        Raises:
-            RunError: the file is missing, or was cut short or replaced since.
+        RunError if the file is missing, or was cut short or replaced since.
         """
         column = self.places[name]
         try:

@@ -29,9 +29,6 @@ class Unusable(Exception):
 def read_row(row: Any, called: str) -> tuple[Any, Answer, Answer]:
     """Prompt, chosen and rejected of one row: three texts, or messages and one answering message each.
 
-    Args:
-        called: the row's name in messages.
-
     Raises:
         DataError: the row has no form that can be read without guessing, or half a character.
         Unusable: the completions are the same, or not one text of the assistant.

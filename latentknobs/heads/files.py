@@ -34,12 +34,7 @@ def weights_of(head: Head) -> dict[str, Tensor]:
 
 
 def load_head(path: Path, space: KnobSpace, inputs: int, saved: dict[str, Any]) -> Head:
-    """A head from a file of weights and its saved shape.
-
-    Raises:
-        AdapterError: the file is missing or damaged, or holds another head, or weights that are not numbers.
-        UnknownNameError, PluginError: its kind is not installed.
-    """
+    """A head from a file of weights and its saved shape; AdapterError if either is damaged or of another head, or not numbers."""
     kind = head_kind(str(saved.get("kind", OptionHead.kind)))
     try:
         shape = fit({name: value for name, value in saved.items() if name != "kind"}, kind.Shape)

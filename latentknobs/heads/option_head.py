@@ -98,9 +98,7 @@ class OptionHead(Head):
     def forward(self, feature_NF: Tensor, fold: bool = False) -> Tensor:
         """(..., F) features -> (..., K) log-probabilities of the options.
 
-        Args:
-            fold: put the standardisation into the first layer. Equal up to rounding, and quicker for more rows than the head
-                is wide: a pass over its weights instead of two over the features. Decoding does without.
+        With `fold` the standardisation is part of the first layer: equal up to rounding, and quicker for many rows at once.
         """
         feature_NF = feature_NF.to(self.shift_F.dtype)
         first, *rest = self.mlp

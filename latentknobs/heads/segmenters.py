@@ -37,11 +37,9 @@ class Segmenter(ABC):
     def _begins(self, position_N: Tensor, previous_N: Tensor) -> Tensor: ...
 
     def begins(self, position_N: Tensor, previous_N: Tensor) -> Tensor:
-        """Bool: does a segment begin with the response token at this position? Both arguments and the answer have one shape.
+        """Whether a segment begins with the response token at a position (from 0), by the token before it.
 
-        Args:
-            position_N: position in the response, from 0.
-            previous_N: id of the token just before (the last prompt token at position 0).
+        Both arguments and the answer have one shape; at position 0 the token before is the prompt's last.
         """
         return (position_N == 0) | self._begins(position_N, previous_N)
 

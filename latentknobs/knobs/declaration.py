@@ -12,14 +12,7 @@ SEE = "See docs/write-a-knob.md."
 
 
 def check_class(cls: Any, where: str) -> None:
-    """Accepts a class that keeps the contract of `DecodingKnob`.
-
-    Args:
-        where: how the message names it, e.g. an entry point with its distribution and version.
-
-    Raises:
-        PluginError: it is not a knob class, leaves something out, or was written for another version of the contract.
-    """
+    """PluginError if a class does not keep the contract of `DecodingKnob`; `where` is how the message names it."""
     if not (isinstance(cls, type) and issubclass(cls, DecodingKnob)):
         raise PluginError(f"{where} is {cls!r}, which is not a subclass of latentknobs.DecodingKnob. {SEE}")
     _check_version(cls, where)

@@ -78,11 +78,9 @@ def knob_identity(knob: DecodingKnob, position: int = 0) -> dict[str, Any]:
 
 
 def resolve_saved(saved: Mapping[str, Any]) -> DecodingKnob:
-    """The installed knob that `knob_identity` described. Only installed entry points and `register` are searched.
+    """The installed knob that `knob_identity` described, from entry points and `register` only.
 
-    Raises:
-        UnknownNameError: it is not installed; the message names the distribution to install.
-        PluginError, GridError: see `latentknobs.knobs.registry.resolve`.
+    UnknownNameError says which distribution to install; other errors are those of `registry.resolve`.
     """
     name, distribution = str(saved["name"]), saved.get("distribution", HERE)
     offers = [source for source in sources() if source.name == name]

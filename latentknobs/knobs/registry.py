@@ -75,9 +75,7 @@ def register(knob: type[DecodingKnob]) -> type[DecodingKnob]:
 def knob_class(name: str) -> type[DecodingKnob]:
     """The class behind `name`, or behind `distribution:name` when two plugins clash.
 
-    Raises:
-        UnknownNameError: the name is not registered.
-        PluginError: the plugin is broken, too new or too old, takes a reserved name, or shares its name with another one.
+    UnknownNameError if it is not registered; PluginError if its plugin is broken, of another version, or the name is not its own.
     """
     distribution, _, bare = name.rpartition(":")
     found = [source for source in sources() if source.name == bare]

@@ -6,12 +6,7 @@ from latentknobs.learners.base import Learner
 
 
 def find_learner(name: str) -> type[Learner]:
-    """The installed learner of a name.
-
-    Raises:
-        UnknownNameError: no installed package offers it.
-        PluginError: what offers it cannot be imported, or is not a learner.
-    """
+    """The installed learner of a name; UnknownNameError if there is none, PluginError if it is broken or not a learner."""
     kind = load("learner", name)
     if not (isinstance(kind, type) and issubclass(kind, Learner)):
         raise PluginError(f"The learner {name!r} is {kind!r}, not a latentknobs.learners.Learner. Repair its package.")

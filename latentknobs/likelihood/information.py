@@ -20,13 +20,7 @@ class Terms(NamedTuple):
 
 
 def terms(policy_NV: Tensor, logits_NV: Tensor, second_NV: Tensor | None = None) -> Terms:
-    """What distributions trade.
-
-    Args:
-        policy_NV: logits of pi, what tokens are drawn from.
-        logits_NV: the LM's own, P.
-        second_NV: the LM's without the evidence.
-    """
+    """What the distributions with logits `policy_NV` trade, beside the LM's own and, if known, those without the evidence."""
     log_pi_NV, logp_NV = policy_NV.log_softmax(-1), logits_NV.log_softmax(-1)
     pi_NV = log_pi_NV.exp()
     attribution_N = None if second_NV is None else expectation(pi_NV, logp_NV - second_NV.log_softmax(-1))

@@ -16,16 +16,7 @@ ROWS = 256  # rows of logits in work at once: bounds memory at a few copies of (
 
 
 def apply_values(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, context: Context | None = None) -> Tensor:
-    """Logits after the knob chain, with its own values in each row.
-
-    Args:
-        logits_NV: (N, V) unnormalised log-probabilities of any floating dtype.
-        value_NJ: (N, J) one value per row and knob, in the space's order.
-        context: the parts that `space.needs` names; None if it is empty.
-
-    Returns:
-        (N, V) logits, float32 or wider; -inf outside the kept set.
-    """
+    """(N, V) logits after the knob chain, float32 or wider, -inf outside the kept set. Arguments: see `apply.apply_values`."""
     out_NV = checked(logits_NV)
     value_NJ = value_NJ.to(out_NV)
     for j, knob in enumerate(space.knobs):
@@ -49,16 +40,7 @@ def values_of(space: KnobSpace, option_N: Tensor, device: torch.device) -> Tenso
 
 
 def option_logps(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace, context: Context | None = None) -> Tensor:
-    """log P(target | option) of every row under every option.
-
-    Args:
-        logits_NV: (N, V) the frozen LM's logits; no gradient is kept.
-        targets_N: (N,) token ids.
-        context: the parts that `space.needs` names; None if it is empty.
-
-    Returns:
-        (N, K) nats, float32 or wider; -inf where the option removes the target.
-    """
+    """(N, K) log P(target | option) in nats, -inf where the option removes the target. Arguments: see `table.option_logps`."""
     with torch.no_grad():
         chunks = [
             _chunk(logits_NV[rows], targets_N[rows], space, context.rows(rows) if context else None)

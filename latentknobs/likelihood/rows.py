@@ -34,14 +34,9 @@ def wide(logits: Tensor) -> Tensor:
 
 
 def checked(logits_NV: Tensor, best_N: Tensor | None = None, first_row: int = 0) -> Tensor:
-    """The rows, wide, those of huge logits shifted.
+    """The rows, wide, those of huge logits shifted; LogitsError, on the host, if one is not a distribution.
 
-    Args:
-        best_N: their largest logits, where the caller knows them (NaN in rows that hold any).
-        first_row: the number of row 0 in messages.
-
-    Raises:
-        LogitsError: a row is not a distribution. On a GPU nothing is raised, to avoid a sync.
+    `best_N` are their largest logits, where they are known; `first_row` is the number of row 0 in messages.
     """
     logits_NV = wide(logits_NV)
     if not logits_NV.numel():

@@ -83,14 +83,7 @@ def _tied(logit_NC: Tensor, excess_NC: Tensor) -> Tensor:
 
 
 def check_reachable(best_N: Tensor, target_N: Tensor) -> None:
-    """Refuses tokens that the LM itself cannot produce: no value of any knob can.
-
-    Args:
-        best_N, target_N: logits of the best token and of the target.
-
-    Raises:
-        UnreachableTokenError: naming the first one.
-    """
+    """UnreachableTokenError if the LM itself cannot produce a target: no value of any knob can. Both are logits."""
     if (lost_N := target_N <= best_N - GAP / 2).any():
         raise UnreachableTokenError(
             f"Token {int(lost_N.nonzero()[0])} of the text has probability 0 under the LM itself, so no knob value can produce "

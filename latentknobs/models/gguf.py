@@ -12,12 +12,7 @@ ENDING = ".gguf"
 def split_gguf(name: str, file: str | None) -> tuple[str, str | None]:
     """The folder or hub id of a model, and the name of the GGUF file in it; None where the model is not in GGUF.
 
-    Args:
-        name: a folder, a hub id, or the path of a `.gguf`.
-        file: the setting `gguf_file`.
-
-    Raises:
-        ConfigError: there is no such file, it is named twice, or the package `gguf` is not installed.
+    `name` may be the path of a `.gguf`, or `file` says it. ConfigError if there is no such file, or the package is missing.
     """
     is_path = name.endswith(ENDING)
     if is_path and file is not None:

@@ -18,13 +18,9 @@ def is_hub_name(text: str) -> bool:
 
 
 def download(name: str, revision: str | None = None) -> Path:
-    """The local copy of an adapter on the hub; only its own kinds of files are fetched.
+    """The local copy of an adapter on the hub at a branch, tag or commit; only its own kinds of files are fetched.
 
-    Args:
-        revision: a branch, tag or commit.
-
-    Raises:
-        AdapterError: there is no such repository or revision, or the hub cannot be reached and nothing was fetched before.
+    AdapterError if there is none, or the hub cannot be reached and nothing was fetched before.
     """
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
@@ -38,13 +34,9 @@ def download(name: str, revision: str | None = None) -> Path:
 
 
 def upload(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:
-    """Uploads an adapter's folder, creating the repository where there is none.
+    """Uploads an adapter's folder, creating the repository where there is none, and returns the commit's address.
 
-    Returns:
-        The address of the commit.
-
-    Raises:
-        AdapterError: the hub refuses, or cannot be reached.
+    AdapterError if the hub refuses, or cannot be reached.
     """
     api = HfApi(token=token)
     try:

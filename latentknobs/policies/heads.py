@@ -18,12 +18,7 @@ from latentknobs.policies.continuous import ValuePolicy
 def head_policy(head: Any, space: KnobSpace, segmenter: Segmenter, features: Sequence[str], pick: Pick) -> Policy:
     """What a head does while decoding. Packages with heads of their own register theirs: `@head_policy.register`.
 
-    Args:
-        features: what the head reads (`latentknobs.heads.features`).
-        pick: how an option is taken from a distribution over options; heads without one do not read it.
-
-    Raises:
-        ConfigError: nothing is registered for such a head.
+    `pick` is how an option is taken from a distribution over options. ConfigError if nothing is registered for such a head.
     """
     raise ConfigError(
         f"How a {type(head).__name__} chooses values is not known. Let the learner's `policy` say it, or register the kind of "

@@ -19,10 +19,7 @@ KIND = "policy"
 def policy_of(spec: "str | Policy", tokenizer: Any = None) -> Policy:
     """The policy of a name and its settings; a policy itself is returned as it is.
 
-    Raises:
-        UnknownNameError: no installed package offers the name.
-        ConfigError: the settings do not fit, or the name does not give a policy.
-        PluginError: the package that offers it is broken.
+    Errors: see `entry_points.resolve`; ConfigError also if the name does not give a policy.
     """
     if isinstance(spec, Policy):
         return spec

@@ -10,11 +10,9 @@ from latentknobs.errors import RunError
 
 
 def score_key(identity: str, row: Mapping[str, Any]) -> str | None:
-    """A hash of a reward and of everything it receives of one completion; None where JSON cannot hold that exactly.
+    """A hash of a reward's identity and of all it receives of one completion; None where JSON cannot hold that exactly.
 
-    Args:
-        identity: see `Part.identity`.
-        row: prompt, completion, tokens and columns. A column without a value is the same as no column.
+    A column without a value is the same as no column.
     """
     parts = [identity, {name: value for name, value in row.items() if value is not None}]
     try:

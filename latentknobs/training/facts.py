@@ -83,11 +83,8 @@ def value_moments(head: ValueHead, features: Features) -> dict[str, tuple[float,
 
 @torch.no_grad()
 def option_usage(head: OptionHead, features: Features, tasks: dict[int, str], pick: Pick) -> dict[str, list[float]]:
-    """By task, the share of segments in which the head takes each option, on at most 64 evenly spread responses of each.
-
-    Args:
-        tasks: the task of each response, by index.
-        pick: `greedy` counts the most likely option of each segment, `sample` takes the mean of its probabilities.
+    """By task, the share of segments in which the head takes each option (its mean probability with pick=sample), on at most 64
+    evenly spread responses of each; `tasks` are those of the responses.
     """
     usage = {}
     for task in sorted(set(tasks.values())):

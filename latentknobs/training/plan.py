@@ -69,7 +69,6 @@ def make_plan(
     """The plan of a run that starts now, with what an earlier run of the same settings had begun.
 
     Args:
-        prompts: how many train.
         evaluation: responses of each stage of the evaluation.
         used: most rollouts of a prompt that the learner reads.
         supplied: responses from elsewhere; None where the first round rolls out.

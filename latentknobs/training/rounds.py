@@ -236,11 +236,7 @@ class _Round:
 
 
 def pick_rows(paths: Sequence[Path], ends: Sequence[int], rows: Sequence[int]) -> list[Rollout]:
-    """Some rollouts by their place among all (rising), with at most one file in memory at a time.
-
-    Args:
-        ends: how many rollouts there are up to the end of each file.
-    """
+    """Some rollouts by their rising places among all, one file in memory at a time; `ends` count those up to each file's end."""
     picked: list[Rollout] = []
     for file, mine in groupby(rows, key=lambda row: bisect_right(ends, row)):
         file_rows = read_rollouts(paths[file])

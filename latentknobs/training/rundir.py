@@ -107,14 +107,9 @@ class RunDir:
         return True
 
     def stage(self, name: str, tasks: Sequence[Task], together: bool = False) -> list[Path]:
-        """The files of a stage, after writing the unfinished ones; each process writes its share.
+        """The files of a stage, after writing the unfinished ones, each process its share; RunError if the disk is full.
 
-        Args:
-            name: the stage, e.g. `round-1/rollouts`.
-            together: all processes make every file with each other, and only the main one writes it.
-
-        Raises:
-            RunError: the disk is full.
+        With `together` all processes make every file with each other, and only the main one writes it.
         """
         todo = self._unfinished(tasks)
         mine = todo if together else [n for place, n in enumerate(todo) if place % self.processes.size == self.processes.rank]

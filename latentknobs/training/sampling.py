@@ -108,10 +108,9 @@ def shares_model(config: TrainConfig) -> bool:
 def score_files(
     run: RunDir, reward: Rewards, stage: str, prompts: Sequence[Prompt], rollouts: Sequence[Path], what: str = "scores"
 ) -> list[Path]:
-    """One file of scores for every file of rollouts. Without a `version`, only a resumed run reuses finished files.
+    """One file of scores for every file of rollouts; without a `version`, only a resumed run reuses finished ones.
 
-    Raises:
-        RewardError: the reward scored nothing at all; these scores are computed again by the next run.
+    RewardError if nothing at all was scored; these scores are computed again by the next run.
     """
     folder = run.path / "reward_cache"
     cache = ScoreCache(folder / f"{run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))

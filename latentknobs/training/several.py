@@ -26,11 +26,7 @@ def train_several(
 ) -> "Run":
     """A run in its own folder for each of `seed`, `seed` + 1, ...; the adapter is that of the first.
 
-    Args:
-        after: see `train`, for the first; the others come after the first, whose constants have answered the held-out prompts.
-
-    Raises:
-        ConfigError: there are not so many seeds.
+    The first comes after the run `after`, the others after the first, whose constants have answered the held-out prompts.
     """
     if not 1 < seeds <= MOST:
         raise ConfigError(

@@ -122,8 +122,7 @@ def settle(
 ) -> tuple[TrainConfig, KnobSpace, dict[str, Any]]:  # fmt: skip
     """The config and the space of a call, and those of its arguments that are objects, which `gather` takes.
 
-    Args:
-        settings: of the config, beside `named`, which may be names or objects; None was not passed.
+    `named` may be names or objects; None was not passed.
     """
     base = config.chosen() if isinstance(config, TrainConfig) else read_yaml(config) if config else {}
     objects: dict[str, Any] = {}

@@ -13,14 +13,11 @@ SHORT = 4 * BLOCK  # tokens of a row whose CDF is written down as a whole
 
 
 def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) -> Tensor:
-    """(N,) tokens by inverse CDF. Never returns a token of weight 0.
+    """(N,) tokens by inverse CDF, never one of weight 0; LogitsError if a row is not a distribution (on a GPU unchecked).
 
     Args:
         u_N: (N,) float64 in [0, 1).
         temperature_N: (N,) above 0; None: 1.
-
-    Raises:
-        LogitsError: a row is not a distribution (not on a GPU, to avoid a sync).
     """
     N, V = logits_NV.shape
     u_N = u_N.clamp(max=1 - 2.0**-53)

@@ -66,14 +66,12 @@ def sample_leaving(
     """A `generate` of an attached model in which finished rows leave the batch.
 
     Args:
-        prompts: those of B rows.
         second: what second logits are read after, if not the last tokens.
         pad: id of the padding behind finished rows.
         past: the argument that holds the cache of prompts that were read before (`PromptReader.read`), if any.
 
     Returns:
-        (B, T) tokens, (B, T, J) values and (B, T) options (None for a policy without) of the responses; beyond a row's end they
-        mean nothing.
+        (B, T) tokens, (B, T, J) values and (B, T) options, if any; beyond a row's end they mean nothing.
     """
     with rollout_settings(attached.model):
         return _sample(attached, prompts, second, max_new_tokens, pad, past or {})

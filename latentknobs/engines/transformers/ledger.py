@@ -143,11 +143,7 @@ class Ledger:
         self.columns = column + 1
 
     def state_at(self, column: int, token_B: Tensor) -> State:
-        """The policy's state before it chooses for the token of one column.
-
-        Args:
-            token_B: (B,) the tokens of the column before.
-        """
+        """The policy's state before it chooses for the token of one column; `token_B` are those of the column before."""
         if not self._remembers:
             return None
         if column == self.prompt_length:

@@ -88,12 +88,7 @@ def carried(policy: Policy) -> str:
 
 
 def samples_plainly(config: Any, processors: Any) -> bool:
-    """Whether `generate` would do nothing with the logits but draw one token per row from them.
-
-    Args:
-        config: the generation config that `generate` prepared.
-        processors: the logits processors it will apply.
-    """
+    """Whether `generate`, with the config that it prepared and these logits processors, would only draw a token from each row."""
     from transformers.generation.configuration_utils import GenerationMode
 
     wants_scores = config.return_dict_in_generate and (config.output_scores or config.output_logits)

@@ -39,12 +39,7 @@ class PromptReader:
         self._is_refused = False
 
     def read(self, ids_BP: Tensor, mask_BP: Tensor) -> dict[str, Any]:
-        """The argument of `generate` that holds the cache of all columns but the last; none where rows read for themselves.
-
-        Args:
-            ids_BP: (B, P) prompts, padded on the left.
-            mask_BP: (B, P) 1 at real tokens.
-        """
+        """The argument of `generate` that holds the cache of all columns but the last, if any, of prompts padded on the left."""
         if self._is_refused or ids_BP.shape[1] < 2:
             return {}
         unique_U2P, row_B = torch.stack([ids_BP, mask_BP], 1).unique(dim=0, return_inverse=True)

@@ -52,11 +52,7 @@ def split_sequences(
     model: Any, sequences_BL: Tensor, prompt_length: int, attention_mask_BP: Tensor | None = None,
     lengths: Sequence[int] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:  # fmt: skip
-    """Prompt ids without padding, and response ids up to and with the end-of-sequence token.
-
-    Args:
-        lengths: of the responses, where they are known; otherwise they end with the model's own end-of-sequence tokens.
-    """
+    """Prompt ids without padding, and response ids up to and with the end-of-sequence token (or of the given `lengths`)."""
     stop = set(stop_ids(model))
     prompts, responses = [], []
     copies = 1 if attention_mask_BP is None else max(len(sequences_BL) // len(attention_mask_BP), 1)  # of each prompt

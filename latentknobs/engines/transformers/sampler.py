@@ -39,19 +39,13 @@ def sample_values(
     position_N: Tensor,
     context: Context | None = None,
 ) -> Tensor:
-    """One token per row from the distribution that its own knob values make.
+    """(N,) one token per row from the distribution that its own knob values make; LogitsError if a row is not a distribution.
 
     Args:
         logits_NV: (N, V) of any floating dtype.
         value_NJ: (N, J) a value per row and knob, in the space's order.
         seed, row_N, position_N: keys of the uniforms (see `uniforms`).
         context: what `space.needs` names, for spaces that need anything.
-
-    Returns:
-        (N,) token ids.
-
-    Raises:
-        LogitsError: a row is not a distribution.
     """
     logits_NV, space, value_NJ = ordered_tail(logits_NV.detach(), space, value_NJ, context)
     u_N = uniforms(seed, TOKENS, row_N, position_N)
@@ -73,12 +67,7 @@ class Drawn(NamedTuple):
 def first_draw(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> tuple[Tensor, Drawn | None]:
     """(N,) tokens, right in all rows that are cut among their best tokens. On a GPU, the one sync of a step.
 
-    Args:
-        space: order-preserving knobs only; others as in `sample_values`.
-        u_N: (N,) in [0, 1).
-
-    Raises:
-        LogitsError: a row is not a distribution.
+    `space` has order-preserving knobs only; `u_N` are in [0, 1). Errors: see `sample_values`.
     """
     value_NJ = value_NJ.to(torch.float64 if logits_NV.dtype == torch.float64 else torch.float32)
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
@@ -93,11 +82,7 @@ def finish_draw(
     token_N: Tensor, drawn: Drawn | None, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor,
     again: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
-    """The tokens of a first draw, with those of rows whose draw reaches beyond their best tokens.
-
-    Args:
-        again: uniforms for the redraws of some rows.
-    """
+    """A first draw with the tokens of rows that reach beyond their best ones; `again` gives uniforms to redraw some rows."""
     if drawn is None or not (drawn.rest or drawn.cut.undetermined):
         return token_N
     cut, device = drawn.cut, token_N.device

@@ -118,12 +118,8 @@ def check_arguments(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The arguments of a call of `generate` that remain beside a policy, and the names of those that do not.
 
-    Args:
-        names: the knobs that the policy chooses, for the message.
-        beams: of a beam search, which may take the best beams (do_sample=False) or draw them; 1 elsewhere.
-
-    Raises:
-        DecodingError: an argument would act on top of the policy, or asks for a way of decoding that no policy can follow.
+    DecodingError if one would act on top of the policy, which chooses the knobs `names`, or asks for what no policy can follow.
+    With several `beams`, do_sample decides whether the best are taken or drawn.
     """
     _refuse_ways({name: kwargs[name] for name in REFUSED if name in kwargs})
     neutral = CHOSEN | ({"do_sample": kwargs.get("do_sample")} if beams > 1 else {})

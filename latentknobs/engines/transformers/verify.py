@@ -41,14 +41,11 @@ class Verifier:
         return self._columns is not None
 
     def step(self, columns: int, ids_B: Tensor) -> None:
-        """Before the choices of a step.
+        """Before the choices of a step: DecodingError if the newest token is not the one drawn, or not in its place.
 
         Args:
-            columns: of the sequence, up to and with the newest token of this step.
+            columns: of the sequence, up to and with that token.
             ids_B: (B,) that token.
-
-        Raises:
-            DecodingError: it is not the one that was drawn, or not in its place.
         """
         before, self._columns = self._columns, columns
         if not self.is_plain or before is None:
@@ -63,15 +60,11 @@ class Verifier:
         self._drawn_B = token_B
 
     def end(self, sequences_BL: Tensor, tokens: int, choices: int) -> None:
-        """After the call.
+        """After the call: DecodingError if what `generate` returned does not fit the choices.
 
         Args:
-            sequences_BL: what `generate` returns.
             tokens: length of the responses.
             choices: positions of the responses for which the policy has chosen.
-
-        Raises:
-            DecodingError: they do not fit.
         """
         if choices < tokens or (self.is_plain and choices != tokens):
             what = "did not act at all" if choices <= 0 else f"chose for {choices} tokens"

@@ -12,9 +12,7 @@ from latentknobs.errors import DecodingError
 def layers_of(model: Any) -> list[Any]:
     """The model and everything inside it that stands for it, the causal LM last.
 
-    Raises:
-        AdapterError, DecodingError: the innermost one is not a causal LM that can `generate`, or its prompt is changed on the
-            way.
+    AdapterError or DecodingError if that is not a causal LM that can `generate`, or its prompt is changed on the way.
     """
     layers = [model]
     while (inner := _inside(layers[-1])) is not None:

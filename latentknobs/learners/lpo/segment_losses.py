@@ -20,12 +20,7 @@ def segment_scores(
 ) -> Tensor:
     """(U,) the score of each response, before beta: what `losses.SCORES` say; for `nll` log pi of its options, without reference.
 
-    Args:
-        ref_MK: the reference; None is uniform.
-        segments: with the columns that the objective needs (see `LPO.columns`).
-
-    Raises:
-        UnreachableTokenError: `latent`, and the reference cannot produce a response.
+    `ref_MK` None is uniform; `segments` have the columns of the objective (`LPO.columns`). UnreachableTokenError as for `latent`.
     """
     if objective == "latent":
         ratio_M = _marginal_ratios(log_pi_MK, ref_MK, segments)
