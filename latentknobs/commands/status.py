@@ -56,6 +56,7 @@ def _later(run: Path) -> Status:
 
 
 def _table(found: Status, run: Path) -> Table:
+    from rich.filesize import decimal
     from rich.table import Table
 
     table = Table(title=str(run), title_justify="left", title_style="bold")
@@ -68,14 +69,14 @@ def _table(found: Status, run: Path) -> Table:
             stage.name,
             f"{stage.done:,}",
             f"{stage.items:,}",
-            _bytes(stage.size),
+            decimal(stage.size),
             duration(stage.seconds),
             _left(stage),
             style=mark,
         )
     total = sum(stage.size for stage in found.stages), sum(stage.seconds for stage in found.stages)
     table.add_section()
-    table.add_row("all", "", "", _bytes(total[0]), duration(total[1]), "?" if found.left is None else duration(found.left))
+    table.add_row("all", "", "", decimal(total[0]), duration(total[1]), "?" if found.left is None else duration(found.left))
     return table
 
 
@@ -91,11 +92,3 @@ def _sentence(found: Status, run: Path) -> str:
 
 def _left(stage: Stage) -> str:
     return "?" if stage.left is None else "" if stage.left == 0 else duration(stage.left)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 
 from latentknobs.heads.segmenters import parse_level
 
@@ -26,15 +27,6 @@ def disk_warning(path: Path, size: int) -> str | None:
     if size <= free:
         return None
     return (
-        f"The features may take {amount(size)} of disk, and {amount(free)} are free at {str(path)!r}. A run that fills its disk "
+        f"The features may take {decimal(size)} of disk, and {decimal(free)} are free at {str(path)!r}. A run that fills its disk "
         "stops and can be resumed. feature_dtype=bfloat16, or lower train_prompts, pairs_per_prompt or max_new_tokens, need less."
     )
-
-
-def amount(size: float) -> str:
-    """Bytes for people, e.g. `1.3 GB`; a GB is 10^9 bytes.
-
-    >>> amount(2084), amount(1_340_000_000)
-    ('0.0 MB', '1.3 GB')
-    """
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

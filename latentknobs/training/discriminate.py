@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from latentknobs.data.disk import save_tensors
@@ -131,10 +132,9 @@ def _quality(found: Discriminator, examples: Examples, loss: float) -> Quality:
     label_H, weight_H = examples.label_M[held_M], examples.weight_M[held_M]
     share = float((label_H * weight_H).sum() / weight_H.sum())
     base = float(torch.special.entr(torch.tensor([share, 1 - share])).sum())
-    rank_H = logit_H.argsort().argsort().double() + 1
-    positive, negative = float(label_H.sum()), float((1 - label_H).sum())
-    above = float(rank_H[label_H > 0].sum()) - positive * (positive + 1) / 2
-    return Quality(loss, base, above / max(positive * negative, 1), share)
+    above, below = logit_H[label_H > 0].numpy(), logit_H[label_H == 0].numpy()
+    auc = mannwhitneyu(above, below).statistic / (len(above) * len(below)) if len(above) and len(below) else 0.0
+    return Quality(loss, base, float(auc), share)
 
 
 def _examples(engine: Engine, prompts: list[Prompt], rollouts: list[Rollout], label_N: list[bool], batch_size: int) -> Examples:
@@ -144,15 +144,9 @@ def _examples(engine: Engine, prompts: list[Prompt], rollouts: list[Rollout], la
             some = rollouts[start : start + batch_size]
             read = engine.read([prompts[one.prompt].ids for one in some], [one.ids for one in some])
             for one, label, (hidden_TD, _) in zip(some, label_N[start:], read, strict=False):
-                ones_T, held_out = torch.ones(len(one.ids)), is_held_out(SALT + prompts[one.prompt].text)
-                parts = (
-                    hidden_TD.float().cpu(),
-                    torch.tensor(one.ids),
-                    ones_T * label,
-                    ones_T / len(one.ids),
-                    ones_T.bool() & held_out,
-                )
-                for column, part in zip(columns, parts, strict=True):
+                T, held_out = len(one.ids), is_held_out(SALT + prompts[one.prompt].text)
+                rest = (torch.full((T,), float(label)), torch.full((T,), 1 / T), torch.full((T,), held_out))
+                for column, part in zip(columns, (hidden_TD.float().cpu(), torch.tensor(one.ids), *rest), strict=True):
                     column.append(part)
             advance(len(some))
     return Examples(*map(torch.cat, columns))

@@ -1,9 +1,10 @@
 """One round: roll out -> score -> examples -> featurise -> fit, each a stage of files that can be reused, for any learner."""
 
+import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby, islice
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ from latentknobs.config import TrainConfig
 from latentknobs.content import digest
 from latentknobs.data.examples import Example, drop_unreachable
 from latentknobs.data.featurise import featurise
+from latentknobs.data.preferences import Preferences
 from latentknobs.data.prompts import Prompt, group_of, is_held_out
 from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
+from latentknobs.engines.served import Drift, measure_drift
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.comparison import task_of
 from latentknobs.learners.base import Count, Learner
@@ -23,7 +26,6 @@ from latentknobs.models.sources import Sources
 from latentknobs.policies import CategoricalPolicy
 from latentknobs.progress import Advance
 from latentknobs.training.diagnostics import Facts
-from latentknobs.training.drift import measure
 from latentknobs.training.facts import facts_of_round
 from latentknobs.training.modules import MAIN, RIVAL, Fitting, FromFiles, Modules
 from latentknobs.training.round_data import prompt_lines, read_examples
@@ -32,73 +34,19 @@ from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read
 from latentknobs.training.steps import OnPolicy
 from latentknobs.training.subject import model_input, reward_input
 
+COMPARED = 64  # responses that are compared with a reading, evenly spread
 SHOWN = 32  # prompts that the finished head of a learner on policy answers, for the diagnostics
 
 
-def run_round(
-    run: RunDir, config: TrainConfig, sources: Sources, learners: Mapping[str, Learner], number: int, key: str,
-    previous: Modules | None,
-) -> tuple[Modules, Facts, list[str]]:  # fmt: skip
-    """Round `number` of a run: its modules, what it shows about known failures, and what the learner itself finds.
+@dataclass(frozen=True)
+class Round:
+    """A round of a run.
 
-    Args:
+    Attributes:
         learners: by part: `main` on the run's features, and `rival` on statistics of the logits.
         key: digest of the model, the space, and the level.
         previous: the modules that explore, are refined, and are referred to.
     """
-    supplied, learner = sources.preferences if number == 1 else None, learners[MAIN]
-    modules, prompts = None, supplied.prompts if supplied else sources.train
-    if learner.on_policy:  # its files then show what its head does now
-        previous = modules = _by_steps(run, config, sources, learners, number, key, previous)
-        prompts = prompts[:SHOWN]
-    one = _Round(run, config, sources, learners, number, key, previous, prompts)
-    one.write_prompts()
-    rollouts = one.write_supplied() if supplied else one.sample()
-    scores, second = ([], []) if supplied else one.score(rollouts)
-    path = one.write_examples(rollouts, scores, second)
-    examples = read_examples(path)
-    used = sorted({n for example in examples for n in example.responses})
-    key = f"{key} {model_input(one.prompts)} {run.content([*rollouts, path])}"
-    if sources.engine.drifts and not supplied:
-        measure(run, sources.engine, learners[MAIN].inputs.space, one.name, one.prompts, rollouts, key)
-    store = one.featurise(rollouts, used, key)
-    place = {n: i for i, n in enumerate(used)}
-    local = [Example(e.prompt, tuple(place[n] for n in e.responses), e.weight) for e in examples]
-    if supplied or store.unreachable:
-        local, sentence = drop_unreachable(local, set(store.unreachable))
-        run.say(sentence)
-    train, held_out = one.validation_split(local)
-    lesson = FromFiles(run, config, learners, store, train, held_out, previous.main if previous else None)
-    if modules is None:
-        fitting = Fitting(run, config, learners, number, sources.engine.device, previous)
-        modules = fitting.modules(lesson, f"{key} {config.digest('features')}")
-    answers = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
-    facts, findings = facts_of_round(
-        learner, modules.main, lesson.seen(MAIN), train, held_out, config,
-        task_P=[task_of(prompt) for prompt in one.prompts], length_R=[answers[n][1] for n in used],
-        prompt_N=[prompt for prompt, _ in answers] if scores else (), reward_N=read_scores(scores),
-        skipped=Count(store.skipped, store.total), reference=previous.main if previous else None, processes=run.processes,
-    )  # fmt: skip
-    return modules, facts, findings
-
-
-def _by_steps(
-    run: RunDir, config: TrainConfig, sources: Sources, learners: Mapping[str, Learner], number: int, key: str,
-    previous: Modules | None,
-) -> Modules:  # fmt: skip
-    """The modules of a learner on policy."""
-    reward, lesson = sources.reward, OnPolicy(run, config, sources, learners, number)
-    lesson.check()
-    key = f"{key} {model_input(sources.train)} {reward_input(sources.train)} {reward.key} {config.rollouts} {number}"
-    key += f" {sources.engine.identity}"
-    key = config.digest("features", config.digest("rollouts", key))
-    fresh = bool(reward.unversioned) and not run.resume
-    return Fitting(run, config, learners, number, sources.engine.device, previous).modules(lesson, key, fresh)
-
-
-@dataclass(frozen=True)
-class _Round:
-    """The stages of `run_round`; see there."""
 
     run: RunDir
     config: TrainConfig
@@ -107,11 +55,77 @@ class _Round:
     number: int
     key: str
     previous: Modules | None
-    prompts: Sequence[Prompt]
+
+    def result(self) -> tuple[Modules, Facts, list[str]]:
+        """Its modules, what it shows about known failures, and what the learner itself finds."""
+        if self.learner.on_policy:  # its files then show what its head does now
+            modules = self.by_steps()
+            return replace(self, previous=modules).from_files(modules)
+        return self.from_files()
+
+    def by_steps(self) -> Modules:
+        """The modules of a learner on policy."""
+        run, config, sources, reward = self.run, self.config, self.sources, self.sources.reward
+        lesson = OnPolicy(run, config, sources, self.learners, self.number)
+        lesson.check()
+        inputs = f"{model_input(sources.train)} {reward_input(sources.train)} {reward.key}"
+        key = f"{self.key} {inputs} {config.rollouts} {self.number} {sources.engine.identity}"
+        key = config.digest("features", config.digest("rollouts", key))
+        return self.fitting.modules(lesson, key, fresh=bool(reward.unversioned) and not run.resume)
+
+    def from_files(self, modules: Modules | None = None) -> tuple[Modules, Facts, list[str]]:
+        """See `result`; the modules are those that have been trained already, if any."""
+        run, config, engine, supplied = self.run, self.config, self.sources.engine, self.supplied
+        self.write_prompts()
+        rollouts = self.write_supplied() if supplied else self.sample()
+        scores, second = ([], []) if supplied else self.score(rollouts)
+        path = self.write_examples(rollouts, scores, second)
+        examples = read_examples(path)
+        used = sorted({n for example in examples for n in example.responses})
+        key = f"{self.key} {model_input(self.prompts)} {run.content([*rollouts, path])}"
+        if engine.drifts and not supplied:
+            self.measure_drift(rollouts, key)
+        store = self.featurise(rollouts, used, key)
+        place = {n: i for i, n in enumerate(used)}
+        local = [Example(e.prompt, tuple(place[n] for n in e.responses), e.weight) for e in examples]
+        if supplied or store.unreachable:
+            local, sentence = drop_unreachable(local, set(store.unreachable))
+            run.say(sentence)
+        train, held_out = self.validation_split(local)
+        reference = self.previous.main if self.previous else None
+        lesson = FromFiles(run, config, self.learners, store, train, held_out, reference)
+        modules = modules or self.fitting.modules(lesson, f"{key} {config.digest('features')}")
+        answers = [(rollout.prompt, len(rollout.ids)) for rollout in read_all(rollouts)]
+        facts, findings = facts_of_round(
+            self.learner, modules.main, lesson.seen(MAIN), train, held_out, config,
+            task_P=[task_of(prompt) for prompt in self.prompts], length_R=[answers[n][1] for n in used],
+            prompt_N=[prompt for prompt, _ in answers] if scores else (), reward_N=read_scores(scores),
+            skipped=Count(store.skipped, store.total), reference=reference, processes=run.processes,
+        )  # fmt: skip
+        return modules, facts, findings
 
     @property
     def name(self) -> str:
         return f"round-{self.number}"
+
+    @property
+    def learner(self) -> Learner:
+        return self.learners[MAIN]
+
+    @property
+    def supplied(self) -> Preferences | None:
+        """Preferences from elsewhere, in place of rollouts of this round."""
+        return self.sources.preferences if self.number == 1 else None
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        if self.supplied:
+            return self.supplied.prompts
+        return self.sources.train[:SHOWN] if self.learner.on_policy else self.sources.train
+
+    @property
+    def fitting(self) -> Fitting:
+        return Fitting(self.run, self.config, self.learners, self.number, self.sources.engine.device, self.previous)
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -129,7 +143,7 @@ class _Round:
 
     def sample(self) -> list[Path]:
         """Rollouts of the learner's explorer."""
-        learner, config = self.learners[MAIN], self.config
+        learner, config = self.learner, self.config
         policy = learner.explorer(self.previous.main if self.previous else None)
         if policy is None:
             raise ConfigError(
@@ -163,7 +177,7 @@ class _Round:
 
     def write_supplied(self) -> list[Path]:
         """Responses from elsewhere, written down like our own."""
-        supplied = self.sources.preferences
+        supplied = self.supplied
         assert supplied is not None
         self.run.say(supplied.summary)
         key = digest([[r.prompt, r.ids] for r in supplied.rollouts])
@@ -176,8 +190,8 @@ class _Round:
 
     def write_examples(self, rollouts: Sequence[Path], scores: Sequence[Path], second: Sequence[Path]) -> Path:
         """What the learner learns from: of scored rollouts, or as supplied."""
-        learner, supplied = self.learners[MAIN], self.sources.preferences
-        examples = None if scores or supplied is None else learner.from_preferences(supplied)
+        learner = self.learner
+        examples = learner.from_preferences(self.supplied) if self.supplied else None
 
         def make(path: Path, advance: Advance) -> None:
             second_N = read_scores(second) if second else None
@@ -193,11 +207,10 @@ class _Round:
 
     def featurise(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
         """What the learner is trained on: the responses `used`, in their order."""
-        config, sources, size = self.config, self.sources, self.config.shard_size
-        learner, engine = self.learners[MAIN], sources.engine
+        config, engine, learner, size = self.config, self.sources.engine, self.learner, self.config.shard_size
         columns = learner.columns(learner.settings)
         key = config.digest("features", f"{key} {sorted(columns)} {learner.version} {engine.identity}")
-        drops = engine.drifts or (self.number == 1 and sources.preferences is not None)
+        drops = engine.drifts or self.supplied is not None
         ends = list(accumulate(map(count_lines, rollouts)))
         chunks = [used[start : start + size] for start in range(0, len(used), size)]
 
@@ -224,6 +237,19 @@ class _Round:
                 f"{self.name}/features: {store.skipped:,} of {store.total:,} segments ({share:.0%}) left out by min_spread"
             )
         return store
+
+    def measure_drift(self, rollouts: Sequence[Path], key: str) -> None:
+        """Says how far the engine is from a reading on some rollouts, and writes it to `drift.jsonl`."""
+        engine, space = self.sources.engine, self.learner.inputs.space
+
+        def make(path: Path, advance: Advance) -> None:
+            every = max(1, sum(map(count_lines, rollouts)) // COMPARED)
+            some = list(islice(read_all(rollouts), 0, None, every))
+            write_lines(path, [measure_drift(engine, space, [self.prompts[row.prompt].ids for row in some], some)])
+
+        task = Task(f"{self.name}/drift.jsonl", digest(key, self.run.content(rollouts), engine.identity), make)
+        [path] = self.run.stage(f"{self.name}/drift", [task])
+        self.run.say(f"{self.name}: {engine.name}: {Drift(**json.loads(path.read_text()))}")
 
     def validation_split(self, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
         """Examples to train on, and those of held-out prompts; all of them to train on where the split would leave none."""

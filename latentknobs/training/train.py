@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 
 from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.columns import row_bytes
 from latentknobs.data.evidence import check_evidence
-from latentknobs.data.size import amount, disk_warning, feature_bytes
+from latentknobs.data.size import disk_warning, feature_bytes
 from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.report import HEAD, Report
@@ -38,7 +39,7 @@ from latentknobs.training.modules import MAIN, RIVAL, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
 from latentknobs.training.readme import explain, tell_changes
-from latentknobs.training.rounds import SHOWN, run_round
+from latentknobs.training.rounds import SHOWN, Round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.several import run_folder, train_several
 from latentknobs.training.subject import subject
@@ -192,7 +193,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
         modules: Modules | None = None
         facts, findings = Facts(), list[str]()
         for number in range(1, config.rounds + 1):
-            modules, facts, findings = run_round(run, config, sources, learners, number, key, modules)
+            modules, facts, findings = Round(run, config, sources, learners, number, key, modules).result()
         assert modules is not None
         adapter = _adapter(config, learners[MAIN], sources, modules)
         report = None
@@ -245,7 +246,7 @@ def _feature_bytes(config: TrainConfig, learner: Learner, sources: Sources, used
         responses=used * rounds + (others or 0),
     )  # fmt: skip
     row = feature_bytes(F=F, columns=own, dtype=config.feature_dtype, level="token", tokens=1, responses=1)
-    return size, f"Features take {row:,} bytes a token, {own:,} of these for logits; {amount(size)} at most." if each else ""
+    return size, f"Features take {row:,} bytes a token, {own:,} of these for logits; {decimal(size)} at most." if each else ""
 
 
 def unversioned_line(sources: Sources, resume: bool) -> str | None:

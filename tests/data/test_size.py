@@ -9,7 +9,7 @@ from store_cases import as_made, make_cache
 
 from latentknobs.data.columns import ALL, row_bytes
 from latentknobs.data.shard import write_shard
-from latentknobs.data.size import amount, disk_warning, feature_bytes
+from latentknobs.data.size import disk_warning, feature_bytes
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -55,8 +55,3 @@ def test_features_of_an_interrupted_run_need_no_room_again(tmp_path, monkeypatch
     disk_of(monkeypatch, 2_000_000)
     assert disk_warning(tmp_path, 5_000_000) is None
     assert "5.5 MB of disk, and 5.0 MB are free" in str(disk_warning(tmp_path, 5_500_000))
-
-
-@pytest.mark.parametrize(("size", "text"), [(0, "0.0 MB"), (1_000_000, "1.0 MB"), (1_340_000_000, "1.3 GB")])
-def test_amounts_are_readable(size, text):
-    assert amount(size) == text
