@@ -217,12 +217,9 @@ def _merge(layers: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
                 nested[known[key].section][known[key].name] = value
             else:
                 near = did_you_mean(str(key), {**known, **SECTIONS})
-                raise ConfigError(f"There is no setting {str(key)[:80]!r}{_of(own['name'])}. {_owners(str(key))}{near}")
+                of = "" if own["name"] == DEFAULT_LEARNER else f" with the learner {own['name']!r}"
+                raise ConfigError(f"There is no setting {str(key)[:80]!r}{of}. {_owners(str(key))}{near}")
     return nested
-
-
-def _of(learner: str) -> str:
-    return "" if learner == DEFAULT_LEARNER else f" with the learner {learner!r}"
 
 
 def _owners(key: str) -> str:

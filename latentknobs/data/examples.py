@@ -77,8 +77,8 @@ class Batch:
     @classmethod
     def read(cls, features: Features, examples: Sequence[Example], device: torch.device | str) -> "Batch":
         """The batch of some examples (at least one), on a device."""
-        asked_XB = rearrange(torch.tensor([example.responses for example in examples]), "b x -> x b")
-        response_U, place_XB = asked_XB.unique(return_inverse=True)
+        index_XB = rearrange(torch.tensor([example.responses for example in examples]), "b x -> x b")
+        response_U, place_XB = index_XB.unique(return_inverse=True)
         weight_B = torch.tensor([example.weight for example in examples], dtype=torch.float64)
         return cls(features.segments(response_U).to(device), place_XB.to(device), weight_B.to(device))
 

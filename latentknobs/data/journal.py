@@ -5,7 +5,6 @@ An engine that samples whole batches finishes theirs together: an interruption c
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,8 +55,10 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = read_text(self.path, RunError, "Delete it.", LARGEST).splitlines() if self.path.exists() else []
         is_ours = lines[:1] == [self.key]
-        for line in _readable(lines[1:] if is_ours else []):
-            self._known[line.batch][line.place] = line.rollout
+        for line in lines[1:] if is_ours else []:
+            with suppress(ValueError):  # a line that was cut off
+                found: Finished = fit(parse_json(line), Finished)
+                self._known[found.batch][found.place] = found.rollout
         self._file = self.path.open("a" if is_ours else "w", encoding="utf-8")
         self._write("" if is_ours else self.key)  # ends a line that was cut off
         return self
@@ -78,10 +79,3 @@ class Journal:
         self._file.close()
         if kind is None:
             self.path.unlink()
-
-
-def _readable(lines: list[str]) -> Iterator[Finished]:
-    for line in lines:
-        with suppress(ValueError):  # a line that was cut off
-            found: Finished = fit(parse_json(line), Finished)
-            yield found

@@ -27,6 +27,7 @@ def disk_warning(path: Path, size: int) -> str | None:
     if size <= free:
         return None
     return (
-        f"The features may take {decimal(size)} of disk, and {decimal(free)} are free at {str(path)!r}. A run that fills its disk "
-        "stops and can be resumed. feature_dtype=bfloat16, or lower train_prompts, pairs_per_prompt or max_new_tokens, need less."
+        f"The features may take {decimal(size)} of disk, and {decimal(free)} are free at {str(path)!r}. A run that fills its "
+        "disk stops and can be resumed. feature_dtype=bfloat16, or lower train_prompts, pairs_per_prompt or max_new_tokens, need "
+        "less."
     )

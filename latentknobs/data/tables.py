@@ -116,8 +116,11 @@ def _load(name: str, config: str | None, split: str | None) -> Any:
         with _quiet(datasets):
             if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
                 return _saved(datasets.load_from_disk(str(path)), name, split)
+            if path.is_file() and path.suffix not in FILES:
+                ends = ", ".join(FILES)
+                raise DataError(f"The file {str(path)!r} does not end in one of {ends}. Convert it, or load it in Python.")
             if path.is_file():
-                return datasets.load_dataset(_reader(path), data_files=str(path), split=wanted)
+                return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split=wanted)
             return datasets.load_dataset(str(path) if path.exists() else name, config, split=wanted)
     except DataError:
         raise
@@ -135,12 +138,6 @@ def _saved(found: Any, name: str, split: str | None) -> Any:
     if (split or "train") not in found:
         raise DataError(f"The dataset {name!r} has no split {split or 'train'!r}. {did_you_mean(split or 'train', found)}")
     return found[split or "train"]
-
-
-def _reader(path: Path) -> str:
-    if path.suffix not in FILES:
-        raise DataError(f"The file {str(path)!r} does not end in one of {', '.join(FILES)}. Convert it, or load it in Python.")
-    return FILES[path.suffix]
 
 
 def _rows_of(dataset: Any, needs: Sequence[str], called: str) -> list[Any]:

@@ -198,12 +198,12 @@ def engine_of(spec: str, model: Any, tokenizer: Any) -> Engine:
         UnknownNameError, PluginError, ConfigError: see `entry_points.resolve`.
     """
     full = expand(spec)
-    made, _ = entry_points.resolve("engine", full, model=model, tokenizer=tokenizer)
-    if not isinstance(made, Engine):
+    found, _ = entry_points.resolve("engine", full, model=model, tokenizer=tokenizer)
+    if not isinstance(found, Engine):
         name = entry_points.split(spec)[0]
-        raise ConfigError(f"The engine {name!r} is a {type(made).__name__}, which does not implement latentknobs' Engine.")
-    made.spec = full
-    return made
+        raise ConfigError(f"The engine {name!r} is a {type(found).__name__}, which does not implement latentknobs' Engine.")
+    found.spec = full
+    return found
 
 
 def check_reads(engine: Engine, features: Sequence[str]) -> None:

@@ -81,19 +81,14 @@ class Drift:
 
 
 class Drawn(Protocol):
-    """A response or a rollout."""
+    """A response or a rollout: its ids, its values, and its log-probabilities where they are known."""
 
     @property
-    def ids(self) -> tuple[int, ...]:
-        """(T)."""
-
+    def ids(self) -> tuple[int, ...]: ...
     @property
-    def values(self) -> tuple[tuple[float, ...], ...]:
-        """(T, J)."""
-
+    def values(self) -> tuple[tuple[float, ...], ...]: ...
     @property
-    def logps(self) -> tuple[float, ...] | None:
-        """(T)."""
+    def logps(self) -> tuple[float, ...] | None: ...
 
 
 @torch.no_grad()

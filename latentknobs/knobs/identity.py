@@ -5,8 +5,7 @@ the outputs are rounded to 1e-6 nats, so that the hash is the same on every mach
 """
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -57,8 +56,12 @@ def probe(hidden_size: int | None = None) -> tuple[Tensor, Context]:
 
 def option_hashes(knob: DecodingKnob) -> list[str]:
     """For each option of the grid, 16 hex digits that stand for what it does."""
-    logits_NV, context = probe(getattr(knob, "hidden_size", None))
-    return [_hash(_outputs(knob, logits_NV, context, value)) for value in knob.options]
+    (logits_NV, context), hashes = probe(getattr(knob, "hidden_size", None)), []
+    for value in knob.options:
+        logps_NV = knob.apply_in(logits_NV.clone(), logits_NV.new_full((ROWS,), value), context).log_softmax(-1)
+        text = " ".join("-" if x == -torch.inf else f"{round(x, 6) + 0.0:.6f}" for x in logps_NV.flatten().tolist())
+        hashes.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+    return hashes
 
 
 def knob_identity(knob: DecodingKnob, position: int = 0) -> dict[str, Any]:
@@ -117,19 +120,3 @@ def check_identity(knob: DecodingKnob, saved: Mapping[str, Any], position: int |
             f"{subject} no longer does what it did when the adapter was saved with {origin(saved)}: {values} changed. "
             f"Install the version it was saved with, or train again."
         )
-
-
-def resolution_fingerprint(knobs: Sequence[DecodingKnob]) -> str:
-    """64 hex digits that are equal exactly where the same knobs, in the same order, from the same versions, behave the same."""
-    identities = [knob_identity(knob, position) for position, knob in enumerate(knobs)]
-    return hashlib.sha256(json.dumps(identities, sort_keys=True).encode()).hexdigest()
-
-
-def _outputs(knob: DecodingKnob, logits_NV: Tensor, context: Context, value: float) -> Tensor:
-    value_N = logits_NV.new_full((len(logits_NV),), value)
-    return knob.apply_in(logits_NV.clone(), value_N, context).log_softmax(-1)
-
-
-def _hash(logps_NV: Tensor) -> str:
-    text = " ".join("-" if x == -torch.inf else f"{round(x, 6) + 0.0:.6f}" for x in logps_NV.flatten().tolist())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latentknobs.errors import SpaceError, did_you_mean
 from latentknobs.files import fit
-from latentknobs.knobs.identity import SavedKnob, check_identity, knob_identity, origin, resolution_fingerprint, resolve_saved
+from latentknobs.knobs.identity import SavedKnob, check_identity, knob_identity, origin, resolve_saved
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, Stage
 from latentknobs.knobs.registry import KnobSpec, resolve
 
@@ -148,9 +148,9 @@ class KnobSpace:
         """Whether the options are exactly the full product of the grids, in order."""
         return self.grid_KJ == tuple(itertools.product(*(range(len(knob.options)) for knob in self.knobs)))
 
-    def values_KJ(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Tensor:
-        """(K, J) the value of every knob in every option."""
-        return self._values_KJ.to(dtype=dtype, device=device, copy=True)
+    def values_KJ(self, device: torch.device | str = "cpu") -> Tensor:
+        """(K, J) float64, the value of every knob in every option."""
+        return self._values_KJ.to(device=device, copy=True)
 
     @cached_property
     def _values_KJ(self) -> Tensor:
@@ -199,8 +199,8 @@ class KnobSpace:
 
     def fingerprint(self) -> str:
         """64 hex digits, equal exactly where the same options, order and knob versions behave the same (all ranks of a run)."""
-        text = json.dumps([self.order, self.grid_KJ, resolution_fingerprint(self.knobs)])
-        return hashlib.sha256(text.encode()).hexdigest()
+        identities = [knob_identity(knob, position) for position, knob in enumerate(self.knobs)]
+        return hashlib.sha256(json.dumps([self.order, self.grid_KJ, identities], sort_keys=True).encode()).hexdigest()
 
     def facts(self) -> dict[str, str]:
         """What the processes of a run compare: the chain, where each knob comes from, and what its options do."""

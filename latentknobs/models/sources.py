@@ -13,6 +13,7 @@ from latentknobs.data.tables import read_rows
 from latentknobs.data.trl import SIDES
 from latentknobs.engines.base import Engine, engine_of
 from latentknobs.engines.transformers.frozen import context_length, output_embeddings
+from latentknobs.engines.transformers.record import stop_ids
 from latentknobs.errors import ConfigError, DataError, did_you_mean
 from latentknobs.learners.find import find_learner
 from latentknobs.models.loading import TESTBED, load_model
@@ -113,10 +114,9 @@ def dev_prompts(train: Sequence[Prompt], rest: Sequence[Prompt], config: TrainCo
 
 
 def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any, held_out: set[str]) -> Preferences:
-    ends = model.generation_config.eos_token_id
     return read_preferences(
         pairs, tokenizer, max_new_tokens=config.max_new_tokens, context=context_length(model),
-        stops=ends if isinstance(ends, list) else [ends], held_out=held_out,
+        stops=stop_ids(model.generation_config), held_out=held_out,
     )  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """Policies that read nothing: constants, greedy decoding, and the mixtures that sample the first rollouts."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -51,7 +49,7 @@ class UniformPolicy(CategoricalPolicy):
 
     def log_pi(self, seen: Observation, state: State = None) -> Tensor:
         """(N, K) all -log K."""
-        return _flat(self.space.K, seen.logits_NV.device).expand(len(seen.logits_NV), -1)
+        return torch.zeros(len(seen.logits_NV), self.space.K, device=seen.logits_NV.device).log_softmax(-1)
 
 
 class BalancedPolicy(UniformPolicy):
@@ -69,10 +67,3 @@ class BalancedPolicy(UniformPolicy):
         flat_K = torch.full((self.space.K,), 1 / self.space.K)
         pi_K = 0.5 * flat_K + 0.5 * free_K / free_K.sum() if free_K.any() else flat_K
         return pi_K.log().to(seen.logits_NV.device).expand(len(seen.logits_NV), -1)
-
-
-@lru_cache(maxsize=16)
-def _flat(K: int, device: torch.device) -> Tensor:
-    """(K,) log-probabilities, kept because they are read at every token."""
-    with torch.inference_mode(False):  # or autograd could not use them later
-        return torch.zeros(K, device=device).log_softmax(-1)

@@ -62,7 +62,7 @@ class Manifest:
         """Reads what this and other processes have written."""
         entries: list[Entry] = []
         for path in sorted(self.folder.glob(f"{NAME}*.jsonl")):
-            lines = _whole_lines(path)
+            lines = read_text(path, RunError, CURE, LARGEST).encode().split(b"\n")[:-1]
             entries += [_parse(line, f"Line {number} of {str(path)!r}", self.folder) for number, line in enumerate(lines, 1)]
             if path == self._own:
                 self._length = sum(len(line) + 1 for line in lines)
@@ -98,7 +98,8 @@ class Manifest:
         stat = path.stat()
         mark = (file, stat.st_size, stat.st_mtime_ns)
         if mark not in self._checked:
-            self._checked[mark] = hash_file(path)
+            with path.open("rb") as data:
+                self._checked[mark] = hashlib.file_digest(data, "sha256").hexdigest()
         return self._checked[mark]
 
     def add(self, entry: Entry) -> None:
@@ -112,16 +113,6 @@ class Manifest:
         self._length += len(data)
         self.entries.append(entry)
         self._known.setdefault((entry.file, entry.key), []).append(entry)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    return read_text(path, RunError, CURE, LARGEST).encode().split(b"\n")[:-1]
 
 
 def _parse(line: bytes, where: str, folder: Path) -> Entry:

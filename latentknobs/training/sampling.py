@@ -62,12 +62,12 @@ def sample(
     parts: list[tuple[str, int, list[tuple[int, list[int]]]]] = []  # key of the span, number of the file, batches
     for span in spans or [range(len(prompts))]:
         mine = [prompts[p] for p in span]
-        asked = f"{key} {copies} {samples} {seed} {model_input(mine)} {sources.engine.identity}"
+        content = f"{key} {copies} {samples} {seed} {model_input(mine)} {sources.engine.identity}"
         first = sum(len(chunk) for _, _, chunk in parts)  # of the batches: no two share their draws
         planned = enumerate(plan_batches(mine, copies, config.batch_size), first)
         batches = [(n, [span[p] for p in rows]) for n, rows in planned]
         chunks = [batches[start : start + size] for start in range(0, len(batches), size)]
-        parts += [(config.digest("rollouts", asked), number, chunk) for number, chunk in enumerate(chunks)]
+        parts += [(config.digest("rollouts", content), number, chunk) for number, chunk in enumerate(chunks)]
 
     def task(one: PolicyRun, identity: str, place: int) -> Task:
         file = f"{stage}/rollouts/{one.name}{'-' if one.name else ''}{place:05d}.jsonl"

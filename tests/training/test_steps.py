@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_killed_around_its_checkpoints_ends_with_the_same_bits_and_each_step_logged_once(
     whole: Path, tmp_path: Path
 ) -> None:
-    for moment in ("checkpoint-main:1", "checkpoint-main:4", "checkpoint-rival:3", "rollouts:1"):
+    for moment in ("checkpoint-main:1", "checkpoint-main:4", "checkpoint-rival:1", "rollouts:1"):
         assert finished(main, tmp_path / "run", f"at:round-1/{moment}", tmp_path / "log", SETTINGS) == -9, moment
     assert finished(main, tmp_path / "run", "never", tmp_path / "log", SETTINGS) == 0
     assert heads(tmp_path / "run") == heads(whole)

@@ -4,7 +4,7 @@ Two hooks: one reads the hidden state at the output embeddings, one rewrites the
 keeps its loop, its cache, its stopping rules. What this file adds is bookkeeping: which column of the sequence a row of
 logits belongs to, so that segments keep their option, and a generation config that changes nothing on top of the policy.
 
-Where `generate` would only draw a token from the logits (no beams, no drafts, no logits processors, no scores asked for),
+Where `generate` would only draw a token from the logits (no beams, no drafts, no logits processors, no scores),
 the hook draws it with the per-row sampler and marks it with an infinite logit: faster, and reproducible by (seed, row,
 position) whatever the batch. Everywhere else the hook returns the logits of the chosen options.
 """
@@ -24,7 +24,7 @@ from latentknobs.engines.transformers.finished import Call
 from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
-from latentknobs.engines.transformers.record import Record, read_record
+from latentknobs.engines.transformers.record import Record, read_record, stop_ids
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
 from latentknobs.engines.transformers.step import Stepper, check_values, draw_tokens, lowered
 from latentknobs.engines.transformers.verify import Running, Verifier, sequences_of
@@ -37,7 +37,7 @@ from latentknobs.likelihood.apply import apply_values
 from latentknobs.policies import Policy
 from latentknobs.tensors import host_sees
 
-UNSEEN = -1  # id of a token that came as an embedding
+EMBEDDED = -1  # id of a token that came as an embedding
 
 
 class Attached:
@@ -86,7 +86,7 @@ class Attached:
         self._now, self._lock = Running(), threading.RLock()
         self._newest: Ledger | None = None
         self._call: Call | None = None  # the newest one
-        self._packed = 0  # tokens that continuous batching was given choices for
+        self._packed = 0  # tokens of continuous batching that had a choice
         # Wrappers may call the model's forward without its hooks (PEFT does), so that they need the hook too.
         modules = [layer for layer in reversed(layers) if isinstance(layer, torch.nn.Module)]
         self._hooks = [
@@ -163,7 +163,7 @@ class Attached:
     def go_on(self, row_R: Tensor) -> None:
         """The next `generate` goes on with rows (R) of the newest one: their prompts, options and uniforms.
 
-        It is to be given their ids so far, the mask of all columns, and their part of the cache, as `leaving` does.
+        Pass their ids so far, the mask of all columns, and their part of the cache, as `leaving` does.
         """
         if self._now.ledger is None:
             raise DecodingError("Nothing was generated yet: call model.generate(...) before going on with some of its rows.")
@@ -259,8 +259,8 @@ class Attached:
         config, now = kwargs.get("generation_config", args[0] if args else None), self._now
         if now.verifier is not None and config is not None:
             assert now.ledger is not None
-            call, ends = now.verifier.call, config.eos_token_id
-            call.ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+            call = now.verifier.call
+            call.ends = stop_ids(config)
             call.padding = [] if config.pad_token_id is None else [config.pad_token_id]
             call.may_stop |= config.stop_strings is not None
             call.processors = tuple(type(processor).__name__ for processor in processors)
@@ -286,7 +286,7 @@ class Attached:
     def _rewrite(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         ids_BS = kwargs.get("input_ids", args[0] if args else None)
         if ids_BS is None and kwargs.get("inputs_embeds") is not None:
-            ids_BS = torch.full(kwargs["inputs_embeds"].shape[:2], UNSEEN, device=output.logits.device)
+            ids_BS = torch.full(kwargs["inputs_embeds"].shape[:2], EMBEDDED, device=output.logits.device)
         now = self._now
         tapped_BSD, now.hidden = now.hidden, None
         if tapped_BSD is None or now.is_paused or ids_BS is None or kwargs.get("labels") is not None:

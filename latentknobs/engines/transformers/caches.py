@@ -23,16 +23,9 @@ def cache_in(values: Mapping[str, Any]) -> Any:
 
 
 def cache_length(values: Mapping[str, Any]) -> Any:
-    """How many tokens the cache among these values holds, as an int or a tensor; None where it cannot say.
-
-    Caches that keep states and no keys (Mamba) cannot. Versions before 5.10 raise for them, later ones return a number that
-    means something else.
-    """
+    """How many tokens the cache among these values holds, as an int or a tensor; None where it keeps states (Mamba)."""
     name = cache_name(values)
     cache = None if name in (None, "cache_params") else values[name]
     if not isinstance(cache, Cache) or all(getattr(cache, "is_linear", [False])):
         return None
-    try:
-        return cache.get_seq_length()
-    except ValueError:
-        return None
+    return cache.get_seq_length()

@@ -8,7 +8,7 @@ with another number of rows, and for models in which a row does not depend on th
 Everything stays in one call, which is always right, where rows cannot leave:
 
 * `generate` draws the tokens itself (`sampler="transformers"`): rows share its random state;
-* the cache is no plain `DynamicCache`: static, quantized, offloaded, a state (Mamba and hybrids), none at all;
+* the cache is not a plain `DynamicCache`: static, quantized, offloaded, a state (Mamba and hybrids), none at all;
 * the generation config has no end-of-sequence token.
 """
 
@@ -86,18 +86,18 @@ def _sample(
     token_BT = torch.full((B, max_new_tokens), pad, dtype=torch.long)
     value_BTJ = torch.zeros(B, max_new_tokens, len(attached.policy.space.knobs), dtype=torch.float64)
     option_BT: Tensor | None = None
-    stop_E = torch.tensor(stop_ids(model), dtype=torch.long, device=ids_RL.device)
+    stop_E = torch.tensor(stop_ids(model.generation_config), dtype=torch.long, device=ids_RL.device)
     enough = Enough(attached, stop_E, P)
-    told = {**past, **({"stopping_criteria": [enough]} if len(stop_E) else {})}
+    arguments = {**past, **({"stopping_criteria": [enough]} if len(stop_E) else {})}
     first = {} if second is None else {"negative_prompt_ids": second.ids_BP, "negative_prompt_attention_mask": second.mask_BP}
     row_R = torch.arange(B)
     while True:
-        made = model.generate(
+        output = model.generate(
             input_ids=ids_RL, attention_mask=mask_RL, max_new_tokens=P + max_new_tokens - ids_RL.shape[1], pad_token_id=pad,
-            return_dict_in_generate=True, **told, **first,
+            return_dict_in_generate=True, **arguments, **first,
         )  # fmt: skip
         first = {}  # it goes with the rows
-        ids_RL, T = made.sequences, made.sequences.shape[1] - P
+        ids_RL, T = output.sequences, output.sequences.shape[1] - P
         token_BT[row_R, :T] = ids_RL[:, P:].cpu()
         value_BTJ[row_R, :T] = attached.value_BTJ[:, :T].cpu()
         if attached.chooses_options:
@@ -107,7 +107,7 @@ def _sample(
             return token_BT[:, :T], value_BTJ[:, :T], None if option_BT is None else option_BT[:, :T]
         stay_Q = (~finished_rows(ids_RL[:, P:], stop_E)).nonzero().squeeze(-1).cpu()
         attached.go_on(stay_Q)
-        told[cache_name(made) or ""] = cache = cache_in(made)
+        arguments[cache_name(output) or ""] = cache = cache_in(output)
         cache.batch_select_indices(stay_Q)
         mask_RL = torch.nn.functional.pad(mask_RL, (0, ids_RL.shape[1] - mask_RL.shape[1]), value=1)
         row_R, ids_RL, mask_RL = row_R[stay_Q], ids_RL[stay_Q], mask_RL[stay_Q]

@@ -42,9 +42,9 @@ def end_of(response: Sequence[int], stop: Collection[int]) -> int:
     return next((t + 1 for t, token in enumerate(response) if token in stop), len(response))
 
 
-def stop_ids(model: Any) -> list[int]:
-    """The tokens that end a response."""
-    ends = model.generation_config.eos_token_id
+def stop_ids(config: Any) -> list[int]:
+    """The tokens that end a response, by a generation config."""
+    ends = config.eos_token_id
     return list(ends) if isinstance(ends, list) else [] if ends is None else [ends]
 
 
@@ -53,7 +53,7 @@ def split_sequences(
     lengths: Sequence[int] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:  # fmt: skip
     """Prompt ids without padding, and response ids up to and with the end-of-sequence token (or of the given `lengths`)."""
-    stop = set(stop_ids(model))
+    stop = set(stop_ids(model.generation_config))
     prompts, responses = [], []
     copies = 1 if attention_mask_BP is None else max(len(sequences_BL) // len(attention_mask_BP), 1)  # of each prompt
     for b, row in enumerate(sequences_BL.tolist()):

@@ -1,6 +1,6 @@
 """Every setting of `generate`, and what becomes of it while a policy is attached: the one place that decides.
 
-| group | in the model's generation config | in a config given to the call | written in the call |
+| group | in the model's generation config | in a config passed to the call | written in the call |
 |---|---|---|---|
 | `CHOSEN`: what policies choose | off | off | refused, or off with `sampling_arguments="override"` |
 | `SHAPING`: changes the distribution after the policy | off | acts, and `record` refuses | acts, and `record` refuses |
@@ -35,25 +35,9 @@ REFUSED: dict[str, Any] = {
     "token_healing": False, "use_mtp": None, "penalty_alpha": None, "dola_layers": None, "num_beam_groups": 1,
     "constraints": None, "force_words_ids": None,
 }  # fmt: skip
-OTHER = frozenset({
-    "max_length", "max_new_tokens", "max_time", "stop_strings", "early_stopping", "length_penalty", "num_beams",
-    "num_return_sequences", "diversity_penalty", "low_memory", "use_cache", "cache_implementation", "cache_config",
-    "max_cache_len", "prefill_chunk_size", "compile_config", "disable_compile", "continuous_batching_config",
-    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
-    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant", "num_assistant_tokens",
-    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
-    "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type",
-    "transformers_version",
-})  # fmt: skip
 ROLLOUTS = (
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "use_cache",
-    "cache_implementation",
-    "cache_config",
-    "disable_compile",
-)
+    "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "cache_implementation", "cache_config", "disable_compile",
+)  # fmt: skip
 
 
 def setting(name: str, kwargs: dict[str, Any], configs: Iterable[Any], default: Any) -> Any:

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from latentknobs import KnobSpace
 from latentknobs.engines.transformers import Attached
-from latentknobs.engines.transformers.settings import CHOSEN, OTHER, REFUSED, SHAPING
+from latentknobs.engines.transformers.settings import CHOSEN, REFUSED, SHAPING
 from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import Every, WholeResponse
 from latentknobs.policies import ConstantPolicy, UniformPolicy
@@ -178,6 +178,19 @@ def test_logits_inside_the_prompt_are_untouched(lm: nn.Module) -> None:
         attached_BSV = lm(**left_padded()).logits
     assert torch.equal(attached_BSV[:, :-1], plain_BSV[:, :-1])
     assert not torch.equal(attached_BSV[:, -1], plain_BSV[:, -1])
+
+
+# lengths, ends, beams, drafts, caches, outputs: they act
+OTHER = frozenset({
+    "max_length", "max_new_tokens", "max_time", "stop_strings", "early_stopping", "length_penalty", "num_beams",
+    "num_return_sequences", "diversity_penalty", "low_memory", "use_cache", "cache_implementation", "cache_config",
+    "max_cache_len", "prefill_chunk_size", "compile_config", "disable_compile", "continuous_batching_config",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "is_assistant", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "prompt_lookup_num_tokens", "max_matching_ngram_size",
+    "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type",
+    "transformers_version",
+})  # fmt: skip
 
 
 def test_every_setting_of_a_generation_config_has_one_group() -> None:
