@@ -8,14 +8,9 @@ from latentknobs.rewards import RewardSpec, Score, ScoreCache, score_all
 
 
 def score_rollouts(
-    reward: RewardSpec,
-    prompts: Sequence[Prompt],
-    rollouts: Sequence[Rollout],
-    cache: ScoreCache | None = None,
-    *,
-    whole: bool = True,
-    advance: Callable[[int], None] = lambda items: None,
-) -> list[Score]:
+    reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], cache: ScoreCache | None = None, *,
+    whole: bool = True, advance: Callable[[int], None] = lambda items: None,
+) -> list[Score]:  # fmt: skip
     """The score of every rollout. See `score_all` for the other arguments and the errors.
 
     Args:

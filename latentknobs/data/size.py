@@ -9,15 +9,9 @@ from rich.filesize import decimal
 from latentknobs.heads.segmenters import parse_level
 
 
-def feature_bytes(*, F: int, columns: int, dtype: str, level: str, tokens: int, responses: int) -> int:
-    """Most bytes that the features of some responses take, if each has `tokens` tokens.
-
-    Args:
-        F, columns: features of a row of the store, in `dtype`, and bytes of its other columns (`row_bytes`).
-        level: how long a choice lasts; of a delimiter, each token might be one.
-    """
-    segments = int(parse_level(level, token_ids=(0,)).segments(torch.zeros(1, tokens, dtype=torch.long)).max()) + 1
-    return responses * segments * (F * getattr(torch, dtype).itemsize + columns)
+def most_segments(level: str, tokens: int) -> int:
+    """Of a response of so many tokens; each of them might be a delimiter."""
+    return int(parse_level(level, token_ids=(0,)).segments(torch.zeros(1, tokens, dtype=torch.long)).max()) + 1
 
 
 def disk_warning(path: Path, size: int) -> str | None:

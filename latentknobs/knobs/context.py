@@ -83,12 +83,8 @@ class Observation:
 
     @classmethod
     def of_response(
-        cls,
-        prompt: Sequence[int],
-        response: Sequence[int],
-        device: torch.device | str = "cpu",
-        second_TV: Tensor | None = None,
-    ) -> "Observation":
+        cls, prompt: Sequence[int], response: Sequence[int], device: torch.device | str = "cpu", second_TV: Tensor | None = None,
+    ) -> "Observation":  # fmt: skip
         """What knobs could read as the T tokens of a finished response were sampled (teacher forcing).
 
         Row t has seen the prompt and `response[:t]`. Takes T * (P + T) int64 numbers.

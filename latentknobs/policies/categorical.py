@@ -67,13 +67,9 @@ class HeadPolicy(CategoricalPolicy):
     _fast: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
-        self,
-        head: OptionHead,
-        space: KnobSpace,
-        segmenter: Segmenter,
-        features: Sequence[str] = (HIDDEN,),
+        self, head: OptionHead, space: KnobSpace, segmenter: Segmenter, features: Sequence[str] = (HIDDEN,),
         pick: Pick = "greedy",
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(space, segmenter, pick)
         self.head = head
         self.features = check_features(features)

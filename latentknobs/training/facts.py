@@ -24,21 +24,11 @@ T = TypeVar("T")
 
 
 def facts_of_round(
-    learner: Learner,
-    module: nn.Module,
-    features: Features,
-    train: Sequence[Example],
-    held_out: Sequence[Example],
-    config: TrainConfig,
-    *,
-    task_P: Sequence[str],
-    length_R: Sequence[int],
-    prompt_N: Sequence[int] = (),
-    reward_N: Sequence[float | None] = (),
-    skipped: Count = NONE,
-    reference: nn.Module | None = None,
+    learner: Learner, module: nn.Module, features: Features, train: Sequence[Example], held_out: Sequence[Example],
+    config: TrainConfig, *, task_P: Sequence[str], length_R: Sequence[int], prompt_N: Sequence[int] = (),
+    reward_N: Sequence[float | None] = (), skipped: Count = NONE, reference: nn.Module | None = None,
     processes: Processes | None = None,
-) -> tuple[Facts, list[str]]:
+) -> tuple[Facts, list[str]]:  # fmt: skip
     """What one round shows, and what its learner finds. To be called in all processes; each gets the same.
 
     Args:

@@ -27,18 +27,10 @@ SEGMENTS = 4096  # whose features the learner's summary of a module reads
 
 
 def fit(
-    learner: Learner,
-    module: nn.Module,
-    features: Features,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
-    config: TrainConfig,
-    *,
-    reference: nn.Module | None = None,
-    log: Callable[[dict[str, Any]], None] = lambda row: None,
-    checkpoint: Checkpoint | None = None,
-    processes: Processes | None = None,
-) -> nn.Module:
+    learner: Learner, module: nn.Module, features: Features, examples: Sequence[Example], held_out: Sequence[Example],
+    config: TrainConfig, *, reference: nn.Module | None = None, log: Callable[[dict[str, Any]], None] = lambda row: None,
+    checkpoint: Checkpoint | None = None, processes: Processes | None = None,
+) -> nn.Module:  # fmt: skip
     """Trains `module` in place and returns it with the weights of its best validation step.
 
     Args:
@@ -149,14 +141,9 @@ def _gradients(
 
 @torch.no_grad()
 def evaluate(
-    learner: Learner,
-    module: nn.Module,
-    features: Features,
-    examples: Sequence[Example],
-    config: TrainConfig,
-    reference: nn.Module | None = None,
-    processes: Processes | None = None,
-) -> dict[str, float]:
+    learner: Learner, module: nn.Module, features: Features, examples: Sequence[Example], config: TrainConfig,
+    reference: nn.Module | None = None, processes: Processes | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Means of the loss and of its metrics over some examples."""
     processes = processes or Processes()
     mine = examples[processes.rank :: processes.size]

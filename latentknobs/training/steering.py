@@ -138,17 +138,9 @@ def shares(head: ValueHead, seen: Seen) -> Tensor:
 
 
 def _fit(
-    head: ValueHead,
-    seen: Sequence[Seen],
-    P: int,
-    copies: int,
-    margin: float,
-    anchor: float,
-    steps: int,
-    batch: int,
-    rate: float,
-    decay: float,
-) -> None:
+    head: ValueHead, seen: Sequence[Seen], P: int, copies: int, margin: float, anchor: float, steps: int, batch: int,
+    rate: float, decay: float,
+) -> None:  # fmt: skip
     """AdamW on the ranking loss and the anchor."""
     head.train()
     optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay)

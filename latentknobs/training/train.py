@@ -14,7 +14,7 @@ from latentknobs.adapter import KnobAdapter, describe_model
 from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.columns import row_bytes
 from latentknobs.data.evidence import check_evidence
-from latentknobs.data.size import disk_warning, feature_bytes
+from latentknobs.data.size import disk_warning, most_segments
 from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.report import HEAD, Report
@@ -236,16 +236,13 @@ def _feature_bytes(config: TrainConfig, learner: Learner, sources: Sources, used
     """Most bytes of all rounds' features, `used` being how many rollouts the learner keeps of a round at most; and, where a
     learner keeps something of every token, a sentence on it.
     """
-    others = len(sources.preferences.rollouts) if sources.preferences else None
-    rounds, columns = config.rounds - (others is not None), learner.columns(learner.settings)
-    F = width(config.features, sources.engine.hidden_size or 0) + 1
+    others = sources.preferences.rollouts if sources.preferences else ()
+    responses, columns = used * (config.rounds - bool(others)) + len(others), learner.columns(learner.settings)
     own = row_bytes(columns, learner.inputs.space.K, int(sources.model.config.get_text_config().vocab_size))
+    F = width(config.features, sources.engine.hidden_size or 0) + 1
+    row = F * getattr(torch, config.feature_dtype).itemsize + own
     each = any(column.reduce == "token" for column in columns.values())
-    size = feature_bytes(
-        F=F, columns=own, dtype=config.feature_dtype, level="token" if each else config.level, tokens=config.max_new_tokens,
-        responses=used * rounds + (others or 0),
-    )  # fmt: skip
-    row = feature_bytes(F=F, columns=own, dtype=config.feature_dtype, level="token", tokens=1, responses=1)
+    size = row * responses * most_segments("token" if each else config.level, config.max_new_tokens)
     return size, f"Features take {row:,} bytes a token, {own:,} of these for logits; {decimal(size)} at most." if each else ""
 
 

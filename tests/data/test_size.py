@@ -9,7 +9,7 @@ from store_cases import as_made, make_cache
 
 from latentknobs.data.columns import ALL, row_bytes
 from latentknobs.data.shard import write_shard
-from latentknobs.data.size import disk_warning, feature_bytes
+from latentknobs.data.size import disk_warning, most_segments
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -21,13 +21,13 @@ def test_a_segment_takes_as_many_bytes_as_a_row_of_a_shard(tmp_path, F, K, dtype
     for N in (1, 101):
         write_shard(tmp_path / str(N), as_made(make_cache(0, [N], getattr(torch, dtype), F, K)))
         files.append((tmp_path / str(N)).stat().st_size)
-    size = feature_bytes(F=F, columns=row_bytes(ALL, K, 7), dtype=dtype, level="token", tokens=100, responses=1)
+    size = 100 * (F * getattr(torch, dtype).itemsize + row_bytes(ALL, K, 7))
     assert files[1] - files[0] == pytest.approx(size, abs=32)  # the header holds sizes in decimal
 
 
 @pytest.mark.parametrize(("level", "segments"), [("token", 16), ("every:3", 6), ("sequence", 1), ("delimiter:.", 16)])
 def test_segments_are_those_of_the_level(level, segments):
-    assert feature_bytes(F=1, columns=16, dtype="float32", level=level, tokens=16, responses=3) == 3 * segments * 20
+    assert most_segments(level, 16) == segments
 
 
 def disk_of(monkeypatch, free: int) -> list:

@@ -41,13 +41,8 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        prompt_length: int,
-        rows_per_key: int = 1,
-        mask_BP: Tensor | None = None,
-        keys_B: Any = None,
-    ) -> None:
+        self, policy: Policy, prompt_length: int, rows_per_key: int = 1, mask_BP: Tensor | None = None, keys_B: Any = None,
+    ) -> None:  # fmt: skip
         self.policy, self.needs, self._remembers = policy, reads(policy), remembers(policy)
         self.prompt_length = self.columns = prompt_length
         self.rows_per_key, self.mask_BP = rows_per_key, mask_BP

@@ -14,19 +14,10 @@ from latentknobs.policies import Policy, reads
 
 
 def read_record(
-    model: Any,
-    policy: Policy,
-    seed: int,
-    sequences_BL: Tensor,
-    prompt_length: int,
-    attention_mask_BP: Tensor | None = None,
-    rows_B: Tensor | None = None,
-    max_new_tokens: int | None = None,
-    samples: int = 1,
-    lengths: Sequence[int] | None = None,
-    ignored: tuple[str, ...] = (),
-    second: LeftPadded | None = None,
-) -> Record:
+    model: Any, policy: Policy, seed: int, sequences_BL: Tensor, prompt_length: int, attention_mask_BP: Tensor | None = None,
+    rows_B: Tensor | None = None, max_new_tokens: int | None = None, samples: int = 1, lengths: Sequence[int] | None = None,
+    ignored: tuple[str, ...] = (), second: LeftPadded | None = None,
+) -> Record:  # fmt: skip
     """The record of finished sequences. See `Attached.record` for the arguments; `rows_B` are keys of the uniforms."""
     prompts, responses = split_sequences(model, sequences_BL, prompt_length, attention_mask_BP, lengths)
     seen = observe(

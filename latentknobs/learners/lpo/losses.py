@@ -122,15 +122,9 @@ SCORES = {
 
 
 def lpo_margin(
-    objective: Objective,
-    chosen: Responses,
-    rejected: Responses,
-    log_pi_chosen_BTK: Tensor,
-    log_pi_rejected_BTK: Tensor,
-    ref_chosen_BTK: Tensor | None = None,
-    ref_rejected_BTK: Tensor | None = None,
-    length_norm: LengthNorm = "none",
-) -> Tensor:
+    objective: Objective, chosen: Responses, rejected: Responses, log_pi_chosen_BTK: Tensor, log_pi_rejected_BTK: Tensor,
+    ref_chosen_BTK: Tensor | None = None, ref_rejected_BTK: Tensor | None = None, length_norm: LengthNorm = "none",
+) -> Tensor:  # fmt: skip
     """(B,) score of chosen minus score of rejected, before beta: above 0 where the head orders a pair rightly.
 
     Arguments and errors are those of `lpo_loss`; `nll` is scored by Eq. 10.
@@ -144,16 +138,10 @@ def lpo_margin(
 
 
 def lpo_loss(
-    objective: Objective,
-    chosen: Responses,
-    rejected: Responses,
-    log_pi_chosen_BTK: Tensor,
-    log_pi_rejected_BTK: Tensor,
-    ref_chosen_BTK: Tensor | None = None,
-    ref_rejected_BTK: Tensor | None = None,
-    beta: float = 0.1,
+    objective: Objective, chosen: Responses, rejected: Responses, log_pi_chosen_BTK: Tensor, log_pi_rejected_BTK: Tensor,
+    ref_chosen_BTK: Tensor | None = None, ref_rejected_BTK: Tensor | None = None, beta: float = 0.1,
     length_norm: LengthNorm = "none",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """(B,) the un-reduced loss: -log sigmoid(beta * (score of chosen - score of rejected)), Eq. 9, 10 or 11.
 
     Args:
