@@ -37,33 +37,25 @@ if TYPE_CHECKING:
     from latentknobs.training.strategies import find_strategies as find_strategies
     from latentknobs.training.train import train as train
 
-_WHERE = {
-    "Context": "knobs.context",
-    "Observation": "knobs.context",
-    "Policy": "policies",
-    "Choice": "policies",
-    "attach": "adapter",
-    "ContextKnob": "knobs.knob",
-    "DecodingKnob": "knobs.knob",
-    "ScalingKnob": "knobs.knob",
-    "TruncationKnob": "knobs.knob",
-    "Stage": "knobs.knob",
-    "register": "knobs.registry",
-    "KnobSpace": "knobs.space",
-    "option_logps": "likelihood",
-    "apply_options": "likelihood",
-    "lpo_loss": "learners.lpo",
-    "KnobAdapter": "adapter",
-    "account": "training.accounts",
-    "steer": "training.steering",
-    "Discriminator": "heads.discriminator",
-    "load_discriminator": "heads.discriminator",
-    "discriminator": "training.discriminate",
-    "train": "training.train",
-    "find_strategies": "training.strategies",
-    "headroom": "training.headroom",
-    "evaluate": "evaluation.api",
+_NAMES = {
+    "adapter": "KnobAdapter attach",
+    "evaluation.api": "evaluate",
+    "heads.discriminator": "Discriminator load_discriminator",
+    "knobs.context": "Context Observation",
+    "knobs.knob": "ContextKnob DecodingKnob ScalingKnob Stage TruncationKnob",
+    "knobs.registry": "register",
+    "knobs.space": "KnobSpace",
+    "learners.lpo": "lpo_loss",
+    "likelihood": "apply_options option_logps",
+    "policies": "Choice Policy",
+    "training.accounts": "account",
+    "training.discriminate": "discriminator",
+    "training.headroom": "headroom",
+    "training.steering": "steer",
+    "training.strategies": "find_strategies",
+    "training.train": "train",
 }
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted([*_WHERE, "__version__"])
 
 

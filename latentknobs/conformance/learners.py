@@ -19,8 +19,7 @@ from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.knob import ScalingKnob
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.learners.base import Inputs, Learner, Loss
-from latentknobs.learners.find import find_learner
+from latentknobs.learners.base import Inputs, Learner, Loss, find_learner
 from latentknobs.likelihood import option_logps
 from latentknobs.policies import Policy
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from latentknobs.data.columns import SAMPLED_OPTION, Column
 from latentknobs.data.examples import Batch, Example
-from latentknobs.errors import ConfigError
+from latentknobs.entry_points import load
+from latentknobs.errors import ConfigError, PluginError
 from latentknobs.heads.features import budgets_in
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Segmenter
@@ -264,3 +265,11 @@ class Learner(ABC):
 
 def _needs_options(kind: type[Learner], settings: Any) -> bool:
     return any(column in SAMPLED_OPTION.values() for column in kind.columns(settings).values())
+
+
+def find_learner(name: str) -> type[Learner]:
+    """The installed learner of a name; UnknownNameError if there is none, PluginError if it is broken or not a learner."""
+    kind = load("learner", name)
+    if not (isinstance(kind, type) and issubclass(kind, Learner)):
+        raise PluginError(f"The learner {name!r} is {kind!r}, not a latentknobs.learners.Learner. Repair its package.")
+    return kind

@@ -15,7 +15,7 @@ from latentknobs.engines.base import Engine, engine_of
 from latentknobs.engines.transformers.frozen import context_length, output_embeddings
 from latentknobs.engines.transformers.record import stop_ids
 from latentknobs.errors import ConfigError, DataError, did_you_mean
-from latentknobs.learners.find import find_learner
+from latentknobs.learners.base import find_learner
 from latentknobs.models.loading import TESTBED, load_model
 from latentknobs.rewards import Rewards, RewardSpec, resolve_rewards
 

@@ -24,8 +24,7 @@ from latentknobs.heads.segmenters import Segmenter, parse_level
 from latentknobs.knobs.knob import DecodingKnob
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.knobs.strategies import only, read_strategies
-from latentknobs.learners.base import Inputs, Learner
-from latentknobs.learners.find import find_learner
+from latentknobs.learners.base import Inputs, Learner, find_learner
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.progress import say

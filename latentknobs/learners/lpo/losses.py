@@ -42,10 +42,6 @@ class Responses:
         """Some of the rows, by a slice or by their indices."""
         return replace(self, **{name: value[kept] for name, value in vars(self).items() if value is not None})
 
-    def to(self, device: torch.device) -> "Responses":
-        """The same rows on another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
-
 
 def segment_starts(segment_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """(B, T) True at the first token of each segment."""
