@@ -81,13 +81,6 @@ def greedy_cover(reward_PK: Tensor, count: int) -> list[int]:
     return chosen
 
 
-def select_strategies(space: KnobSpace, reward_PK: Tensor, count: int) -> KnobSpace:
-    """The space with the `count` options that cover the prompts best, in its own order; SpaceError if sizes do not fit."""
-    if reward_PK.shape[-1] != space.K:
-        raise SpaceError(f"The rewards have {reward_PK.shape[-1]} columns, and the space has {space.K} options. Give one each.")
-    return space.select(sorted(greedy_cover(reward_PK, count)))
-
-
 def reward_table(prompt_R: Tensor, option_R: Tensor, reward_R: Tensor, prompts: int, options: int) -> Tensor:
     """(P, K) mean reward of R rollouts by prompt and option; NaN where a pair was never tried."""
     cell_R = prompt_R.long() * options + option_R.long()

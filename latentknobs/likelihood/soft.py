@@ -43,20 +43,15 @@ def soft_logps(columns: Columns, target: Target, space: KnobSpace, value_NJ: Ten
     Args:
         columns: of the LM's own logits; no gradient is kept for these.
         value_NJ: (N, J) values in the space's order.
-        alpha: steepness of the cuts, in nats per unit of excess; see `soft_logits`.
+        alpha: steepness of the cuts, in nats per unit of excess; above 0.
     """
-    soft_NC, cut_NC, temperature_N = _chain(columns, space, value_NJ, alpha)
+    soft_NC, cut_NC, temperature_N = soft_chain(columns, space, value_NJ, alpha)
     total_N = Columns(soft_NC, columns.count_C).log_mass_NC.logsumexp(-1)
     return target.logit_N / temperature_N - pick(cut_NC, target.column_N) - total_N
 
 
-def soft_logits(columns: Columns, space: KnobSpace, value_NJ: Tensor, alpha: float) -> Tensor:
-    """(N, C) logits after the chain of knobs, every cut a soft one; ConfigError if alpha is not above 0."""
-    return _chain(columns, space, value_NJ, alpha)[0]
-
-
-def _chain(columns: Columns, space: KnobSpace, value_NJ: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, what cuts took off them, and (N,) what they were divided by."""
+def soft_chain(columns: Columns, space: KnobSpace, value_NJ: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits after the chain of knobs with soft cuts, what these took off, and (N,) what they were divided by; see `soft_logps`."""
     if not alpha > 0:
         raise ConfigError(f"alpha={alpha!r} does not cut: the steepness of a soft cut must be above 0, e.g. 30.")
     logit_NC, count_C = columns.logit_NC.to(value_NJ.dtype), columns.count_C

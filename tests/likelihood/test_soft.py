@@ -11,7 +11,7 @@ from latentknobs.errors import ConfigError, UnreachableTokenError
 from latentknobs.knobs.columns import Columns
 from latentknobs.knobs.knob import TruncationKnob
 from latentknobs.likelihood import reference
-from latentknobs.likelihood.soft import Target, check_reachable, check_soft, soft_logits, soft_logps
+from latentknobs.likelihood.soft import Target, check_reachable, check_soft, soft_chain, soft_logps
 
 CUTS = {"top_p": (0.3, 0.9), "min_p": (0.02, 0.5), "top_n_sigma": (0.5, 2.0), "epsilon_cutoff": (0.01, 0.2)}
 rows = st.integers(0, 10**6).map(lambda seed: torch.randn(3, 17, generator=torch.Generator().manual_seed(seed)).double() * 2)
@@ -34,7 +34,7 @@ def values_of(space: KnobSpace, share: list[float], N: int = 3) -> Tensor:
 def soft(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, alpha: float = 30.0) -> Tensor:
     """(N, V) log-probabilities in the order of the tokens."""
     order_NV = logits_NV.argsort(dim=-1, descending=True, stable=True)
-    logp_NV = soft_logits(Columns.of(logits_NV), space, value_NJ, alpha).log_softmax(-1)
+    logp_NV = soft_chain(Columns.of(logits_NV), space, value_NJ, alpha)[0].log_softmax(-1)
     return torch.zeros_like(logp_NV).scatter(-1, order_NV, logp_NV)
 
 
@@ -66,7 +66,7 @@ def test_a_soft_cut_tends_to_the_hard_one(names: list[str], order: str, logits_N
     steps = [KnobSpace(space.knobs[:j], space.grid_KJ) for j in range(len(space.knobs))]
     for j, knob in enumerate(space.knobs):  # not where rounding decides
         if isinstance(knob, TruncationKnob):
-            before = Columns(soft_logits(row, steps[j], value_NJ[:, :j], 1e6).clamp(min=-1e6)) if j else row
+            before = Columns(soft_chain(row, steps[j], value_NJ[:, :j], 1e6)[0].clamp(min=-1e6)) if j else row
             assume(knob.excess(before, value_NJ[:, j]).abs().min() > 1e-3)
     hard_NV = reference.apply_values(logits_NV, space, value_NJ).log_softmax(-1)
     torch.testing.assert_close(soft(logits_NV, space, value_NJ, 1e6).exp(), hard_NV.exp(), atol=1e-6, rtol=0)

@@ -1,4 +1,4 @@
-"""What belongs to the caller of train() and evaluate() is afterwards what it was: the model, its modes, random states, columns."""
+"""What belongs to the caller of train() and evaluate() stays what it was: the model, its modes, random states, columns."""
 
 import json
 import random
