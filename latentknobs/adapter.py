@@ -57,7 +57,7 @@ class SavedModel(_Saved):
 
 
 class SavedAdapter(_Saved):
-    """`knob_config.json`, its format and version aside. Older ones name the shape of a head that reads the entropy, or none."""
+    """`knob_config.json`, without its format and version. Older ones name the shape of a head that reads the entropy, or none."""
 
     base: SavedModel
     space: dict[str, Any]  # see `KnobSpace.from_dict`

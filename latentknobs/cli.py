@@ -16,7 +16,7 @@ from latentknobs.errors import LatentKnobsError
 
 # name -> (module, attribute, one line for the overview)
 COMMANDS = {
-    "headroom": ("headroom", "headroom", "Whether adapting would pay, and how, before anybody trains."),
+    "headroom": ("headroom", "headroom", "Whether adapting would pay, and how, before training."),
     "train": ("train", "train", "Learn to choose decoding options and show whether it was worth it."),
     "strategies": ("strategies", "strategies", "Choose a few strategies out of a large pool of options."),
     "status": ("status", "status", "Where a run stands: stages, sizes, times, and what is left."),

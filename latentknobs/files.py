@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def path_of(path: str | os.PathLike[str]) -> Path:
-    """A path as its writer meant it: a leading `~` is the home folder. ConfigError if no file can have such a name."""
+    """A path as the user meant it: a leading `~` is the home folder. ConfigError if no file can have such a name."""
     try:
         if b"\0" in os.fsencode(path):
             raise ValueError

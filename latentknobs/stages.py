@@ -4,7 +4,7 @@ A section of the config enters the keys of some stages with all of its fields. A
 
     beta: Annotated[float, Enters("fit")] = 0.1
 
-A field that says nothing is in the keys of its section's stages: forgotten, it costs work, never a wrong result.
+A field that says nothing is in the keys of all stages of its section: to forget it costs work, never a wrong result.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`latentknobs headroom`: would adapting pay here, and how, before anybody trains."""
+"""`latentknobs headroom`: whether adapting would pay, and how, before training."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def _resumed(config: str | None, run: str, settings: dict[str, Any]) -> tuple[st
             check_repeatable(name, value, folder)
             if name in ("reward", "second_reward"):
                 check_reward(value, folder)
-    # the folder may come from somebody else: running its model's code needs consent again
+    # the folder may come from elsewhere: running its model's code needs consent again
     return str(file), {"trust_remote_code": False} | settings | {"output_dir": str(folder)}
 
 

@@ -62,7 +62,7 @@ def ignores_removed_tokens(knob: DecodingKnob) -> None:
 
 
 def keeps_ties_together(knob: DecodingKnob) -> None:
-    """Tokens of equal logits come out equal (greedy options aside, which keep the first)."""
+    """Tokens of equal logits come out equal (but greedy options keep the first)."""
     if getattr(knob, "knows_tokens", False):
         return
     logits_NV = tied_rows()

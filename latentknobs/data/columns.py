@@ -74,7 +74,7 @@ def store_rows(columns: Mapping[str, Column], segment_T: Tensor) -> StoreRows:
 
 
 def row_bytes(columns: Mapping[str, Column], K: int, V: int) -> int:
-    """Size of one row of all columns, features aside, for K options and V tokens."""
+    """Size of one row of all columns but the features, for K options and V tokens."""
     nothing = Reading(Rollout(0, (0,), (0,), ""), torch.zeros(1, V), torch.zeros(1, K))
     return sum(column.read(nothing).nbytes for column in columns.values())
 

@@ -36,7 +36,7 @@ class Featurised:
         moments: of the features of all segments, also of those that `min_spread` left out, because decoding has them too.
         unreachable: indices of the responses that no option can produce.
         skipped: how many segments `min_spread` left out.
-        total: how many segments there were, left out or not, unreachable responses aside.
+        total: how many segments there were, left out or not, without those of unreachable responses.
     """
 
     cache: FeatureCache

@@ -88,7 +88,7 @@ def roll_out(
 
     Args:
         seed: fixes all values and tokens, together with `batch_size`.
-        samples: how many responses are sampled together in the eyes of policies that read it; None: `copies`.
+        samples: how many responses are sampled together, for policies that read it; None: `copies`.
         engine: runs the policy on the model, or the name of such an engine.
         advance: called with the number of responses just finished.
     """

@@ -1,4 +1,4 @@
-"""A warning before a run whose features may not fit on its disk. They are by far the largest files of a run."""
+"""A warning before a run whose features may not fit on its disk. They are the largest files of a run."""
 
 import shutil
 from pathlib import Path

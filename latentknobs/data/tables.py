@@ -1,4 +1,4 @@
-"""Rows of data from wherever they are: JSON lines, a Hugging Face dataset by name or as an object, a plain list.
+"""Rows of data: from JSON lines, a Hugging Face dataset by name or as an object, or a plain list.
 
 Not supported, on purpose: streaming by name, datasets that bring code of their own, and guesses at column names.
 """

@@ -94,7 +94,7 @@ class WholeResponse(Segmenter):
 
 @dataclass(frozen=True)
 class Delimiter(Segmenter):
-    """A segment begins after each token whose text, trailing blanks aside, ends in one of the characters.
+    """A segment begins after each token whose text, without trailing blanks, ends in one of the characters.
 
     Attributes:
         characters: e.g. `.!?`; a newline counts where `\\n` is among them.

@@ -73,7 +73,7 @@ class Inputs:
         first_round: the policy of the rollouts before there is a module.
         seed: of ties that are broken at random.
         rollouts: responses to each prompt.
-        samples: of the budget that the rollouts at hand were sampled under.
+        samples: of the budget that the rollouts were sampled under.
     """
 
     space: KnobSpace

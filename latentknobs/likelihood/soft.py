@@ -51,7 +51,7 @@ def soft_logps(columns: Columns, target: Target, space: KnobSpace, value_NJ: Ten
 
 
 def soft_chain(columns: Columns, space: KnobSpace, value_NJ: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits after the chain of knobs with soft cuts, what these took off, and (N,) what they were divided by; see `soft_logps`."""
+    """Logits after the chain of knobs with soft cuts, what these took off, and (N,) what they were divided by."""
     if not alpha > 0:
         raise ConfigError(f"alpha={alpha!r} does not cut: the steepness of a soft cut must be above 0, e.g. 30.")
     logit_NC, count_C = columns.logit_NC.to(value_NJ.dtype), columns.count_C

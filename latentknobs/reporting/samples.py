@@ -1,6 +1,6 @@
 """The head's held-out responses cut into token texts, saved in the run directory: all that the heat map needs.
 
-Written once, while the tokenizer is at hand; the report can then be written at any time without tokenizer or model.
+Written once, while the tokenizer is loaded; the report can then be written at any time without tokenizer or model.
 """
 
 import json

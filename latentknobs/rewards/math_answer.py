@@ -21,7 +21,7 @@ class MathAnswer:
     `0.5`, `1/2` and `\\boxed{\\frac{1}{2}}` are the same answer. The column may hold a number, LaTeX with or without `$`, or a
     whole solution that ends in `#### 72` or a box. A row without an answer (None) gives None: the reward does not apply.
 
-    Some answers take for ever to compare, for example towers of powers. The time limit is a signal (SIGALRM), which Python
+    Some answers take very long to compare, for example towers of powers. The time limit is a signal (SIGALRM), which Python
     delivers to the main thread only; in another thread the reward refuses to work, unless `timeout` is 0.
 
     Args:

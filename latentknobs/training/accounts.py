@@ -49,7 +49,7 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
 
 
 def reopened(run: Path, settings: dict[str, Any]) -> tuple[TrainConfig, Sources]:
-    """The settings and the sources of a run, its rewards aside; see `account`."""
+    """The settings and the sources of a run, without its rewards; see `account`."""
     saved = {name: value for name, value in flat(read_yaml(run / "config.yaml")).items() if name not in LEFT_OUT}
     objects = {name: settings[name] for name in ("tokenizer", *SOURCES) if settings.get(name) is not None}
     for name in SOURCES:

@@ -60,7 +60,7 @@ def discriminator(
     Raises:
         RunError: the run has no scored rollouts.
         NoExamplesError: all responses have the property, or none has.
-        ConfigError: an engine without hidden states; otherwise as in `account`.
+        ConfigError: an engine without hidden states; or as in `account`.
     """
     run = path_of(run)
     rollouts, reward_N = _scored(run)

@@ -23,7 +23,7 @@ class Plan:
     Attributes:
         stages: name -> items (responses, steps or files) that it will write; an upper bound until the stage has begun.
         processes: how many share the work.
-        settings: digest of the settings; with others, what an earlier run had begun says nothing.
+        settings: digest of the settings; with others, what an earlier run had begun does not count.
         begun: name -> key of each of its files, for every stage that was reached.
     """
 

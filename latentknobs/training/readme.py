@@ -29,13 +29,13 @@ FILES = (
 )
 
 
-def explain(path: Path) -> None:
+def write_readme(path: Path) -> None:
     """Writes `README.md` into a run directory."""
     lines = ["# A latentknobs run", "", "| file | what |", "|---|---|", *(f"| {file} | {what} |" for file, what in FILES)]
     (path / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def tell_changes(path: Path, config: TrainConfig) -> None:
+def say_changes(path: Path, config: TrainConfig) -> None:
     """Says which settings differ from those of an earlier run in the same directory: what depends on them is computed again."""
     try:
         before = make_config(read_yaml(path / "config.yaml"))

@@ -51,7 +51,7 @@ def sample(
         spans: runs of prompts that share no batch, so that the files of each depend on no other prompt; None: one of all.
         seed: of these responses; stages that must not share their draws have different ones.
         key: digest of the model and the space.
-        samples: how many are sampled together in the eyes of policies that read it; None: `copies`.
+        samples: how many are sampled together, for policies that read it; None: `copies`.
     """
     for one in policies:
         check_evidence(prompts, reads(one.policy))

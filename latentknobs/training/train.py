@@ -37,7 +37,7 @@ from latentknobs.training.judging import SUMMARY, Judge, mean_length, planned
 from latentknobs.training.modules import MAIN, RIVAL, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
-from latentknobs.training.readme import explain, tell_changes
+from latentknobs.training.readme import say_changes, write_readme
 from latentknobs.training.rounds import SHOWN, Round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.several import run_folder, train_several
@@ -181,9 +181,9 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
             if warning := disk_warning(run.path, size):
                 say(warning)
             with explained(run.path, "config.yaml"):
-                tell_changes(run.path, config)
+                say_changes(run.path, config)
                 write_yaml(config, run.path / "config.yaml")
-                explain(run.path)
+                write_readme(run.path)
         evaluation = planned(config, space, sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
         say(f"{run.plan.responses} `latentknobs status {run.path} --watch` shows how long they take.")

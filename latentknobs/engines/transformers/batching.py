@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentknobs.engines.transformers.modes import carried, carries_nothing
 from latentknobs.engines.transformers.step import Stepper, lowered
-from latentknobs.engines.transformers.verify import unheld
+from latentknobs.engines.transformers.verify import not_of_policy
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.likelihood.apply import apply_values
@@ -35,7 +35,7 @@ def check_batch(results: Mapping[str, Any], choices: int) -> None:
     """DecodingError if `generate_batch` returned more tokens than there were choices."""
     tokens = sum(len(result.generated_tokens) for result in results.values())
     if choices < tokens:
-        raise unheld(f"generate_batch returned {tokens} new tokens, and the attached policy chose for {choices}")
+        raise not_of_policy(f"generate_batch returned {tokens} new tokens, and the attached policy chose for {choices}")
 
 
 def refuse_batching(policy: Policy) -> None:

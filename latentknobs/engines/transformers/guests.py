@@ -46,7 +46,7 @@ class Method:
         return self.call(*args, **kwargs)
 
     def remove(self) -> None:
-        """Puts the original back, unless somebody has put another one in this one's place."""
+        """Puts the original back, unless another one has taken its place since."""
         self.call = self.original
         if vars(self.model).get(self.name) is self:
             if self.is_of_class:

@@ -67,7 +67,7 @@ class Ledger:
     def of_rows(self, row_R: Tensor) -> "Ledger":
         """What is known of some rows of sequences that are one row per request, for a batch of their own.
 
-        Second logits begin anew: their reader reads the response so far once more.
+        Second logits start again: their reader reads the response so far once more.
         """
         mask_BP, keys_B = self.mask_BP, self._row_keys_B
         keys_R = row_R if keys_B is None else keys_B[row_R]

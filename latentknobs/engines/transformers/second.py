@@ -67,7 +67,7 @@ class SecondReader:
             known: columns of it that are the same as in the call before.
             mask_BP: (B, P) 0 at the padding of the second prompt, if any.
         """
-        if known != self._cached:  # a draft was rejected, or the first reading has no cache either: begin anew
+        if known != self._cached:  # a draft was rejected, or the first reading has no cache either: start again
             self._cache, self._cached = None, 0
         more = {} if self._cache is None else {self._name: self._cache}
         # Without padding no mask: there is nothing to hide, and models read a mask on the host, which then waits for a GPU.

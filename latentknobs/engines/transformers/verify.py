@@ -52,7 +52,9 @@ class Verifier:
             return
         is_prompt = before < columns <= self.prompt_length  # chunks of any width
         if not is_prompt and columns != before + 1:
-            raise unheld(f"After {before} tokens of the sequence the model was called for token {columns}, not {before + 1}")
+            raise not_of_policy(
+                f"After {before} tokens of the sequence the model was called for token {columns}, not {before + 1}"
+            )
         self._compare(ids_B)
 
     def drew(self, token_B: Tensor) -> None:
@@ -68,11 +70,11 @@ class Verifier:
         """
         if choices < tokens or (self.is_plain and choices != tokens):
             what = "did not act at all" if choices <= 0 else f"chose for {choices} tokens"
-            raise unheld(f"generate returned {tokens} new tokens, and the attached policy {what}")
+            raise not_of_policy(f"generate returned {tokens} new tokens, and the attached policy {what}")
         if self.is_plain and tokens:
             self._compare(sequences_BL[:, -1])
         if self._is_wrong is not None and bool(self._is_wrong):
-            raise unheld("A sequence holds other tokens than those that the attached policy drew")
+            raise not_of_policy("A sequence holds other tokens than those that the attached policy drew")
 
     def _compare(self, ids_B: Tensor) -> None:
         before_B, drawn_B, self._before_B, self._drawn_B = self._before_B, self._drawn_B, ids_B, None
@@ -87,7 +89,7 @@ class Verifier:
         elif bool(is_wrong_B.any()):
             row = int(is_wrong_B.nonzero()[0])
             drawn, found = int(drawn_B[row]), int(ids_B[row])
-            raise unheld(f"For row {row} the attached policy drew token {drawn}, and the sequence holds {found}")
+            raise not_of_policy(f"For row {row} the attached policy drew token {drawn}, and the sequence holds {found}")
 
     def _is_any_of(self, ids_B: Tensor, tokens: Collection[int]) -> Tensor:
         return torch.isin(ids_B, _on_device(tuple(tokens), ids_B.device, ids_B.dtype))
@@ -99,7 +101,7 @@ def _on_device(tokens: tuple[int, ...], device: torch.device, dtype: torch.dtype
     return torch.tensor(tokens, device=device, dtype=dtype)
 
 
-def unheld(fact: str) -> DecodingError:
+def not_of_policy(fact: str) -> DecodingError:
     """The error for output that is not the policy's."""
     return DecodingError(
         f"{fact}: the output of this call is not the policy's ({versions()}). Another hook, a wrapper or an untested version "

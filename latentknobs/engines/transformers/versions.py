@@ -1,4 +1,4 @@
-"""Which versions of transformers this engine is tested with, and what an error says about the versions at hand."""
+"""Which versions of transformers this engine is tested with, and what an error says about the versions in use."""
 
 import warnings
 from functools import cache
@@ -25,5 +25,5 @@ def announce_untested() -> None:
 
 
 def versions() -> str:
-    """The versions at hand, for errors that they may explain."""
+    """The versions in use, for errors that they may explain."""
     return f"latentknobs {latentknobs.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
