@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from latentknobs import testbed
 from latentknobs.adapter import KnobAdapter, check_base, describe_model
 from latentknobs.commands.saved import open_saved, settings_of
 from latentknobs.commands.settings import config_options, parse_flags
@@ -60,7 +61,7 @@ def generate(
         raise ConfigError(f"The model {config.model!r} needs something to continue. Give --prompt 'TEXT', once or several times.")
     model, tokenizer = load_model(config.model, config)
     policy = _policy(adapter, spec, model, tokenizer, config.pick, strict="model" not in chosen)
-    prompts = make_prompts(_rows(texts, without) or _examples(), tokenizer)
+    prompts = make_prompts(_rows(texts, without) or testbed.prompts("mixture", "eval", 3), tokenizer)
     check_lengths(prompts, config.max_new_tokens, context_length(model))
     check_vocabulary(model, prompts)
     rollouts = roll_out(
@@ -94,12 +95,6 @@ def _rows(texts: Sequence[str], without: Sequence[str]) -> list[dict[str, Any]]:
         raise ConfigError(f"{numbers}. Give one for each prompt, or none.")
     lines = [[text.replace("\\n", "\n") for text in some] for some in (texts, without or [""] * len(texts))]
     return [{"prompt": text} | ({WITHOUT: other} if other else {}) for text, other in zip(*lines, strict=True)]
-
-
-def _examples() -> Sequence[Any]:
-    from latentknobs import testbed
-
-    return testbed.prompts("mixture", "eval", 3)
 
 
 def _show(console: Console, policy: Policy, tokenizer: Any, prompts: Sequence[Prompt], rollouts: list[Rollout]) -> None:

@@ -97,7 +97,10 @@ def gather(
     dev = dev_prompts(train, rest, config)
     check_disjoint([*train, *dev], evaluation)
     check_lengths([*train, *dev, *evaluation], config.max_new_tokens, context_length(model))
-    supplied = None if pairs is None else _preferences(config, pairs, model, tokenizer, held_out)
+    supplied = None if pairs is None else read_preferences(
+        pairs, tokenizer, max_new_tokens=config.max_new_tokens, context=context_length(model),
+        stops=stop_ids(model.generation_config), held_out=held_out,
+    )  # fmt: skip
     check_vocabulary(model, [*train, *dev, *evaluation, *(supplied.prompts + supplied.rollouts if supplied else [])])
     return Sources(model, tokenizer, engine_of(config.engine, model, tokenizer), train, dev, evaluation, first, second, supplied)
 
@@ -111,13 +114,6 @@ def dev_prompts(train: Sequence[Prompt], rest: Sequence[Prompt], config: TrainCo
     for prompt in train:
         held[is_held_out(f"validation {group_of(prompt)}", config.validation)].append(prompt)
     return [*rest, *held[True], *held[False]][: config.tune_size]
-
-
-def _preferences(config: TrainConfig, pairs: Prompts, model: Any, tokenizer: Any, held_out: set[str]) -> Preferences:
-    return read_preferences(
-        pairs, tokenizer, max_new_tokens=config.max_new_tokens, context=context_length(model),
-        stops=stop_ids(model.generation_config), held_out=held_out,
-    )  # fmt: skip
 
 
 def check_vocabulary(model: Any, texts: Iterable[Any]) -> None:

@@ -135,12 +135,10 @@ class RunDir:
         """Which files must be written; the main process decides, so that all agree."""
         todo: list[int] = []
         if self.processes.is_main:
-            todo = [n for n, task in enumerate(tasks) if task.fresh or not (self._has(task) or self._borrow(task))]
+            known = [self.manifest.find(task.file, task.key) is not None for task in tasks]
+            todo = [n for n, task in enumerate(tasks) if task.fresh or not (known[n] or self._borrow(task))]
         decided: list[int] = self.processes.gather(todo)[0]
         return decided
-
-    def _has(self, task: Task) -> bool:
-        return self.manifest.find(task.file, task.key) is not None
 
     def _borrow(self, task: Task) -> bool:
         """Copies the file from the run that this one comes after, if it has one of this key."""

@@ -64,7 +64,7 @@ def read_status(path: Path) -> Status:
     stages = []
     for name, items in plan.stages.items():
         keys = plan.begun.get(name, {})
-        mine = _newest([entry for entry in manifest.entries if keys.get(entry.file) == entry.key and _there(path, entry)])
+        mine = _finished(path, manifest.entries, keys)
         done = min(items, sum(entry.items for entry in mine) + _running(path, name, keys, mine))
         pace = rates.get(_kind(name))
         left = 0.0 if done == items else None if pace is None else (items - done) * pace / plan.processes
@@ -73,14 +73,10 @@ def read_status(path: Path) -> Status:
     return Status(stages, _locked(path), sum(known) if len(known) == len(stages) else None)
 
 
-def _newest(entries: Sequence[Entry]) -> list[Entry]:
-    """The last entry of every file."""
-    return list({entry.file: entry for entry in sorted(entries, key=lambda entry: entry.ended)}.values())
-
-
-def _there(path: Path, entry: Entry) -> bool:
-    file = path / entry.file
-    return file.is_file() and file.stat().st_size == entry.size
+def _finished(path: Path, entries: Sequence[Entry], keys: dict[str, str]) -> list[Entry]:
+    """The last entry of every file of these keys, where the file is there."""
+    last = {entry.file: entry for entry in sorted(entries, key=lambda e: e.ended) if keys.get(entry.file) == entry.key}
+    return [e for e in last.values() if (path / e.file).is_file() and (path / e.file).stat().st_size == e.size]
 
 
 def _kind(stage: str) -> str:

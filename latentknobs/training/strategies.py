@@ -6,6 +6,7 @@ chose it flatters; here one half of the prompts chooses, and the other half says
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,10 +99,8 @@ def find_strategies(
     greedy_cover(torch.zeros(1, space.K), count)  # refuses a count before anything is sampled
     with left_as_it_was(model), in_ordinary_mode():
         sources = gather(config, tokenizer=tokenizer, **objects)
-        try:
+        with closing(sources.engine):
             return _find(config, space, sources, count, copies, resume)
-        finally:
-            sources.engine.close()
 
 
 def _find(config: TrainConfig, space: KnobSpace, sources: Sources, count: int, copies: int, resume: bool) -> Strategies:

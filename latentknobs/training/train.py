@@ -128,8 +128,8 @@ def settle(
     objects: dict[str, Any] = {}
     for name, value in named.items():
         if value is not None:
-            settings[name] = _named(value, name == "reward")
-            if _is_object(settings[name]):
+            settings[name] = known = _named(value, name == "reward")
+            if any(text.endswith(OBJECT) for text in ([known] if isinstance(known, str) else known)):
                 objects[name] = value
     specs = [knobs] if isinstance(knobs, str | DecodingKnob | Mapping) else knobs
     if specs is not None and not isinstance(specs, Iterable):
@@ -296,10 +296,6 @@ def _named(value: Any, several: bool) -> str | tuple[str, ...]:
     if several and isinstance(value, list | tuple):
         return tuple(str(_named(one, False)) for one in value)
     return f"{getattr(value, '__name__', type(value).__name__)} {OBJECT}"
-
-
-def _is_object(named: str | tuple[str, ...]) -> bool:
-    return any(name.endswith(OBJECT) for name in ([named] if isinstance(named, str) else named))
 
 
 def _spec(knob: Any) -> Any:
