@@ -175,15 +175,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
         Trackers(config.trackers, run.path, config.flat()) as trackers,
     ):
         if processes.is_main:
-            size, line = _feature_bytes(config, learners[MAIN], sources, used * prompts)
-            if line:
-                say(line)
-            if warning := disk_warning(run.path, size):
-                say(warning)
-            with explained(run.path, "config.yaml"):
-                say_changes(run.path, config)
-                write_yaml(config, run.path / "config.yaml")
-                write_readme(run.path)
+            _begin(run, config, learners[MAIN], sources, used * prompts)
         evaluation = planned(config, space, sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
         say(f"{run.plan.responses} `latentknobs status {run.path} --watch` shows how long they take.")
@@ -231,10 +223,8 @@ def check_module(learner: Learner, features: int) -> None:
         )
 
 
-def _feature_bytes(config: TrainConfig, learner: Learner, sources: Sources, used: int) -> tuple[int, str]:
-    """Most bytes of all rounds' features, `used` being how many rollouts the learner keeps of a round at most; and, where a
-    learner keeps something of every token, a sentence on it.
-    """
+def _begin(run: RunDir, config: TrainConfig, learner: Learner, sources: Sources, used: int) -> None:
+    """Says what the features will take, `used` being the most rollouts of a round that the learner keeps; writes the settings."""
     others = sources.preferences.rollouts if sources.preferences else ()
     responses, columns = used * (config.rounds - bool(others)) + len(others), learner.columns(learner.settings)
     own = row_bytes(columns, learner.inputs.space.K, int(sources.model.config.get_text_config().vocab_size))
@@ -242,7 +232,14 @@ def _feature_bytes(config: TrainConfig, learner: Learner, sources: Sources, used
     row = F * getattr(torch, config.feature_dtype).itemsize + own
     each = any(column.reduce == "token" for column in columns.values())
     size = row * responses * most_segments("token" if each else config.level, config.max_new_tokens)
-    return size, f"Features take {row:,} bytes a token, {own:,} of these for logits; {decimal(size)} at most." if each else ""
+    if each:
+        say(f"Features take {row:,} bytes a token, {own:,} of these for logits; {decimal(size)} at most.")
+    if warning := disk_warning(run.path, size):
+        say(warning)
+    with explained(run.path, "config.yaml"):
+        say_changes(run.path, config)
+        write_yaml(config, run.path / "config.yaml")
+        write_readme(run.path)
 
 
 def unversioned_line(sources: Sources, resume: bool) -> str | None:
