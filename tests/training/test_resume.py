@@ -206,7 +206,7 @@ def test_a_full_disk_is_announced_before_the_run_explained_during_it_and_loses_n
     (small_disk / "other").write_bytes(bytes(230_000))
     with pytest.raises(RunError, match=r"The disk that holds .* is full .*Finished files are kept"):
         lk.train(**SETTINGS, output_dir=run)
-    assert re.search(r"The features may take \S+ MB of disk, and 0.1 MB are free", capsys.readouterr().err)
+    assert re.search(r"The features may take \S+ kB of disk, and \S+ kB are free", capsys.readouterr().err)
     kept = {path: path.stat().st_mtime_ns for path in (run / "round-1" / "rollouts").glob("*.jsonl")}
     assert kept
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
