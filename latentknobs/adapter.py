@@ -317,11 +317,7 @@ def _load_rival(folder: Path, saved: SavedAdapter, space: KnobSpace) -> tuple[He
 
 
 def check_base(saved: dict[str, Any], found: dict[str, Any], strict: bool) -> None:
-    """Refuses a model that an adapter was not trained on.
-
-    Raises:
-        AdapterError: naming what differs.
-    """
+    """Refuses a model that an adapter was not trained on: an AdapterError names what differs."""
     compared = {"hidden_size": "hidden size", "vocabulary": "vocabulary", "layers": "number of layers", "type": "family"}
     for key, words in compared.items():
         if saved.get(key) != found[key]:

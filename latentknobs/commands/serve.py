@@ -47,11 +47,7 @@ def serve(model: str, adapters: tuple[str, ...], only_print: bool, flags: tuple[
 
 
 def parse_adapters(adapters: Sequence[str]) -> dict[str, str]:
-    """Specs by name.
-
-    Raises:
-        ConfigError: one is not of the form NAME=FOLDER, or two share a name.
-    """
+    """Specs by name; ConfigError if one is not of the form NAME=FOLDER, or two share a name."""
     specs: dict[str, str] = {}
     for item in adapters:
         name, equals, spec = item.partition("=")
@@ -86,12 +82,7 @@ def plugins() -> list[str]:
 
 
 def check_adapters(model: str, specs: dict[str, str]) -> None:
-    """Reads every adapter as vLLM's workers will, because a mistake is quicker to find here.
-
-    Raises:
-        LatentKnobsError: see `read_picks`.
-        ConfigError: there is no such model.
-    """
+    """Reads every adapter as vLLM's workers will, because a mistake is quicker to find here. Errors: see `read_picks`."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:

@@ -123,11 +123,7 @@ def accounts_key(rewards: Mapping[str, np.ndarray]) -> str:
 
 
 def read_accounts(run: Path, rewards: Mapping[str, np.ndarray]) -> dict[str, Account]:
-    """The accounts in a run directory, by policy; none where there are none, or where they are of an earlier evaluation.
-
-    Raises:
-        RunError: the file is damaged.
-    """
+    """The accounts in a run directory, by policy; none if there are none of this evaluation. RunError if the file is damaged."""
     path, cure = Path(run) / FILE, "Delete it, or write it again with `latentknobs account`."
     if not path.exists():
         return {}

@@ -96,11 +96,7 @@ def evaluate(
 
 
 def check_alike(adapters: Sequence[KnobAdapter]) -> None:
-    """Refuses adapters that are not those of one training with several seeds.
-
-    Raises:
-        ConfigError: there is none, or two choose other things.
-    """
+    """Refuses, by a ConfigError, adapters that are not those of one training with several seeds."""
     if not adapters:
         raise ConfigError("There is no adapter to evaluate. Give at least one.")
     kinds = {(", ".join(one.space.names), one.segmenter.level) for one in adapters}

@@ -54,11 +54,7 @@ def fixed(name: str, policy: Policy, role: Literal["constant", "baseline"] = "ba
 
 
 def lineup(space: KnobSpace, rival: Sequence[str] = PORTABLE) -> list[Compared]:
-    """Whom an adapter of a space is compared with: itself, every option as a constant, and what needs no learning or less.
-
-    Args:
-        rival: what its rival head reads.
-    """
+    """Whom an adapter, with a rival head on the features `rival`, is compared with: itself, constants, and simpler policies."""
     return [
         Compared(HEAD, "head", KnobAdapter.policy),
         *(fixed(space.label(k), ConstantPolicy(space, k), "constant") for k in range(space.K)),

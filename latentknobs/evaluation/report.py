@@ -203,11 +203,7 @@ class Report:
 
     @classmethod
     def join(cls, reports: Sequence["Report"]) -> "Report":
-        """One report of several training seeds that were judged on the same prompts by the same random numbers.
-
-        Raises:
-            ConfigError: they were not, or have no policies in common.
-        """
+        """One report of several training seeds; ConfigError if they were not judged on the same prompts and policies."""
         first, *others = reports
         for one in others:
             if one.tasks != first.tasks or {v.shape for v in one.rewards.values()} != {v.shape for v in first.rewards.values()}:
@@ -235,11 +231,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
-        """What `to_dict` wrote, without the rollouts.
-
-        Raises:
-            ValueError: it is damaged.
-        """
+        """What `to_dict` wrote, without the rollouts; ValueError if it is damaged."""
         saved: SavedReport = fit(data, SavedReport)
         rewards = {name: np.array(values, dtype=float) for name, values in saved.rewards.items()}
         shapes = {values.shape for values in rewards.values()}

@@ -50,11 +50,7 @@ FAMILIES: dict[str, list[str]] = {
 
 
 def family(name: str) -> list[str]:
-    """The members of a family, as names of policies.
-
-    Raises:
-        UnknownNameError: there is no such family.
-    """
+    """The members of a family, as names of policies; UnknownNameError if there is no such family."""
     if name not in FAMILIES:
         raise UnknownNameError(f"There is no family of policies {name!r}. {did_you_mean(name, FAMILIES)}")
     return FAMILIES[name]

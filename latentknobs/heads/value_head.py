@@ -133,11 +133,7 @@ class ValueHead(Head):
 
 
 def check_range(knob: DecodingKnob, low: float, high: float) -> None:
-    """Refuses a range from which no value can be chosen, or of which the knob does not allow all inner values.
-
-    Raises:
-        ConfigError: naming both.
-    """
+    """Refuses a range without values, or with values that the knob does not allow: a ConfigError names both."""
     least, most = knob.value_range()
     if not low < high:
         raise ConfigError(

@@ -22,11 +22,7 @@ def write_findings(run: str | Path, findings: Sequence[str]) -> None:
 
 
 def read_findings(run: str | Path) -> list[str] | None:
-    """What `write_findings` saved; None where a run has not been looked at.
-
-    Raises:
-        RunError: the file is damaged.
-    """
+    """What `write_findings` saved; None where a run has not been looked at. RunError if the file is damaged."""
     path = Path(run) / FILE
     if not path.exists():
         return None

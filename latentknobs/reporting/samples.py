@@ -126,11 +126,7 @@ def head_responses(run: Path) -> list[Rollout]:
 
 
 def read_samples(run: Path) -> Samples:
-    """What `write_samples` wrote.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
+    """What `write_samples` wrote; RunError if it is missing or damaged."""
     cure = "Run `latentknobs train` again with the same settings; finished stages are reused."
     samples: Samples = read_json(run / FILE, Samples, RunError, cure, LARGEST)
     return samples

@@ -181,11 +181,7 @@ def _slug(name: str) -> str:
 
 
 def read_report(path: Path) -> Report:
-    """The evaluation in a run directory.
-
-    Raises:
-        RunError: there is none.
-    """
+    """The evaluation in a run directory; RunError if there is none."""
     file, cure = path / SUMMARY, "Train with eval_size above 0."
     if not file.exists():
         raise RunError(f"There is no evaluation in {str(path)!r}. {cure}")

@@ -70,11 +70,7 @@ class OnPolicy:
     number: int
 
     def check(self) -> None:
-        """Refuses settings that no step can keep.
-
-        Raises:
-            ConfigError: naming the setting.
-        """
+        """Refuses settings that no step can keep: a ConfigError names the setting."""
         config, who = self.config, f"The learner {self.config.learner!r}"
         if config.validation or config.patience is not None:
             raise ConfigError(f"{who} samples at every step, so nothing is held out. Leave out validation and patience.")
@@ -106,11 +102,7 @@ class OnPolicy:
         return FeatureCache.join(caches).moments()
 
     def learn(self, part: str, module: nn.Module, checkpoint: Checkpoint, log: Callable[[dict[str, Any]], None]) -> nn.Module:
-        """See `Lesson`.
-
-        Raises:
-            NoExamplesError: the first eight steps had nothing to learn from.
-        """
+        """See `Lesson`; NoExamplesError if the first eight steps had nothing to learn from."""
         config, silent = self.config, 0
         state = FitState(module, config, self.learners[part].updates)
         resume(state, checkpoint, self.run.processes)

@@ -25,9 +25,7 @@ def choose(
 ) -> list[Choice]:  # fmt: skip
     """What a policy chooses for the first token of a response to each prompt; equal prompts are read once.
 
-    Args:
-        read: `Engine.read`; None if the policy reads nothing.
-        rows: of the uniforms, one for each prompt.
+    `read` is that of an engine (None if the policy reads nothing); `rows` are those of the uniforms.
     """
     if read is None or reads_nothing(policy):
         blind = Observation(logits_NV=torch.zeros(1, 1))

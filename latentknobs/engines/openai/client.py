@@ -81,8 +81,7 @@ class Client:
     def request(self, where: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
         """The arguments of a call with the chosen values among them, and these values.
 
-        Raises:
-            ConfigError: the call sets a sampling field itself, or wants several responses that would share a draw.
+        ConfigError if the call sets a sampling field itself, or wants several responses that would share a draw.
         """
         extra = dict(arguments.get("extra_body") or {})
         passed = {**arguments, **extra}

@@ -32,11 +32,7 @@ class Probe:
         self._answers: dict[str, Answer] = {}
 
     def logps(self, prompts: Sequence[Ids]) -> Literal["drawn", "model"]:
-        """What the server's log-probabilities are of, from hot responses.
-
-        Raises:
-            EngineError: they are those of neither, so the server runs another model, or applies settings of its own.
-        """
+        """What the server's log-probabilities are of, from hot responses; EngineError if they are of neither distribution."""
         hot, plain = self._space(temperature=HOT), self._space(temperature=1.0)
         spaces: dict[Literal["drawn", "model"], KnobSpace] = {"drawn": hot, "model": plain}
         far: dict[Literal["drawn", "model"], list[Tensor]] = {"drawn": [], "model": []}
@@ -56,11 +52,7 @@ class Probe:
         return best
 
     def unknown(self, prompts: Sequence[Ids], knobs: Sequence[str]) -> list[str]:
-        """Those knobs of which the responses do not show whether the server heeds their fields.
-
-        Raises:
-            EngineError: they show that it ignores one.
-        """
+        """Knobs of which the responses do not show whether the server heeds their fields; EngineError if it ignores one."""
         found = []
         for name in knobs:
             one = self.profile.fields[name]

@@ -73,11 +73,7 @@ class Profile:
         return dict(self.others) | {one.name: one.neutral for one in self.fields.values()}
 
     def check(self, policy: Policy) -> None:
-        """Refuses a policy whose knobs, order or options it cannot express.
-
-        Raises:
-            ConfigError: naming what.
-        """
+        """Refuses a policy whose knobs, order or options it cannot express: a ConfigError names what."""
         space = policy.space
         for name in space.names:
             if name not in self.fields:
@@ -100,11 +96,7 @@ class Profile:
             self.body(space, tuple(option.values()))
 
     def body(self, space: KnobSpace, values: tuple[float, ...]) -> dict[str, Any]:
-        """The fields of a request whose knobs have these values, in the order of the space.
-
-        Raises:
-            ConfigError: a value is one that the server does not take.
-        """
+        """The fields of a request whose knobs have these values, in order; ConfigError if the server does not take one."""
         found = self.neutral
         for knob, value in zip(space.knobs, values, strict=True):
             one = self.fields[knob.name]
@@ -121,11 +113,7 @@ class Profile:
 
 
 def profile_of(name: str) -> Profile:
-    """The profile of a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The profile of a name; ConfigError if there is none."""
     if name not in PROFILES:
         raise ConfigError(f"There is no profile {name!r} of servers. {did_you_mean(name, PROFILES)}")
     return PROFILES[name]

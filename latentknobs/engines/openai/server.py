@@ -15,11 +15,7 @@ KEY = "OPENAI_API_KEY"
 
 
 def package() -> Any:
-    """The package `openai`.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """The package `openai`; ConfigError if it is not installed."""
     try:
         import openai
     except ImportError as error:
@@ -68,11 +64,7 @@ class Server:
 
     @cached_property
     def served(self) -> str:
-        """The name of the served model.
-
-        Raises:
-            EngineError: the server does not answer, is of another kind, or does not serve the model.
-        """
+        """The name of the served model; EngineError if the server does not answer, is of another kind, or does not serve it."""
         models = self._sent(lambda: self.client.models.list().data)
         names = [model.id for model in models]
         for model in models:
@@ -87,22 +79,14 @@ class Server:
         return self.model or names[0]
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What a route of its own answers, e.g. `get`, `/latentknobs/policies`.
-
-        Raises:
-            EngineError: see `complete`.
-        """
+        """What a route of its own answers, e.g. `get`, `/latentknobs/policies`. Errors: see `complete`."""
         more = {} if body is None else {"body": body}
         return self._sent(lambda: getattr(self.client, method)(path, cast_to=object, **more))
 
     def complete(
         self, prompt: Sequence[int], tokenizer: Any, stops: Sequence[int], tokens: int, body: Mapping[str, Any]
     ) -> Answer:
-        """A response of at most `tokens` tokens to a prompt.
-
-        Raises:
-            EngineError: the server refuses the request, or does not answer however often it is sent.
-        """
+        """A response of at most `tokens` tokens to a prompt; EngineError if it is refused, or does not come in several tries."""
         text = tokenizer.decode(prompt[_begins(tokenizer, prompt) :]) if self.profile.prompts == "text" else list(prompt)
         sent = {"max_tokens": tokens, **self.profile.reports, **body}
         if self.profile.stops and stops:

@@ -120,11 +120,7 @@ class VLLMEngine(ServedEngine):
 
 
 def response_of(ids: Sequence[int], trace: dict[str, Any] | None, text: str) -> Response:
-    """A response of vLLM with what its policy chose.
-
-    Raises:
-        DecodingError: the policy drew other tokens than the response has.
-    """
+    """A response of vLLM with what its policy chose; DecodingError if the policy drew other tokens."""
     if trace is None or list(trace["ids"]) != list(ids):
         drawn = "none" if trace is None else f"{len(trace['ids'])} tokens, {trace['ids'][:8]} ..."
         raise DecodingError(

@@ -21,11 +21,7 @@ UNFIT = {
 
 
 def check_flags(flags: Sequence[str]) -> None:
-    """Refuses flags of `vllm serve` that would take the adapters out, or that they cannot work with.
-
-    Raises:
-        ConfigError: naming the flag and why.
-    """
+    """Refuses flags of `vllm serve` that the adapters cannot work with: a ConfigError names the flag and why."""
     for flag, following in pairwise([*flags, ""]):
         name, _, value = flag.partition("=")
         name = f"--{name.removeprefix('--').replace('_', '-')}" if name.startswith("--") else name
@@ -36,11 +32,7 @@ def check_flags(flags: Sequence[str]) -> None:
 
 
 def check_config(vllm_config: Any) -> None:
-    """The same from within vLLM, however it was started.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
+    """The same from within vLLM, however it was started: a ConfigError names the flag."""
     found = {
         "--speculative-config": vllm_config.speculative_config is not None,
         "--enable-batch-sharded-sampling": getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False),

@@ -17,11 +17,7 @@ _IS_KNOWN = {"names": False}
 
 
 def register(name: str, picks: Picks, device: torch.device | str) -> None:
-    """Makes policies ready to decode with, on a device.
-
-    Raises:
-        ConfigError: one reads what this engine does not give.
-    """
+    """Makes policies ready to decode with, on a device; ConfigError if one reads what this engine does not give."""
     _POLICIES[name] = {pick: _ready(name, policy, torch.device(device)) for pick, policy in picks.items()}
     learn({name: tuple(filter(None, picks))})
 
@@ -38,11 +34,7 @@ def known() -> Mapping[str, tuple[str, ...]] | None:
 
 
 def find(name: str, pick: str | None) -> Policy:
-    """The policy of a request.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
+    """The policy of a request; ConfigError for an unknown name."""
     if name not in _POLICIES:
         raise ConfigError(
             f"There is no policy {name!r} in this worker of vLLM. Known: {', '.join(sorted(_POLICIES)) or '(none)'}."
@@ -65,11 +57,7 @@ def described() -> dict[str, Any]:
 
 
 def check(name: str, policy: Policy) -> None:
-    """Refuses a policy that reads what vLLM does not give.
-
-    Raises:
-        ConfigError: naming it, and the knob.
-    """
+    """Refuses a policy that reads what vLLM does not give: a ConfigError names it, and the knob."""
     if SECOND in reads(policy):
         knobs = [knob.name for knob in policy.space.knobs if SECOND in getattr(knob, "needs", ())]
         who = f"its knob {knobs[0]!r}" if knobs else "it"

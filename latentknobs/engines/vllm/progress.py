@@ -69,11 +69,7 @@ class Progress:
     outputs: Sequence[int] = ()
 
     def move_to(self, position: int, newest: int) -> None:
-        """Goes to the position of the token to come.
-
-        Args:
-            newest: the token before it, which may not be the one that was drawn.
-        """
+        """Goes to the position of the token to come; `newest` is the one before it, which may not be the one that was drawn."""
         if position == self.position + 1 and self.drawn is not None:
             self.values, self.option, self.state, _ = self.drawn
             if self.state is not None:

@@ -43,11 +43,7 @@ class ServeEngine(OpenAIEngine):
         }
 
     def check(self, policy: Policy) -> None:
-        """Refuses a policy that the server does not have.
-
-        Raises:
-            ConfigError: naming those that it has.
-        """
+        """Refuses a policy that the server does not have: a ConfigError names those that it has."""
         if policy.identity() not in self.known:
             names = ", ".join(sorted({name for name, _ in self.known.values()}))
             raise ConfigError(

@@ -33,11 +33,7 @@ class Tap:
             self._seen = hidden_ND, logits_NV.clone() if self.is_edited() else None
 
     def take(self, rows: int) -> tuple[Any, Any]:
-        """Hidden states of the rows, and their unchanged logits where they had to be kept.
-
-        Raises:
-            DecodingError: they are not those of this step.
-        """
+        """Hidden states of the rows, and their unchanged logits if these are kept; DecodingError if they are not of this step."""
         seen, self._seen = self._seen, None
         if seen is None or len(seen[0]) != rows:
             found = "none" if seen is None else f"{len(seen[0])} hidden states"
