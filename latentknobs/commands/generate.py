@@ -26,17 +26,8 @@ from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.samples import token_texts
 
 FIELDS = (
-    "model",
-    "gguf_file",
-    "trust_remote_code",
-    "device",
-    "device_map",
-    "dtype",
-    "max_new_tokens",
-    "batch_size",
-    "pick",
-    "seed",
-)
+    "model", "gguf_file", "trust_remote_code", "device", "device_map", "dtype", "max_new_tokens", "batch_size", "pick", "seed",
+)  # fmt: skip
 
 
 @click.command()

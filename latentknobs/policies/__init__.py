@@ -6,20 +6,6 @@ from latentknobs.policies.controls import Branch, Choices, MeanShift, Shuffle
 from latentknobs.policies.fixed import BalancedPolicy, ConstantPolicy, GreedyPolicy, UniformPolicy
 
 __all__ = [
-    "BalancedPolicy",
-    "Branch",
-    "CategoricalPolicy",
-    "Choice",
-    "Choices",
-    "ConstantPolicy",
-    "GreedyPolicy",
-    "HeadPolicy",
-    "MeanShift",
-    "Pick",
-    "Policy",
-    "Shuffle",
-    "State",
-    "UniformPolicy",
-    "reads",
-    "remembers",
-]
+    "BalancedPolicy", "Branch", "CategoricalPolicy", "Choice", "Choices", "ConstantPolicy", "GreedyPolicy", "HeadPolicy",
+    "MeanShift", "Pick", "Policy", "Shuffle", "State", "UniformPolicy", "reads", "remembers",
+]  # fmt: skip

@@ -7,15 +7,8 @@ import torch
 from torch import Tensor
 
 from latentknobs.engines.base import Engine, Ids, Response
+from latentknobs.engines.transformers import frozen
 from latentknobs.engines.transformers.attach import Attached
-from latentknobs.engines.transformers.frozen import (
-    context_length,
-    evaluating,
-    hidden_size,
-    input_device,
-    padding_id,
-    read_responses,
-)
 from latentknobs.engines.transformers.leaving import sample_leaving
 from latentknobs.engines.transformers.prompt_reader import PromptReader
 from latentknobs.engines.transformers.record import split_sequences
@@ -42,11 +35,11 @@ class TransformersEngine(Engine):
         second_prompts: Sequence[Ids] | None = None,
     ) -> list[Response]:  # fmt: skip
         """See `Engine.sample`. Copies of a prompt share its reading, and finished rows leave the batch, where they can."""
-        pad, device = padding_id(self.model, self.tokenizer), self.device
+        pad, device = frozen.padding_id(self.model, self.tokenizer), self.device
         inputs = LeftPadded.of(prompts, pad, device)
         second = None if second_prompts is None or SECOND not in reads(policy) else LeftPadded.of(second_prompts, pad, device)
         assert inputs.mask_BP is not None
-        with torch.random.fork_rng(devices=[]), evaluating(self.model):
+        with torch.random.fork_rng(devices=[]), frozen.evaluating(self.model):
             torch.manual_seed(seed)
             past = self._prompts.read(inputs.ids_BP, inputs.mask_BP)
             with Attached(self.model, policy, seed=seed) as attached:
@@ -69,7 +62,7 @@ class TransformersEngine(Engine):
     def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
         """See `Engine.plain`: those of `generate`."""
         own: dict[str, Any] = {"do_sample": True, "top_k": 0} | {k: int(v) if k == "top_k" else v for k, v in values.items()}
-        with torch.random.fork_rng(devices=[]), evaluating(self.model):
+        with torch.random.fork_rng(devices=[]), frozen.evaluating(self.model):
             torch.manual_seed(seed)
             rows = [
                 self.model.generate(torch.tensor([list(prompt)], device=self.device), max_new_tokens=max_new_tokens, **own)[0]
@@ -80,19 +73,19 @@ class TransformersEngine(Engine):
 
     def read(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Engine.read`: one forward pass over all of them."""
-        return read_responses(self.model, prompts, responses)
+        return frozen.read_responses(self.model, prompts, responses)
 
     @property
     def device(self) -> torch.device:
         """Where the token ids go."""
-        return input_device(self.model)
+        return frozen.input_device(self.model)
 
     @property
     def hidden_size(self) -> int:
         """D."""
-        return hidden_size(self.model)
+        return frozen.hidden_size(self.model)
 
     @property
     def context_length(self) -> int | None:
         """From the model's config."""
-        return context_length(self.model)
+        return frozen.context_length(self.model)
