@@ -38,11 +38,6 @@ class Source:
         return f'entry point "{self.name} = {self.value}" of {self.distribution} {self.version}'
 
     @property
-    def origin(self) -> str:
-        """Distribution and version."""
-        return f"{self.distribution} {self.version}".strip()
-
-    @property
     def full_name(self) -> str:
         """The name that stays unambiguous whatever else is installed."""
         return f"{self.distribution}:{self.name}"

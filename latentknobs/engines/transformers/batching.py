@@ -40,18 +40,12 @@ def check_batch(results: Mapping[str, Any], choices: int) -> None:
 
 def refuse_batching(policy: Policy) -> None:
     """DecodingError if a policy must know whose token it chooses for: continuous batching packs requests and does not say."""
+    why = None
     if needs := reads(policy):
-        raise DecodingError(
-            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot supply "
-            f"{', '.join(needs)}, which {policy.space!r} reads. Use generate, or leave that knob out."
-        )
-    if not carries_nothing(policy):
-        raise DecodingError(
-            f"Continuous batching (generate_batch) does not tell which request a token belongs to, so it cannot carry "
-            f"{carried(policy)}. Use generate, or an adapter of level 'token'."
-        )
-    if policy.draws:
-        raise DecodingError(
-            "Continuous batching (generate_batch) does not tell which request a token belongs to, so options cannot be drawn "
-            "by seed, row and position. Use generate, or a policy with pick='greedy'."
-        )
+        why = f"it cannot supply {', '.join(needs)}, which {policy.space!r} reads. Use generate, or leave that knob out."
+    elif not carries_nothing(policy):
+        why = f"it cannot carry {carried(policy)}. Use generate, or an adapter of level 'token'."
+    elif policy.draws:
+        why = "options cannot be drawn by seed, row and position. Use generate, or a policy with pick='greedy'."
+    if why is not None:
+        raise DecodingError(f"Continuous batching (generate_batch) does not tell which request a token belongs to, so {why}")
