@@ -143,9 +143,6 @@ class KnobAdapter:
         """
         inner = layers_of(model)[-1]
         self.check_model(inner, strict)
-        for head in (self.head, self.rival):
-            if head is not None:
-                head.to(input_device(inner))
         return Attached(model, self.policy(pick), seed=seed, sampling_arguments=sampling_arguments)
 
     def client(

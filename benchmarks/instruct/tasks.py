@@ -48,16 +48,12 @@ class Task:
 
 
 class Sums(Task):
-    """Word problems of one step; a subject is (name, things, a, b)."""
+    """Sums of two small numbers."""
 
     def _row(self, template: str, beginning: str, subject: Any) -> Row:
-        name, things, a, b = subject
-        question, sign = template.rsplit(" ", 1)
-        text = question.format(name=name, things=things, a=a, b=b)
-        return {
-            "prompt": [{"role": "user", "content": text}], "group": template, "task": self.name,
-            "answer": str(a + b if sign == "+" else a - b),
-        }  # fmt: skip
+        a, b = subject
+        prompt = [{"role": "user", "content": template.format(a=a, b=b)}]
+        return {"prompt": prompt, "group": template, "task": self.name, "answer": str(a + b)}
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def listed(name: str, train: Sequence[str], held_out: Sequence[str], subjects: A
 SO = stories("So")
 SUMS = Sums(
     "sums", ([(text, "") for text in words.PROBLEMS[0]], [(text, "") for text in words.PROBLEMS[1]]),
-    (words.problems(0, 64), words.problems(1, 64)), last_number, "sentences",
+    (words.sums(False), words.sums(True)), last_number, "sentences",
 )  # fmt: skip
 WISHES = Task(
     "wishes",

@@ -49,30 +49,17 @@ CHARACTERS = (
         "a shepherd", "a troll",
     ),
 )  # fmt: skip
-PROBLEMS = (  # the last sign says what is to be done
-    (
-        "{name} has {a} {things} and buys {b} more. How many {things} does {name} have now? +",
-        "There are {a} {things} in one box and {b} in another. How many {things} are there together? +",
-        "{name} had {a} {things} and gave away {b}. How many {things} are left? -",
-        "{name} found {a} {things} in the morning and {b} in the evening. How many is that? +",
-    ),
-    (
-        "In a shop there were {a} {things}. {name} took {b} of them. How many {things} remain? -",
-        "{name} counts {a} {things} on the table and {b} on the floor. What is the total number of {things}? +",
-    ),
+PROBLEMS = (  # of one step
+    ("Calculate {a} + {b}.", "Find the sum {a} + {b}.", "Please calculate {a} + {b} and explain."),
+    ("Compute {a} + {b}.", "Work out {a} + {b}, please."),
 )
-NAMES = (("Tom", "Anna", "Ben", "Lucy", "Omar", "Mia"), ("Sara", "Paul", "Nina", "Leo", "Ida", "Max"))
-THINGS = (("apples", "books", "coins", "pens", "shells", "cards"), ("eggs", "stamps", "cups", "balls", "roses", "keys"))
 
 
-def problems(part: int, count: int) -> list[tuple[str, str, int, int]]:
-    """Names, things and numbers of word problems; the second number is the smaller one."""
-    rng = random.Random(part)
-    made: dict[tuple[str, str, int, int], None] = {}
-    while len(made) < count:
-        b, a = sorted(rng.sample(range(2, 20), 2))
-        made[rng.choice(NAMES[part]), rng.choice(THINGS[part]), a, b] = None
-    return list(made)
+def sums(held_out: bool) -> list[tuple[int, int]]:
+    """Pairs of numbers from 2 to 10, half of them for training prompts."""
+    pairs = [(a, b) for a in range(2, 11) for b in range(2, 11)]
+    random.Random(0).shuffle(pairs)
+    return pairs[held_out::2]
 
 
 @cache

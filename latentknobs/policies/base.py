@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.context import Observation
@@ -81,6 +81,12 @@ class Policy(ABC):
     def prepared(self) -> "Policy":
         """A policy that chooses the same as long as no weights change, as fast as it can: engines decode with it."""
         return self
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the modules among its attributes to where a model gives its hidden states."""
+        for part in vars(self).values():
+            if isinstance(part, nn.Module | Policy):
+                part.to(device)
 
     def identity(self) -> str:
         """64 hex digits; two policies with one identity choose the same.

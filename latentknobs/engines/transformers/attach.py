@@ -21,7 +21,7 @@ from latentknobs.engines.transformers import inputs, modes
 from latentknobs.engines.transformers.batching import check_batch, is_packed, packed_logits, refuse_batching
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.finished import Call
-from latentknobs.engines.transformers.frozen import output_embeddings
+from latentknobs.engines.transformers.frozen import input_device, output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.record import Record, read_record, stop_ids
@@ -78,8 +78,8 @@ class Attached:
         self.model = model = layers[-1]
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
-        embeddings = output_embeddings(model)
         announce_untested()
+        policy.to(input_device(model))
         self.policy, self.seed, self.sampler = policy, seed, sampler
         self.sampling_arguments = sampling_arguments or ("override" if is_pipeline(layers[0]) else "refuse")
         self._stepper = Stepper(policy)
@@ -90,7 +90,7 @@ class Attached:
         # Wrappers may call the model's forward without its hooks (PEFT does), so that they need the hook too.
         modules = [layer for layer in reversed(layers) if isinstance(layer, torch.nn.Module)]
         self._hooks = [
-            embeddings.register_forward_pre_hook(Hook(self._tap)),
+            output_embeddings(model).register_forward_pre_hook(Hook(self._tap)),
             *(module.register_forward_hook(Hook(self._rewrite), with_kwargs=True) for module in modules),
         ]
         replaced = {

@@ -17,9 +17,10 @@ import latentknobs as lk
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.sampler import sample_values
 from latentknobs.errors import DecodingError
+from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.likelihood.best import best_tokens, top_by_key
-from latentknobs.policies import Policy, UniformPolicy
+from latentknobs.policies import HeadPolicy, Policy, UniformPolicy
 from latentknobs.policies.rules import EDT, Mirostat
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -54,6 +55,13 @@ def test_rules_choose_on_a_gpu_what_they_choose_on_a_cpu(policy: Policy) -> None
             found.append((out_BL.cpu(), value_BTJ.cpu()))
             model.generate(**inputs, max_new_tokens=4, num_beams=3, do_sample=False)
     assert torch.equal(found[0][0], found[1][0]) and torch.allclose(found[0][1], found[1][1])
+
+
+def test_a_head_that_lies_on_the_cpu_follows_the_model() -> None:
+    model, inputs = tiny_lm("llama").cuda(), {name: part.cuda() for name, part in left_padded().items()}
+    head = OptionHead(GUIDED, model.config.hidden_size, 8)
+    with Attached(model, HeadPolicy(head, GUIDED, parse_level("token"))):
+        assert model.generate(**inputs, max_new_tokens=3).is_cuda
 
 
 def test_values_outside_their_range_are_refused_when_the_call_ends() -> None:
