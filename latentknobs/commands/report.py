@@ -8,16 +8,23 @@ from latentknobs.commands import UserPath
 
 
 @click.command()
-@click.argument("run", type=UserPath())
+@click.argument("runs", metavar="RUN...", type=UserPath(), nargs=-1, required=True)
 @click.option("--picture", metavar="FILE", type=UserPath(), help="Also draw the heat map as png, svg or pdf.")
 @click.option("--per-task", default=1, show_default=True, type=click.IntRange(1), help="Responses of each task in the picture.")
-def report(run: Path, picture: Path | None, per_task: int) -> None:
-    """Print the result table of RUN and write its report.html again. Needs no model."""
+def report(runs: tuple[Path, ...], picture: Path | None, per_task: int) -> None:
+    """Print the result table of RUN and write its report.html again. Needs no model.
+
+    Several runs are taken for training seeds of one training; their common report is written to report-seeds.html of the first.
+    """
+    from latentknobs.evaluation.report import Report
     from latentknobs.reporting import print_report, read_findings, write_picture, write_report
     from latentknobs.training.judging import read_report
+    from latentknobs.training.several import first_seed
 
-    found = read_report(run)
-    print_report(found, findings=read_findings(run))
-    click.echo(f"Report:  {write_report(run, found)}")
+    found = [read_report(run) for run in runs]
+    joint, first = (Report.join(found) if len(found) > 1 else found[0]), first_seed(runs[0])
+    print_report(joint, findings=read_findings(first))
+    path = runs[0] / "report-seeds.html" if len(runs) > 1 else runs[0] / "report.html"
+    click.echo(f"Report:  {write_report(first, joint, path)}")
     if picture is not None:
-        click.echo(f"Picture: {write_picture(run, picture, per_task)}")
+        click.echo(f"Picture: {write_picture(first, picture, per_task)}")

@@ -138,7 +138,7 @@ def _evaluate(
     tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
     return make_report(
         rewards | also, tuning, tasks, rollouts | answers, tuned_tasks=tuned_tasks, level=adapter.segmenter.level,
-        notes=more.notes | {"numbers": numbers_of(adapter, both[0])},
+        notes=more.notes | {"numbers": numbers_of(adapter, both[0], tuning)},
     )  # fmt: skip
 
 

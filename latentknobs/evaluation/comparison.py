@@ -30,6 +30,7 @@ from latentknobs.evaluation.report import (
     Report,
     judged,
 )  # fmt: skip
+from latentknobs.evaluation.tuning import beyond
 from latentknobs.heads.features import PORTABLE
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choices, ConstantPolicy, GreedyPolicy, MeanShift, Pick, Policy, Shuffle, UniformPolicy
@@ -131,11 +132,16 @@ def controls(policy: Policy, choices: Choices, prompts: Sequence[Prompt], seeds:
     return Stage("controls", found, prompts, seeds, JUDGING, {MEAN: mean.label})
 
 
-def numbers_of(adapter: KnobAdapter, tuning: Stage) -> str:
-    """How many responses trained the head, and tuned each constant."""
-    tuned = f"every constant was tuned on {len(tuning.prompts) * tuning.copies:,} responses"
+def numbers_of(adapter: KnobAdapter, tuning: Stage, rewards: Mapping[str, NDArray[np.float64]]) -> str:
+    """How many responses trained the head and tuned each constant, and what lies beyond the best one if it is at the edge."""
+    space, kept = adapter.space, judged(rewards)
+    best = max(range(space.K), key=lambda k: float(rewards[space.label(k)][:, kept].sum()))
+    specs = [f"constant:{','.join(f'{name}={value:g}' for name, value in option.items())}" for option in space.options]
+    further = [spec.partition(":")[2] for spec in beyond(specs[best], specs)]
+    edge = f" The best, {space.label(best)}, is at the edge of the options: {further[0]} was not tried." if further else ""
+    tuned = f"very constant was tuned on {len(tuning.prompts) * tuning.copies:,} responses.{edge}"
     trained = adapter.training.get("trained on")
-    return f"The head was trained on {trained}; {tuned}." if trained else f"{tuned[0].upper()}{tuned[1:]}."
+    return f"The head was trained on {trained}; e{tuned}" if trained else f"E{tuned}"
 
 
 def task_of(prompt: Prompt) -> str:

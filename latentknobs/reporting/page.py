@@ -25,12 +25,13 @@ from latentknobs.reporting.samples import LARGEST, Sample, Samples, head_respons
 FILE = "report.html"
 
 
-def write_report(run: str | Path, report: Report) -> Path:
-    """Writes `report.html` into a run directory and returns its path.
+def write_report(run: str | Path, report: Report, path: str | Path | None = None) -> Path:
+    """Writes an evaluation as HTML and returns the path.
 
     Args:
         run: a run directory with an evaluation and its samples (see `write_samples`), with or without findings.
-        report: that evaluation.
+        report: that evaluation, or one of several training seeds of which the run is the first.
+        path: of the file; by default `report.html` in the run directory.
 
     Raises:
         RunError: a file of the run is missing or damaged, or two of them do not belong together.
@@ -77,8 +78,8 @@ def write_report(run: str | Path, report: Report) -> Path:
             for task in sorted({s.task for s in samples.shown})
         ],
     )
-    write_text(run / FILE, html)
-    return run / FILE
+    write_text(path := Path(path or run / FILE), html)
+    return path
 
 
 def _tokens(sample: Sample, samples: Samples, scale: Scale) -> list[dict[str, Any]]:

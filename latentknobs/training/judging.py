@@ -119,7 +119,7 @@ class Judge:
         more = controls(policy, choices, sources.evaluation, config.eval_seeds)
         also, compared_by = self.scored(adapter, more)
         tasks, tuned_tasks = ([task_of(prompt) for prompt in prompts] for prompts in (sources.evaluation, sources.dev))
-        notes = more.notes | {"numbers": numbers_of(adapter, tuning)} | ({"choice": choice} if choice else {})
+        notes = more.notes | {"numbers": numbers_of(trained, tuning, tuned)} | ({"choice": choice} if choice else {})
 
         def make(path: Path, advance: Advance) -> None:
             report = make_report(rewards | also, tuned, tasks, tuned_tasks=tuned_tasks, level=config.level, notes=notes)

@@ -12,6 +12,7 @@ from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.report import Report
 from latentknobs.files import path_of
 from latentknobs.progress import say
+from latentknobs.reporting import write_report
 from latentknobs.training.judging import SUMMARY
 from latentknobs.training.rundir import explained
 
@@ -39,7 +40,7 @@ def train_several(
         one = config.replace(seed=config.seed + number, draws=config.seed, output_dir=str(place))
         runs.append(train_one(one, folder / "seed-0" if number else after))
     reports = [run.report for run in runs if run.report is not None]
-    report = Report.join(reports) if reports else None
+    report, page = Report.join(reports) if reports else None, None
     if runs[0].is_main:
         with explained(folder, "the results of all seeds"):
             runs[0].adapter.save_pretrained(folder / "adapter")
@@ -47,7 +48,13 @@ def train_several(
             if report is not None:
                 (folder / SUMMARY).parent.mkdir(exist_ok=True)
                 write_text(folder / SUMMARY, json.dumps(report.to_dict()) + "\n")
-    return replace(runs[0], path=folder, report=report, report_path=None, runs=tuple(runs))
+                page = write_report(first_seed(folder), report, folder / "report.html")
+    return replace(runs[0], path=folder, report=report, report_path=page, runs=tuple(runs))
+
+
+def first_seed(folder: Path) -> Path:
+    """The run of the first seed in a folder of several, or the folder itself."""
+    return found if (found := folder / "seed-0").is_dir() else folder
 
 
 def run_folder(path: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """Statistics against known answers, and evaluate() on the packaged testbed."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from latentknobs import testbed
 from latentknobs.adapter import describe_model
 from latentknobs.data.prompts import make_prompts
 from latentknobs.errors import AdapterError, LatentKnobsError, RewardError
-from latentknobs.evaluation.comparison import lineup, make_report, stages
+from latentknobs.evaluation.comparison import Stage, lineup, make_report, numbers_of, stages
 from latentknobs.evaluation.report import BINNED, CONTROLS, GREEDY, HEAD, MEAN, MIXTURE, SHUFFLED, Report
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import ConstantPolicy, GreedyPolicy
 
 SMALL = {"seeds": 2, "train_prompts": 8, "eval_size": 6, "tune_size": 4, "max_new_tokens": 8}
@@ -198,6 +200,20 @@ def test_controls_take_part_by_default_and_answer_with_the_heads_own_choices(ada
     [mean] = {value for rollout in found.rollouts[MEAN] for value in rollout.values}
     assert mean not in chosen and found.notes[MEAN] == f"temperature {mean[0]:.3g}"
     assert f"tuned on {SMALL['tune_size']} responses" in found.notes["numbers"]
+
+
+def test_a_best_constant_at_the_edge_of_the_options_is_said_to_be_one():
+    adapter = SimpleNamespace(space=KnobSpace.of("temperature:0,0.5,1"), training={"trained on": "8 responses"})
+    stage = Stage("tuning", [], [None] * 4, 1, 0)
+
+    def numbers(*means):
+        labels = ("temperature 0", "temperature 0.5", "temperature 1")
+        return numbers_of(adapter, stage, {name: np.array([[mean] * 4]) for name, mean in zip(labels, means, strict=True)})
+
+    said = "The head was trained on 8 responses; every constant was tuned on 4 responses."
+    assert numbers(0, 1, 0) == said, "inside"
+    assert numbers(1, 0, 0) == said, "nothing is below 0"
+    assert numbers(0, 0, 1) == f"{said} The best, temperature 1, is at the edge of the options: temperature=1.5 was not tried."
 
 
 def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):

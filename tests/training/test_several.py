@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 
 import latentknobs as lk
+from latentknobs.cli import cli
 from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.report import HEAD, Report
 
@@ -29,6 +31,13 @@ def test_two_seeds_are_two_runs_on_the_same_held_out_prompts_with_one_report(tmp
     assert run.report.rewards[HEAD].shape == (4, 5) and "2 training seeds" in run.report.verdict()
     assert Report.from_dict(json.loads((tmp_path / "evaluation" / "summary.json").read_text())).runs == 2
     assert lk.KnobAdapter.from_pretrained(tmp_path / "adapter").space == run.adapter.space
+    page = run.report_path.read_text()
+    assert run.report_path == tmp_path / "report.html" and "2 training seeds" in page and "the first of 2" in page
+    told = CliRunner().invoke(cli, ["report", str(tmp_path / "seed-1"), str(tmp_path / "seed-0")])
+    assert told.exit_code == 0, told.output
+    assert "2 training seeds" in (tmp_path / "seed-1" / "report-seeds.html").read_text()
+    told = CliRunner().invoke(cli, ["report", str(tmp_path)])
+    assert told.exit_code == 0 and (tmp_path / "report.html").read_text() == page
     times = [json.loads(line) for line in (tmp_path / "seed-1" / "manifest.jsonl").read_text().splitlines()]
     constants = [row for row in times if row["file"].startswith("evaluation/rollouts/temperature")]
     assert constants and all(row["seconds"] == 0 for row in constants), "copied from the first seed"
