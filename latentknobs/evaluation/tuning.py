@@ -99,7 +99,7 @@ def beyond(best: str, tried: Sequence[str]) -> list[str]:
         at, (least, most) = grid.index(value), RANGES.get(name, (0.0, np.inf))
         down = grid[at - 1] if at else 2 * grid[0] - grid[1]
         up = grid[at + 1] if at + 1 < len(grid) else 2 * grid[-1] - grid[-2]
-        down = down if down > least else value / 2 if value > SMALLEST else least
+        down = down if at or down > least else value / 2 if value > SMALLEST else least
         for step in (down, min(up, most)):
             changed = settings_of(best) | {name: round(step, 6)}
             found.append(f"{rule}:{','.join(f'{key}={number:g}' for key, number in changed.items())}")
