@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -50,27 +50,17 @@ class Column:
         return segment_sum(value_T, segment_T, len(first_S))
 
 
-class StoreRows(NamedTuple):
-    """How T tokens make the S rows of the store.
+def store_rows(columns: Mapping[str, Column], segment_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The S rows of one response of T tokens: its segments, or its tokens where a column is kept for each.
 
-    Attributes:
-        row_T: the row of each token.
-        first_S: the first token of each row.
-        chosen_S: the token whose features decide about a row: the first one of its segment.
+    Returns:
+        (T,) the row of each token; (S,) the first token of each row; (S,) the token whose features decide about it.
     """
-
-    row_T: Tensor
-    first_S: Tensor
-    chosen_S: Tensor
-
-
-def store_rows(columns: Mapping[str, Column], segment_T: Tensor) -> StoreRows:
-    """The rows of one response: its segments, or its tokens where a column is kept for each."""
     first_S = segment_T.diff(prepend=segment_T.new_full((1,), -1)).nonzero().squeeze(-1)
     if all(column.reduce != "token" for column in columns.values()):
-        return StoreRows(segment_T, first_S, first_S)
+        return segment_T, first_S, first_S
     token_T = torch.arange(len(segment_T), device=segment_T.device)
-    return StoreRows(token_T, token_T, first_S[segment_T])
+    return token_T, token_T, first_S[segment_T]
 
 
 def row_bytes(columns: Mapping[str, Column], K: int, V: int) -> int:
