@@ -7,7 +7,6 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +61,7 @@ def parse_json(text: str) -> Any:
     """The data of a JSON text; a ValueError says in few words that it is not JSON, or is nested too deeply."""
     try:
         data = json.loads(text)
-        if _depth(data) > DEEPEST:
+        if _is_deeper(data, DEEPEST):
             raise RecursionError
     except RecursionError:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
@@ -98,12 +97,7 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.~/-])~?/([^\s/:,'\"]+/)*(?=[^\s/:,'\"])", "", text)
 
 
-def _depth(data: Any) -> int:
-    level, depth = [data], 0
-    while level:
-        level, depth = [inner for item in level for inner in _inside(item)], depth + 1
-    return depth
-
-
-def _inside(item: Any) -> Iterator[Any]:
-    return iter(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+def _is_deeper(data: dict[str, Any] | list[Any], levels: int) -> bool:
+    """Whether data has more levels than so many; lists and objects are levels, and so is what is in the innermost."""
+    inside = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return bool(inside) and (levels == 1 or any(_is_deeper(item, levels - 1) for item in inside if isinstance(item, dict | list)))

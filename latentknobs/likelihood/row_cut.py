@@ -48,11 +48,11 @@ class Cut:
         if host_sees(logits_NV):
             self.u_N: Any = None if u_N is None else u_N.numpy()
             steps = self._steps(space, np.ascontiguousarray(value_NJ.numpy().T))
-            self.logits_NV = wide(logits_NV)
-            self.best = best_tokens(self.logits_NV, TOP, self.greedy)
-            is_checked = self.logits_NV is (checked_NV := checked(self.logits_NV, torch.from_numpy(self.best.value_NM[:, 0])))
-            if not is_checked:
-                self.logits_NV, self.best = checked_NV, best_tokens(checked_NV, TOP)
+            raw_NV = wide(logits_NV)
+            self.best = best_tokens(raw_NV, TOP, self.greedy)
+            self.logits_NV = checked(raw_NV, torch.from_numpy(self.best.value_NM[:, 0]))
+            if self.logits_NV is not raw_NV:  # huge ones were shifted
+                self.best = best_tokens(self.logits_NV, TOP)
         else:
             self.logits_NV = checked(logits_NV)
             steps = self._steps(space, self._fetch(space, value_NJ, u_N))
