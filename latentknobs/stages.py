@@ -16,14 +16,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, init=False)
 class Enters:
-    """The stages whose keys hold a field's value, in place of those of its section.
-
-    Attributes:
-        by_content: keys hold what the setting stands for instead of its text: a model's weights, the prompts, the reward.
-    """
+    """The stages whose keys hold a field's value, in place of those of its section."""
 
     stages: tuple[Stage, ...]
-    by_content: bool
+    by_content: bool  # keys hold what the setting stands for instead of its text: a model's weights, the prompts, the reward
 
     def __init__(self, *stages: Stage, by_content: bool = False) -> None:
         object.__setattr__(self, "stages", stages)

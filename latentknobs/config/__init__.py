@@ -40,18 +40,13 @@ NAMED = ("model", LEARNER)  # sections whose `name` is written `model: NAME` for
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of a section.
-
-    Attributes:
-        alias: its flat name.
-        enters: the stages whose keys hold it.
-    """
+    """A field of a section."""
 
     section: str
     name: str
-    alias: str
+    alias: str  # its flat name
     info: FieldInfo
-    enters: Enters
+    enters: Enters  # the stages whose keys hold it
 
 
 @cache

@@ -31,14 +31,10 @@ TOLERANCE = 1e-4  # models round in other ways in batches of other sizes
 
 @dataclass(frozen=True)
 class Subject:
-    """A reward on rows that it can judge.
-
-    Attributes:
-        values: one value for each row, of `DATA` and the columns.
-    """
+    """A reward on rows that it can judge."""
 
     part: Part
-    values: Mapping[str, Sequence[Any]]
+    values: Mapping[str, Sequence[Any]]  # one value for each row, of `DATA` and the columns
 
     def rows(self, numbers: Sequence[int]) -> Subject:
         """The same on some of the rows, in this order."""

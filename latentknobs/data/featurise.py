@@ -29,21 +29,13 @@ Unreachable = Literal["refuse", "drop"]
 
 @dataclass(frozen=True)
 class Featurised:
-    """What `featurise` returns of some responses.
+    """What `featurise` returns of some responses."""
 
-    Attributes:
-        cache: their segments. Every response keeps its place; an unreachable one has no segments.
-        moments: of the features of all segments, also of those that `min_spread` left out, because decoding has them too.
-        unreachable: indices of the responses that no option can produce.
-        skipped: how many segments `min_spread` left out.
-        total: how many segments there were, left out or not, without those of unreachable responses.
-    """
-
-    cache: FeatureCache
-    moments: Moments
-    unreachable: tuple[int, ...]
-    skipped: int
-    total: int
+    cache: FeatureCache  # their segments. Every response keeps its place; an unreachable one has no segments
+    moments: Moments  # of the features of all segments, also of those that `min_spread` left out, because decoding has them too
+    unreachable: tuple[int, ...]  # indices of the responses that no option can produce
+    skipped: int  # how many segments `min_spread` left out
+    total: int  # how many segments there were, left out or not, without those of unreachable responses
 
 
 def featurise(

@@ -10,17 +10,11 @@ BLOCK = 4096  # rows that are held in float64 at once
 
 @dataclass(frozen=True)
 class Moments:
-    """Of some rows.
+    """Of some rows."""
 
-    Attributes:
-        count: how many rows.
-        mean_F: their mean, zeros where there are none.
-        square_F: sum of squared differences from the mean.
-    """
-
-    count: int
-    mean_F: Tensor
-    square_F: Tensor
+    count: int  # how many rows
+    mean_F: Tensor  # their mean, zeros where there are none
+    square_F: Tensor  # sum of squared differences from the mean
 
     @classmethod
     def of(cls, feature_NF: Tensor) -> "Moments":

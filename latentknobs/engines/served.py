@@ -56,20 +56,13 @@ class ServedEngine(Engine, ABC):
 
 @dataclass(frozen=True)
 class Drift:
-    """How far what an engine reported of some tokens is from what a reading gives.
+    """How far what an engine reported of some tokens is from what a reading gives."""
 
-    Attributes:
-        tokens: how many there were.
-        outside: those that the values they were drawn with exclude in the reading.
-        compared: those with a reported log-probability that the reading does not exclude.
-        mean, largest: of the absolute differences (nats) between the two log-probabilities of these.
-    """
-
-    tokens: int
-    outside: int
-    compared: int
+    tokens: int  # how many there were
+    outside: int  # those that the values they were drawn with exclude in the reading
+    compared: int  # those with a reported log-probability that the reading does not exclude
     mean: float
-    largest: float
+    largest: float  # mean, largest: of the absolute differences (nats) between the two log-probabilities of these
 
     def __str__(self) -> str:
         facts = f"{self.outside:,} of {self.tokens:,} tokens are outside the kept set of a reading"

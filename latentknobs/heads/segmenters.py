@@ -94,15 +94,10 @@ class WholeResponse(Segmenter):
 
 @dataclass(frozen=True)
 class Delimiter(Segmenter):
-    """A segment begins after each token whose text, without trailing blanks, ends in one of the characters.
+    """A segment begins after each token whose text, without trailing blanks, ends in one of the characters."""
 
-    Attributes:
-        characters: e.g. `.!?`; a newline counts where `\\n` is among them.
-        token_ids: the tokens this means in one vocabulary (saved with an adapter).
-    """
-
-    characters: str
-    token_ids: tuple[int, ...]
+    characters: str  # e.g. `.!?`; a newline counts where `\n` is among them
+    token_ids: tuple[int, ...]  # the tokens this means in one vocabulary (saved with an adapter)
 
     @property
     def level(self) -> str:

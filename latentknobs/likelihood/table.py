@@ -157,17 +157,12 @@ def _mass_chains(space: KnobSpace) -> tuple[tuple[Chain, ...], bool]:
 
 @dataclass(frozen=True)
 class Rows:
-    """R rows and their targets, as far as tables need them.
+    """R rows and their targets, as far as tables need them."""
 
-    Attributes:
-        logit_R: the target's logit; best_R: the row's largest logit; is_first_R: whether the target is the first argmax.
-        mass_RQ: sum exp((z - best) / T) over the whole row for each of the space's `_mass_chains`.
-    """
-
-    logit_R: Tensor
+    logit_R: Tensor  # the target's logit; best_R: the row's largest logit; is_first_R: whether the target is the first argmax
     best_R: Tensor
     is_first_R: Tensor
-    mass_RQ: Tensor
+    mass_RQ: Tensor  # sum exp((z - best) / T) over the whole row for each of the space's `_mass_chains`
 
     def __getitem__(self, rows: slice | Tensor) -> "Rows":
         return Rows(self.logit_R[rows], self.best_R[rows], self.is_first_R[rows], self.mass_RQ[rows])

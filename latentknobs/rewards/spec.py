@@ -20,18 +20,12 @@ RewardFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One of the rewards of a run.
+    """One of the rewards of a run."""
 
-    Attributes:
-        name: as the user wrote it, or the name of the callable.
-        weight: what its values are multiplied with in the sum; 0 only records them.
-        origin: see `identity_of`.
-    """
-
-    name: str
+    name: str  # as the user wrote it, or the name of the callable
     function: RewardFunction
-    weight: float = 1.0
-    origin: Mapping[str, Any] | None = None
+    weight: float = 1.0  # what its values are multiplied with in the sum; 0 only records them
+    origin: Mapping[str, Any] | None = None  # see `identity_of`
 
     @cached_property
     def identity(self) -> str | None:

@@ -28,18 +28,12 @@ SALT = "discriminator "  # a split of its own: all training prompts may be on on
 
 
 class Quality(NamedTuple):
-    """How well it knows the label of held-out responses, token by token.
+    """How well it knows the label of held-out responses, token by token."""
 
-    Attributes:
-        loss: nats; `base` is that of a constant probability.
-        auc: probability that it puts a response with the property above one without (1/2: it knows nothing).
-        share: of responses that have the property.
-    """
-
-    loss: float
+    loss: float  # nats; `base` is that of a constant probability
     base: float
-    auc: float
-    share: float
+    auc: float  # probability that it puts a response with the property above one without (1/2: it knows nothing)
+    share: float  # of responses that have the property
 
     def __str__(self) -> str:
         verdict = "" if self.loss < self.base else " It is not better than a constant: do not guide with it."

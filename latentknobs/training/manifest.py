@@ -21,27 +21,16 @@ CURE = "Delete the file to run every stage again, or choose another output_dir."
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished file.
+    """One finished file."""
 
-    Attributes:
-        stage: what wrote it, e.g. `round-1/rollouts`.
-        file: its path, relative to the run directory.
-        key: digest of everything its content depends on.
-        sha256: hash of its content.
-        size: bytes.
-        items: responses (or steps) in it.
-        seconds: how long it took.
-        ended: when it was finished, seconds since 1970.
-    """
-
-    stage: str
-    file: str
-    key: str
-    sha256: str
-    size: NonNegativeInt
-    items: NonNegativeInt
-    seconds: NonNegativeFloat
-    ended: FiniteFloat
+    stage: str  # what wrote it, e.g. `round-1/rollouts`
+    file: str  # its path, relative to the run directory
+    key: str  # digest of everything its content depends on
+    sha256: str  # hash of its content
+    size: NonNegativeInt  # bytes
+    items: NonNegativeInt  # responses (or steps) in it
+    seconds: NonNegativeFloat  # how long it took
+    ended: FiniteFloat  # when it was finished, seconds since 1970
 
 
 ENTRY = TypeAdapter(Entry)

@@ -27,17 +27,11 @@ MAIN, RIVAL = "main", "rival"  # the module on the run's features, and the same 
 
 @dataclass
 class Modules:
-    """The modules after a round.
+    """The modules after a round."""
 
-    Attributes:
-        main: the learned module.
-        rival: the same learner's module that reads statistics of the logits alone.
-        key: digest of the weights of `main`, for what depends on them.
-    """
-
-    main: nn.Module
-    rival: nn.Module
-    key: str
+    main: nn.Module  # the learned module
+    rival: nn.Module  # the same learner's module that reads statistics of the logits alone
+    key: str  # digest of the weights of `main`, for what depends on them
 
 
 class Lesson(Protocol):
@@ -140,21 +134,15 @@ class Fitting:
 
 @dataclass(frozen=True)
 class FromFiles:
-    """The lesson of learners that learn from the files of a round.
-
-    Attributes:
-        store: of the features of `main`, then of `rival`.
-        train, held_out: examples, of responses of the store.
-        reference: the module that explored.
-    """
+    """The lesson of learners that learn from the files of a round."""
 
     run: RunDir
     config: TrainConfig
     learners: Mapping[str, Learner]
-    store: Features
+    store: Features  # of the features of `main`, then of `rival`
     train: Sequence[Example]
-    held_out: Sequence[Example]
-    reference: nn.Module | None
+    held_out: Sequence[Example]  # train, held_out: examples, of responses of the store
+    reference: nn.Module | None  # the module that explored
 
     def seen(self, part: str) -> Features:
         """The store with the features that a part reads."""

@@ -15,18 +15,12 @@ from latentknobs.training.sampling import read_all, read_scores
 
 @dataclass(frozen=True)
 class RoundData:
-    """The files of a round.
-
-    Attributes:
-        rollouts: responses, whose `prompt` indexes `prompts`.
-        scores: of each rollout; None where the reward failed, or for responses from elsewhere.
-        examples: what was learned from, as indices into `rollouts`.
-    """
+    """The files of a round."""
 
     prompts: list[Prompt]
-    rollouts: list[Rollout]
-    scores: list[float | None]
-    examples: list[Example]
+    rollouts: list[Rollout]  # responses, whose `prompt` indexes `prompts`
+    scores: list[float | None]  # of each rollout; None where the reward failed, or for responses from elsewhere
+    examples: list[Example]  # what was learned from, as indices into `rollouts`
 
     @property
     def pairs(self) -> list[Pair]:

@@ -40,21 +40,15 @@ SHOWN = 32  # prompts that the finished head of a learner on policy answers, for
 
 @dataclass(frozen=True)
 class Round:
-    """A round of a run.
-
-    Attributes:
-        learners: by part: `main` on the run's features, and `rival` on statistics of the logits.
-        key: digest of the model, the space, and the level.
-        previous: the modules that explore, are refined, and are referred to.
-    """
+    """A round of a run."""
 
     run: RunDir
     config: TrainConfig
     sources: Sources
-    learners: Mapping[str, Learner]
+    learners: Mapping[str, Learner]  # by part: `main` on the run's features, and `rival` on statistics of the logits
     number: int
-    key: str
-    previous: Modules | None
+    key: str  # digest of the model, the space, and the level
+    previous: Modules | None  # the modules that explore, are refined, and are referred to
 
     def result(self) -> tuple[Modules, Facts, list[str]]:
         """Its modules, what it shows about known failures, and what the learner itself finds."""

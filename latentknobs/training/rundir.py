@@ -33,21 +33,13 @@ LONGEST = MB  # characters of a line
 
 @dataclass(frozen=True)
 class Task:
-    """One file of a stage.
+    """One file of a stage."""
 
-    Attributes:
-        file: its path, relative to the run directory.
-        key: digest of everything its content depends on.
-        make: writes it, complete or not at all, and reports how many items are done.
-        items: responses (or steps) in it, for the estimate of the time that is left.
-        fresh: written again although it is finished, because its key does not say all that its content depends on.
-    """
-
-    file: str
-    key: str
-    make: Callable[[Path, Advance], None]
-    items: int = 1
-    fresh: bool = False
+    file: str  # its path, relative to the run directory
+    key: str  # digest of everything its content depends on
+    make: Callable[[Path, Advance], None]  # writes it, complete or not at all, and reports how many items are done
+    items: int = 1  # responses (or steps) in it, for the estimate of the time that is left
+    fresh: bool = False  # written again although it is finished, because its key does not say all that its content depends on
 
 
 class RunDir:

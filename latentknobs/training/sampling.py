@@ -31,13 +31,9 @@ from latentknobs.training.subject import model_input, reward_input
 
 @dataclass(frozen=True)
 class PolicyRun:
-    """A policy and what its files are called.
+    """A policy and what its files are called."""
 
-    Attributes:
-        name: first part of the names of its files; may be empty.
-    """
-
-    name: str
+    name: str  # first part of the names of its files; may be empty
     policy: Policy
 
 

@@ -17,37 +17,23 @@ from latentknobs.training.rundir import LOCK, METRICS, read_rows
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run.
+    """A stage of a run."""
 
-    Attributes:
-        name: e.g. `round-1/rollouts`.
-        items: responses (or steps, or files) that it makes; an upper bound until it has begun.
-        done: how many of them are finished.
-        size: bytes of its finished files.
-        seconds: time spent on them, summed over processes.
-        left: estimated seconds that remain; None where no stage of its kind has finished anything yet.
-    """
-
-    name: str
-    items: int
-    done: int
-    size: int
-    seconds: float
-    left: float | None
+    name: str  # e.g. `round-1/rollouts`
+    items: int  # responses (or steps, or files) that it makes; an upper bound until it has begun
+    done: int  # how many of them are finished
+    size: int  # bytes of its finished files
+    seconds: float  # time spent on them, summed over processes
+    left: float | None  # estimated seconds that remain; None where no stage of its kind has finished anything yet
 
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run, from its files.
-
-    Attributes:
-        running: whether a process works on it now.
-        left: estimated seconds until all stages are finished; None while some kind of stage has not been timed.
-    """
+    """The state of a run, from its files."""
 
     stages: list[Stage]
-    running: bool
-    left: float | None
+    running: bool  # whether a process works on it now
+    left: float | None  # estimated seconds until all stages are finished; None while some kind of stage has not been timed
 
     @property
     def finished(self) -> bool:

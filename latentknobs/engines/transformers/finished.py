@@ -16,33 +16,20 @@ from latentknobs.errors import DecodingError
 
 @dataclass
 class Call:
-    """One call of `generate`.
+    """One call of `generate`."""
 
-    Attributes:
-        prompt_length: columns of the prompt in what it returns.
-        copies: sequences returned per request, where they share its uniforms (beams).
-        max_new_tokens, samples: its budgets.
-        ignored: sampling arguments that it passed and that did not act.
-        mask_BP: attention mask of its prompts, inferred by `generate` where the caller passed none.
-        second: its prompts without evidence, if any.
-        ends, padding: ids that end a row, and that stand behind its end.
-        may_stop: whether rows may also end without such an id: stop strings, criteria, time.
-        processors: what changed the distribution after the policy.
-        sequences_BL: what it returned.
-    """
-
-    prompt_length: int
-    copies: int
+    prompt_length: int  # columns of the prompt in what it returns
+    copies: int  # sequences returned per request, where they share its uniforms (beams)
     max_new_tokens: int | None
-    samples: int
-    ignored: tuple[str, ...] = ()
-    mask_BP: Tensor | None = None
-    second: LeftPadded | None = None
+    samples: int  # max_new_tokens, samples: its budgets
+    ignored: tuple[str, ...] = ()  # sampling arguments that it passed and that did not act
+    mask_BP: Tensor | None = None  # attention mask of its prompts, inferred by `generate` where the caller passed none
+    second: LeftPadded | None = None  # its prompts without evidence, if any
     ends: Collection[int] = ()
-    padding: Collection[int] = ()
-    may_stop: bool = False
-    processors: tuple[str, ...] = ()
-    sequences_BL: Tensor | None = None
+    padding: Collection[int] = ()  # ends, padding: ids that end a row, and that stand behind its end
+    may_stop: bool = False  # whether rows may also end without such an id: stop strings, criteria, time
+    processors: tuple[str, ...] = ()  # what changed the distribution after the policy
+    sequences_BL: Tensor | None = None  # what it returned
 
     def see_mask(self, mask_BL: Any, beams: int) -> None:
         """The mask of the first forward pass, which `generate` infers from padding where the caller passes none."""

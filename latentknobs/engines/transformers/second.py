@@ -17,15 +17,10 @@ SECOND = "second_NV"
 
 
 class LeftPadded(NamedTuple):
-    """B prompts in one batch.
+    """B prompts in one batch."""
 
-    Attributes:
-        ids_BP: (B, P) token ids.
-        mask_BP: (B, P) 0 at padding on the left; None where there is none.
-    """
-
-    ids_BP: Tensor
-    mask_BP: Tensor | None = None
+    ids_BP: Tensor  # (B, P) token ids
+    mask_BP: Tensor | None = None  # (B, P) 0 at padding on the left; None where there is none
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> "LeftPadded":
