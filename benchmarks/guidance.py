@@ -2,11 +2,13 @@
 
     python -m tools.testbed.grounded --out runs/grounded
     python -m tools.testbed.grounded --out runs/corrupted --start runs/grounded --corrupted --steps 20
-    python -m benchmarks.guidance
+    python -m benchmarks.guidance                       # or one process for each --seed, with a folder --out of its own, and then
+    python -m benchmarks.guidance --from runs/guidance-0 --from runs/guidance-1 --from runs/guidance-2      # the tables alone
 
 Every member of every family answers held-out prompts; a family's member is tuned on training prompts, once for each training
-seed, by reward (attribution, 0 or 1, and novelty, 0 to 1). Learned options are trained with the same seeds on the same prompts.
-Results are kept one by one in runs/guidance, so that the command goes on where it stopped.
+seed, by reward (attribution, 0 or 1, and novelty, 0 to 1), on a grid that grows until the best is not on its edge. Learned
+options are trained with the same seeds on the same prompts. Results are kept one by one in a file, so that the command goes on
+where it stopped.
 
 What would refute the claims, written down before the runs. That KL-guided temperature is worth its second reading: its tuned
 member does not beat the tuned static temperature, or the tuned EDT, with a corrected p below .05. That learned options add
@@ -15,7 +17,7 @@ predicts the outcome: the interval of its rank correlation holds 0.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.evaluation.accounting import TERMS, account_of
 from latentknobs.evaluation.statistics import estimate, holm
-from latentknobs.evaluation.tuning import members
+from latentknobs.evaluation.tuning import members, tuned
 from latentknobs.models.loading import load_model
 from latentknobs.policies import Policy
 from latentknobs.policies.controls import Choices, MeanShift
@@ -47,42 +49,60 @@ FAMILIES = {
     "confidence gate": members("confidence_gate", threshold=[0.3, 0.5, 0.8], hot=[1, 1.3, 1.6]),
     "CFG": members("cfg", scale=[1.5, 2, 3], temperature=[0.7, 1, 1.3, 1.6]),
     "KL-guided": members("kl_guided", base=[1, 1.3, 1.6], half_life=[0.25, 0.5, 1, 2, 4]),
+    "Mirostat": members("mirostat", tau=[0.5, 1, 2, 3, 5], eta=[0.1, 0.3]),
+    "dynatemp": members("dynatemp", low=[0, 0.4, 0.8], high=[1.2, 2, 3], exponent=[0.3, 0.6, 1]),
+    "classifier": members("classifier", scale=[0.25, 0.5, 1, 2, 4], temperature=[0.7, 1, 1.3, 1.6]),
 }
 LEARNED = {
     "learned temperature": ["temperature:0,0.5,1,1.3,1.6"],
     JOINT: ["temperature:0.5,1,1.6", "guidance_scale:1,2,3", "kl_half_life:0.5,2,inf"],
 }
-GREEDY, PLAIN, MEAN = "constant:temperature=0", "constant:temperature=1", "mean of the learned choices"
+MEAN = "mean of the learned choices"
+ALIGNED = [
+    "constant:temperature=0", "constant:temperature=0.7", "constant:temperature=1", "cfg:scale=2,temperature=1",
+    "cfg:scale=3,temperature=0.7", "kl_guided:base=1,half_life=0.5",
+]  # fmt: skip
 
 
 class Lab:
     """One LM, its prompts, and a folder of results."""
 
-    def __init__(self, model: Path, out: Path, prompts: int) -> None:
-        self.path, self.out = model, out
+    def __init__(self, model: Path, out: Path, prompts: int, known: dict[str, Any] | None = None) -> None:
+        self.path, self.out, self.known = model, out, {} if known is None else known
         self.model, self.tokenizer = load_model(str(model), TrainConfig())
         self.engine = TransformersEngine(self.model, self.tokenizer)
         self.held_out = make_prompts(grounded.rows("eval", prompts, 9), self.tokenizer)
         out.mkdir(parents=True, exist_ok=True)
+        self.known |= results_of(out)
 
     def training_rows(self, seed: int) -> list[dict[str, Any]]:
         """Prompts of one training seed."""
         return grounded.rows("train", len(self.held_out), seed)
 
-    def outcome(self, name: str, policy: Policy) -> dict[str, Any]:
+    def outcome(self, name: str, make: Callable[[], Policy] | None = None) -> dict[str, Any]:
         """What a policy gets on held-out prompts, twice each, and its account; kept in a file."""
-        return self._kept(f"held_out {name}", lambda: self._outcome(policy))
+        return self._kept(f"held_out {name}", lambda: self._outcome(self.rule(name) if make is None else make()))
+
+    def rule(self, name: str) -> Policy:
+        """A rule by name; one of classifier guidance gets the discriminator of this folder."""
+        path = f",discriminator={self.out / 'discriminator.safetensors'}" if name.startswith("classifier:") else ""
+        return policy_of(name + path, self.tokenizer)
 
     def tuned(self, family: str, seed: int) -> str:
-        """The member with the best mean reward on the training prompts of a seed."""
+        """The member with the best mean reward on the training prompts of a seed, kept with the members tried."""
         prompts = make_prompts(self.training_rows(seed), self.tokenizer)
 
         def earned(spec: str) -> float:
-            rollouts = self._responses(prompts, policy_of(spec, self.tokenizer), 1, 100 + seed)
+            rollouts = self._responses(prompts, self.rule(spec), 1, 100 + seed)
             return float(np.mean([sum(scores(prompts[one.prompt], one)[:2]) for one in rollouts]))
 
-        means = {spec: self._kept(f"train {seed} {spec}", lambda spec=spec: earned(spec)) for spec in FAMILIES[family]}
-        return max(means, key=lambda spec: means[spec])
+        def score(spec: str, _: int) -> float:
+            return float(self._kept(f"train {seed} {spec}", lambda: earned(spec)))
+
+        best, tried = self._kept(f"tuned {seed} {family}", lambda: tuned(FAMILIES[family], len(prompts), score))
+        for spec in tried:
+            self.outcome(spec)
+        return str(best)
 
     def learned(self, name: str, seed: int) -> Policy:
         """Options chosen by a head that LPO trained on the prompts of a seed."""
@@ -96,15 +116,11 @@ class Lab:
         )  # fmt: skip
         return lk.KnobAdapter.from_pretrained(run / "adapter").policy("greedy")
 
-    def classifiers(self, run: Path) -> list[str]:
-        """Guidance by a discriminator of grounded and novel responses, trained on the rollouts of a run."""
+    def discriminate(self, run: Path) -> None:
+        """Trains a discriminator of grounded and novel responses on the rollouts of a run."""
         path = self.out / "discriminator.safetensors"
         if not path.exists():
             print(lk.discriminator(run, path, threshold=1.0), flush=True)
-        return [
-            f"classifier:scale={scale},temperature={temperature},discriminator={path}"
-            for scale in (1, 2, 4, 8) for temperature in (0.7, 1, 1.3, 1.6)
-        ]  # fmt: skip
 
     def mean_of(self, policy: Policy, seed: int) -> Policy:
         """The constant that is the mean of what a policy chooses on the training prompts of a seed."""
@@ -128,16 +144,18 @@ class Lab:
         )
 
     def _kept(self, name: str, make: Any) -> Any:
-        path = self.out / "results.jsonl"
-        if not hasattr(self, "known"):
-            lines = path.read_text().splitlines() if path.exists() else []
-            self.known: dict[str, Any] = dict(json.loads(line) for line in lines)
         if name not in self.known:
             self.known[name] = make()
-            with path.open("a") as file:
+            with (self.out / "results.jsonl").open("a") as file:
                 file.write(json.dumps([name, self.known[name]]) + "\n")
             print(name, flush=True)
         return self.known[name]
+
+
+def results_of(out: Path) -> dict[str, Any]:
+    """What was found so far in a folder, by name."""
+    path = out / "results.jsonl"
+    return dict(json.loads(line) for line in path.read_text().splitlines()) if path.exists() else {}
 
 
 def scores(prompt: Prompt, rollout: Rollout) -> tuple[float, float, float]:
@@ -192,36 +210,57 @@ HEADER = (
 @click.option("--corrupted", default="runs/corrupted", show_default=True, type=click.Path(path_type=Path))
 @click.option("--out", default="runs/guidance", show_default=True, type=click.Path(path_type=Path))
 @click.option("--prompts", default=96, show_default=True, help="Held-out prompts, and training prompts of each seed.")
-def main(model: Path, corrupted: Path, out: Path, prompts: int) -> None:
+@click.option("--seed", "seeds", default=SEEDS, show_default=True, multiple=True)
+@click.option("--from", "folders", type=click.Path(exists=True, path_type=Path), multiple=True, help="Print what these hold.")
+def main(model: Path, corrupted: Path, out: Path, prompts: int, seeds: tuple[int, ...], folders: tuple[Path, ...]) -> None:
     """Runs what is missing, and prints the tables of docs/guidance.md."""
-    lab = Lab(model, out, prompts)
-    for seed in SEEDS:
-        lab.learned("learned temperature", seed)
-    FAMILIES["classifier"] = lab.classifiers(out / "learned_temperature-0")
-    every = {spec: lab.outcome(spec, policy_of(spec)) for family in FAMILIES.values() for spec in family}
-    picked = {family: [lab.tuned(family, seed) for seed in SEEDS] for family in FAMILIES}
+    known = {name: value for folder in folders or (out,) for name, value in results_of(folder).items()}
+    bad = {name: value for folder in folders or (out,) for name, value in results_of(folder / "corrupted").items()}
+    if not folders:
+        run(Lab(model, out, prompts, known), seeds)
+        if corrupted.exists():
+            badly = Lab(corrupted, out / "corrupted", prompts, bad)
+            for spec in ALIGNED:
+                badly.outcome(spec)
+    every = {name.removeprefix("held_out "): value for name, value in known.items() if name.startswith("held_out ")}
+    found = [seed for seed in SEEDS if f"held_out {MEAN} {seed}" in known]
     print(f"\n1 and 2: temperature against greedy decoding, and the trade-off of guidance\n\n{HEADER}")
     for spec in (spec for family in ("static temperature", "CFG", "classifier") for spec in FAMILIES[family]):
-        print(line(f"`{spec.partition(',discriminator')[0]}`", every[spec]))
+        print(line(f"`{spec}`", every[spec]))
+    picked = {family: [known[f"tuned {seed} {family}"][0] for seed in found] for family in FAMILIES}
     chosen = {family: [every[spec] for spec in specs] for family, specs in picked.items()}
-    for name in LEARNED:
-        heads = [lab.learned(name, seed) for seed in SEEDS]
-        chosen[name] = [lab.outcome(f"{name} {seed}", head) for seed, head in zip(SEEDS, heads, strict=True)]
-    means = [lab.mean_of(head, seed) for seed, head in zip(SEEDS, heads, strict=True)]
-    chosen[MEAN] = [lab.outcome(f"{MEAN} {seed}", policy) for seed, policy in zip(SEEDS, means, strict=True)]
+    chosen |= {name: [every[f"{name} {seed}"] for seed in found] for name in (*LEARNED, MEAN)}
     compared(chosen, picked)
-    predicted([*every.values(), *(one for name in (*LEARNED, MEAN) for one in chosen[name])])
-    if corrupted.exists():
-        badly_aligned(Lab(corrupted, out / "corrupted", prompts), every)
+    predicted(list(every.values()))
+    if bad:
+        print(f"\n5: the LM after corrupted text, and before\n\n{HEADER}")
+        for spec in ALIGNED:
+            print(line(f"`{spec}`, corrupted", bad[f"held_out {spec}"]))
+            print(line(f"`{spec}`, before", every[spec]))
+
+
+def run(lab: Lab, seeds: Sequence[int]) -> None:
+    """All outcomes of some training seeds."""
+    for seed in seeds:
+        heads = {name: lab.learned(name, seed) for name in LEARNED}
+        lab.discriminate(lab.out / f"learned_temperature-{seed}")
+        for family in FAMILIES:
+            lab.tuned(family, seed)
+        for name, head in heads.items():
+            lab.outcome(f"{name} {seed}", lambda head=head: head)
+        lab.outcome(f"{MEAN} {seed}", lambda head=heads[JOINT], seed=seed: lab.mean_of(head, seed))
 
 
 def compared(chosen: dict[str, list[dict[str, Any]]], picked: dict[str, list[str]]) -> None:
     """3: tuned rules and learned options, and their differences."""
-    print(f"\n3: tuned on training prompts (seeds {SEEDS}); means over the seeds\n\n{HEADER}")
+    print(f"\n3: tuned on training prompts ; means over the seeds\n\n{HEADER}")
     for name, outcomes in chosen.items():
         mean = {key: np.mean([one[key] for one in outcomes], axis=0) for key in outcomes[0]}
         print(line(name, mean) + (f" <!-- {sorted(set(picked[name]))} -->" if name in picked else ""))
-    pairs = [("KL-guided", other) for other in ("static temperature", "EDT", "CFG", "classifier", "min-p", "confidence gate")]
+    pairs = [
+        ("KL-guided", other)
+        for other in ("static temperature", "EDT", "CFG", "classifier", "min-p", "confidence gate", "Mirostat", "dynatemp")
+    ]
     pairs += [(JOINT, other) for other in ("KL-guided", "CFG", "EDT", "static temperature", "learned temperature", MEAN)]
     gains = [estimate(np.stack(list(map(reward_P, chosen[a]))) - np.stack(list(map(reward_P, chosen[b])))) for a, b in pairs]
     print("\n| | against | gain in reward [95 %, prompts and seeds] | p, corrected by Holm |\n|---|---|---|---|")
@@ -240,15 +279,6 @@ def predicted(outcomes: list[dict[str, Any]]) -> None:
             for key in results.values()
         ]
         print(f"| {term} | " + " | ".join(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in cells) + " |")
-
-
-def badly_aligned(lab: Lab, clean: dict[str, dict[str, Any]]) -> None:
-    """5: the same settings on an LM that was fine-tuned on corrupted text."""
-    print(f"\n5: the LM after corrupted text, and before\n\n{HEADER}")
-    for spec in (GREEDY, "constant:temperature=0.7", PLAIN, "cfg:scale=2,temperature=1", "cfg:scale=3,temperature=0.7",
-                 "kl_guided:base=1,half_life=0.5"):  # fmt: skip
-        print(line(f"`{spec}`, corrupted", lab.outcome(spec, policy_of(spec))))
-        print(line(f"`{spec}`, before", clean[spec]))
 
 
 if __name__ == "__main__":
