@@ -50,14 +50,8 @@ def load(kind: str, name: str) -> Any:
 def resolve(kind: str, spec: str, **extra: Any) -> tuple[Any, dict[str, Any]]:
     """The object that `name` or `name:key=value,...` names, and its origin: entry point, distribution and settings.
 
-    A class or factory is called with the settings; anything else is returned as it is.
-
-    Args:
-        extra: further arguments of the class or factory, passed where its signature names them.
-
-    Raises:
-        UnknownNameError, PluginError: see `load`.
-        ConfigError: the settings do not fit.
+    A class or factory is called with the settings, and with those of `extra` that it takes; anything else is returned as it is.
+    Errors: see `load`; ConfigError if the settings do not fit.
     """
     name, tail = split(spec)
     point = find(kind, name)

@@ -152,14 +152,11 @@ def _message(message: Any, called: str) -> dict[str, Any]:
 def render_chat(
     tokenizer: Any, messages: Sequence[Row], called: str, *, settings: Row | None = None, is_complete: bool = False
 ) -> str:
-    """A conversation as the text that the model reads.
+    """A conversation as the text that the model reads; DataError if the tokenizer has no chat template, or it refuses.
 
     Args:
         settings: passed to the chat template, e.g. `{"enable_thinking": False}`.
         is_complete: the last message is a finished answer; otherwise the text ends where the assistant is to go on.
-
-    Raises:
-        DataError: the tokenizer has no chat template, or it refuses the conversation.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(f"{called} is a conversation, but this tokenizer has no chat template. Give plain text.")

@@ -55,16 +55,13 @@ class Place:
 
 
 class Shard:
-    """What `write_shard` wrote: its rows on request, everything small in memory.
+    """What `write_shard` wrote: its rows on request, everything small in memory; RunError if it is missing, damaged, or another.
 
     Attributes:
         places: where its tensors lie, by name.
         columns: names of those that have a row for every segment, the features first.
         start_R1: (R + 1) where each response begins; the last entry is N, the number of rows.
         moments, unreachable, skipped, total: see `Featurised`.
-
-    Raises:
-        RunError: the file is missing, damaged, or holds something else.
     """
 
     def __init__(self, path: Path) -> None:

@@ -81,12 +81,7 @@ def preference_rows(
 
     The token ids hold what text alone does not: where a response was cut, and how it was split into tokens. Where a prompt ends
     in the beginning of an answer, TRL's format cannot say so: the beginning is moved into both answers, and there are no ids.
-
-    Args:
-        scores: the reward of each rollout; None where it failed.
-
-    Raises:
-        DataError: a column holds what JSON cannot.
+    DataError if a column holds what JSON cannot.
     """
     for pair in pairs:
         prompt = prompts[pair.prompt]

@@ -81,8 +81,7 @@ class Cut:
     def draw(self, u_N: Sequence[float]) -> tuple[list[int], dict[int, float]]:
         """A token of each row by inverse CDF over the kept ones, over all tokens where it is not cut among its best.
 
-        Returns:
-            N tokens; for rows whose token is not among the best (ignore its id): the uniform that is left for the rest.
+        Also, for rows whose token is not among the best (ignore its id), the uniform that is left for the rest.
         """
         tokens, rest = [], {}
         width = self.M if self.undetermined else max((min(kept, self.M) for kept in self.kept), default=1)

@@ -137,11 +137,7 @@ class Mirostat(Policy):
 
 
 class TwoTemperatures(Policy):
-    """A hand rule: cold where a test says so, hot elsewhere.
-
-    Args:
-        min_p: tokens below this share of the best one's probability are cut, everywhere.
-    """
+    """A hand rule: cold where a test says so, hot elsewhere; tokens below `min_p` of the best one's probability are cut."""
 
     draws = False
 
@@ -187,11 +183,7 @@ class SentenceStart(TwoTemperatures):
 
 
 class Opening(TwoTemperatures):
-    """One temperature for the first tokens of a response, another one for the rest.
-
-    Args:
-        tokens: how many are the first.
-    """
+    """One temperature for the first `tokens` tokens of a response, another one for the rest."""
 
     needs = ("position_N",)
 

@@ -23,16 +23,10 @@ def score_key(identity: str, row: Mapping[str, Any]) -> str | None:
 
 
 class ScoreCache(dict[str, float | None]):
-    """Scores by their `score_key`, kept in a JSONL file that is only ever appended to.
+    """Scores by their `score_key`, kept in a JSONL file that is only ever appended to; RunError if it cannot be read or written.
 
-    Lines that a killed process left incomplete are skipped: their scores are computed again. Failures are never kept.
-
-    Args:
-        path: where scores are added.
-        others: files of other processes, read only.
-
-    Raises:
-        RunError: the file cannot be read, or later not be written.
+    Lines that a killed process left incomplete are skipped: their scores are computed again. Failures are never kept. Files of
+    `others`, other processes, are only read.
     """
 
     def __init__(self, path: str | Path, others: Sequence[Path] = ()) -> None:

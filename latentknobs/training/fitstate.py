@@ -13,10 +13,7 @@ from latentknobs.training.checkpoint import Checkpoint, Saved
 
 
 class FitState:
-    """A module, its optimiser, and what decides the next steps.
-
-    Args:
-        updates: how often the module is moved in a step.
+    """A module, its optimiser, and what decides the next steps; each moves the module `updates` times.
 
     Attributes:
         step: how many are done.

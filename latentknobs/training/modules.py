@@ -48,11 +48,7 @@ class Lesson(Protocol):
 
 
 class Fitting:
-    """Trains the modules of one round, or reads those that are finished.
-
-    Args:
-        learners: by part: `main` and `rival`.
-    """
+    """Trains the modules of one round, or reads those that are finished; `learners` are `main` and `rival`."""
 
     def __init__(
         self, run: RunDir, config: TrainConfig, learners: Mapping[str, Learner], round_number: int, device: torch.device,

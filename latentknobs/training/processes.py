@@ -20,17 +20,9 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launch
 
 
 class Processes:
-    """This process among all of a run.
+    """This process, number `rank` of `size`, among all of a run; RunError if the environment promises others that do not come.
 
-    Args:
-        cpu: let them meet over gloo although there is an accelerator; None: only where there is none.
-
-    Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-
-    Raises:
-        RunError: the environment promises several processes that cannot find each other.
+    With `cpu` they meet over gloo although there is an accelerator; None: only where there is none.
     """
 
     def __init__(self, cpu: bool | None = None) -> None:

@@ -45,14 +45,13 @@ class Task:
 class RunDir:
     """A folder of finished stages. Use it as a context manager: the main process holds a lock meanwhile.
 
+    RunError if another run works in the folder, or its manifest is damaged.
+
     Attributes:
         plan: if set, notes every stage that is reached.
         resume: finished files are trusted where their key does not say all that they depend on.
         after: another run, whose finished files of the same key are copied instead of made again.
         track: also receives every row of metrics.
-
-    Raises:
-        RunError: another run works in the folder, or its manifest is damaged.
     """
 
     def __init__(

@@ -16,15 +16,10 @@ PLAIN = (bool, int, float, str)
 
 
 class Trackers:
-    """Open trackers of a run. Use it as a context manager; only the first process has any.
+    """Open trackers of a run, by accelerate's names. Use it as a context manager; only the first process has any.
 
-    Args:
-        names: accelerate's names of trackers: tensorboard, wandb, trackio, ...
-        path: the run directory; trackers that write files get a folder of their name in it.
-        settings: of the run, stored once with each tracker.
-
-    Raises:
-        ConfigError: there is no such tracker, its package is not installed, or it cannot be started.
+    Those that write files get a folder of their name in `path`; the settings are stored once with each. ConfigError if one is not
+    known or not installed, or cannot be started.
     """
 
     def __init__(self, names: Sequence[str], path: Path, settings: Mapping[str, Any]) -> None:

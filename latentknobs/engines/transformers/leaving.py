@@ -31,14 +31,9 @@ EVERY = 4  # steps between two looks, for which the host waits for a GPU
 
 
 class Enough(StoppingCriteria):
-    """Ends a call of `generate` when enough rows have finished and the rest can go on.
+    """Ends a call of `generate` when enough rows have an end token `stop_E` behind their prompt, and the rest can go on.
 
-    Args:
-        stop_E: (E) end-of-sequence tokens.
-        prompt_length: columns of the prompt.
-
-    Attributes:
-        is_met: whether it has ended the newest call.
+    `is_met` says whether it has ended the newest call.
     """
 
     def __init__(self, attached: Attached, stop_E: Tensor, prompt_length: int) -> None:

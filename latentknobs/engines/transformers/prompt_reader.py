@@ -27,11 +27,7 @@ KEPT = 2**30  # bytes of caches that are kept for the next policy; the oldest go
 
 
 class PromptReader:
-    """The prompts of a model's batches. A batch that comes again, for another policy, is not read again.
-
-    Args:
-        model: the LM, or a wrapper of it.
-    """
+    """The prompts of a model's batches. A batch that comes again, for another policy, is not read again."""
 
     def __init__(self, model: Any) -> None:
         self.model = layers_of(model)[-1]

@@ -71,8 +71,7 @@ def log_marginals(log_pi_BTK: Tensor, responses: Responses) -> Tensor:
 def latent_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:
     """(B,) Eq. 11: sum over segments of log marginal under pi minus log marginal under the reference.
 
-    Raises:
-        UnreachableTokenError: no option of the reference can produce some response, so that there is no log-ratio to it.
+    UnreachableTokenError if no option of the reference can produce some response: there is no log-ratio to it.
     """
     ref_BS = log_marginals(ref_log_pi_BTK, responses)
     if (lost_B := ref_BS.isneginf().any(-1)).any():
