@@ -2,10 +2,11 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -129,11 +130,16 @@ class Round:
     def write_prompts(self) -> None:
         """What the rollouts' indices of prompts mean, for later readers."""
         key = f"{model_input(self.prompts)} {reward_input(self.prompts)}"
+        self.write("prompts", key, lambda: prompt_lines(self.prompts), len(self.prompts))
+
+    def write(self, what: str, key: str, rows: Callable[[], Iterable[Any]], items: int = 1) -> Path:
+        """A stage of one file of JSON lines, whose rows are computed where it is not finished."""
 
         def make(path: Path, advance: Advance) -> None:
-            write_lines(path, prompt_lines(self.prompts))
+            write_lines(path, rows())
 
-        self.run.stage(f"{self.name}/prompts", [Task(f"{self.name}/prompts.jsonl", key, make, len(self.prompts))])
+        file = what if "/" in what else f"{what}.jsonl"
+        return self.run.stage(f"{self.name}/{what.partition('/')[0]}", [Task(f"{self.name}/{file}", key, make, items)])[0]
 
     def sample(self) -> list[Path]:
         """Rollouts of the learner's explorer."""
@@ -175,29 +181,21 @@ class Round:
         assert supplied is not None
         self.run.say(supplied.summary)
         key = digest([[r.prompt, r.ids] for r in supplied.rollouts])
-
-        def make(path: Path, advance: Advance) -> None:
-            write_lines(path, supplied.rollouts)
-
-        task = Task(f"{self.name}/rollouts/00000.jsonl", key, make, len(supplied.rollouts))
-        return self.run.stage(f"{self.name}/rollouts", [task])
+        return [self.write("rollouts/00000.jsonl", key, lambda: supplied.rollouts, len(supplied.rollouts))]
 
     def write_examples(self, rollouts: Sequence[Path], scores: Sequence[Path], second: Sequence[Path]) -> Path:
         """What the learner learns from: of scored rollouts, or as supplied."""
         learner = self.learner
         examples = learner.from_preferences(self.supplied) if self.supplied else None
 
-        def make(path: Path, advance: Advance) -> None:
-            second_N = read_scores(second) if second else None
+        def rows() -> list[Example]:
             if learner.on_policy:  # nothing is learned from these files: all of their responses are shown
-                found = [Example(rollout.prompt, (n,)) for n, rollout in enumerate(read_all(rollouts))]
-            else:
-                found = examples or learner.examples(read_all(rollouts), read_scores(scores), second_N)
-            write_lines(path, found)
+                return [Example(rollout.prompt, (n,)) for n, rollout in enumerate(read_all(rollouts))]
+            return examples or learner.examples(read_all(rollouts), read_scores(scores), read_scores(second) if second else None)
 
         content = self.run.content([*rollouts, *scores, *second])
         key = self.config.digest("examples", f"{learner.version} {content} {digest(examples)}")
-        return self.run.stage(f"{self.name}/examples", [Task(f"{self.name}/examples.jsonl", key, make)])[0]
+        return self.write("examples", key, rows)
 
     def featurise(self, rollouts: Sequence[Path], used: Sequence[int], key: str) -> FeatureStore:
         """What the learner is trained on: the responses `used`, in their order."""
@@ -236,13 +234,12 @@ class Round:
         """Says how far the engine is from a reading on some rollouts, and writes it to `drift.jsonl`."""
         engine, space = self.sources.engine, self.learner.inputs.space
 
-        def make(path: Path, advance: Advance) -> None:
+        def rows() -> list[Drift]:
             every = max(1, sum(map(count_lines, rollouts)) // COMPARED)
             some = list(islice(read_all(rollouts), 0, None, every))
-            write_lines(path, [measure_drift(engine, space, [self.prompts[row.prompt].ids for row in some], some)])
+            return [measure_drift(engine, space, [self.prompts[row.prompt].ids for row in some], some)]
 
-        task = Task(f"{self.name}/drift.jsonl", digest(key, self.run.content(rollouts), engine.identity), make)
-        [path] = self.run.stage(f"{self.name}/drift", [task])
+        path = self.write("drift", digest(key, self.run.content(rollouts), engine.identity), rows)
         self.run.say(f"{self.name}: {engine.name}: {Drift(**json.loads(path.read_text()))}")
 
     def validation_split(self, examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
