@@ -5,8 +5,6 @@ nothing, and a broken package fails only where it is named. Knobs have a registr
 they carry grids and reserved names.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Mapping

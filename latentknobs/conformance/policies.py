@@ -1,7 +1,5 @@
 """The suite of policies: what decoding, rollouts and records rely on, tried on a few steps of synthetic observations."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A conformance suite: named checks that everything of one kind must pass, with a report for people and a test class."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

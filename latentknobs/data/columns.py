@@ -1,7 +1,5 @@
 """Columns of the feature store: what a learner keeps of every segment, beside the features of its first token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal

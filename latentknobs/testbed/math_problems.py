@@ -4,8 +4,6 @@ A problem is `start (+ or -) first (+ or -) second`, with names and things; the 
 `12+7=19. 19-5=14. So 14.` All numbers are whole and lie between 0 and `MAX_NUMBER`.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

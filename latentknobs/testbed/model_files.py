@@ -1,7 +1,5 @@
 """Load the packaged model and tokenizer, from the package's own files only."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -4,8 +4,6 @@ An opening is a list of whole sentences plus, sometimes, the beginning of one mo
 tiny LM knows all of them. Nothing here is taken from TinyStories.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The testbed's reward: each task has its own, all on about the same scale of 0 to 1."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any

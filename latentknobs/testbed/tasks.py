@@ -1,7 +1,5 @@
 """The testbed's prompts: unlimited, deterministic, unique, and split so that train and eval can never share one."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterator
