@@ -77,20 +77,14 @@ def _is_greedy(policy: ConstantPolicy) -> bool:
 
 @dataclass(frozen=True)
 class Stage:
-    """Some policies, the prompts that they answer, and how many times.
+    """Some policies, the prompts that they answer, and how many times."""
 
-    Attributes:
-        name: of its files in a run.
-        seed: added to the seed of the run, so that no two stages share their draws.
-        notes: what some of the policies are in detail.
-    """
-
-    name: str
+    name: str  # of its files in a run
     compared: Sequence[Compared]
     prompts: Sequence[Prompt]
     copies: int
-    seed: int
-    notes: dict[str, str] = field(default_factory=dict)
+    seed: int  # added to the seed of the run, so that no two stages share their draws
+    notes: dict[str, str] = field(default_factory=dict)  # what some of the policies are in detail
 
     @property
     def responses(self) -> int:

@@ -33,21 +33,14 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The head against one policy, on one task (or `all`).
-
-    Attributes:
-        reward: mean reward of the policy.
-        gain: mean reward of the head minus that of the policy, paired.
-        wins: share of prompts on which the head wins, ties one half.
-        p: of no gain; in the table of a report corrected for all its rows (Holm).
-    """
+    """The head against one policy, on one task (or `all`)."""
 
     policy: str
     task: str
-    reward: Interval
-    gain: Interval
-    wins: Interval
-    p: float
+    reward: Interval  # mean reward of the policy
+    gain: Interval  # mean reward of the head minus that of the policy, paired
+    wins: Interval  # share of prompts on which the head wins, ties one half
+    p: float  # of no gain; in the table of a report corrected for all its rows (Holm)
 
     @property
     def sign(self) -> int:

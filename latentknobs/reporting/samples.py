@@ -28,22 +28,14 @@ LARGEST = 256 * MB
 
 @dataclass(frozen=True)
 class Sample:
-    """One response of the head, token by token.
+    """One response of the head, token by token."""
 
-    Attributes:
-        prompt: index of the held-out prompt.
-        text: the prompt.
-        pieces: text of each token; together they are the response.
-        special: whether each token is a special one (end of sequence).
-        options: index of the option of each token.
-    """
-
-    prompt: int
+    prompt: int  # index of the held-out prompt
     task: str
-    text: str
-    pieces: tuple[str, ...]
-    special: tuple[bool, ...]
-    options: tuple[int, ...]
+    text: str  # the prompt
+    pieces: tuple[str, ...]  # text of each token; together they are the response
+    special: tuple[bool, ...]  # whether each token is a special one (end of sequence)
+    options: tuple[int, ...]  # index of the option of each token
 
 
 @dataclass(frozen=True)

@@ -71,18 +71,13 @@ def planned(config: TrainConfig, space: KnobSpace, sources: Sources) -> dict[str
 
 @dataclass(frozen=True)
 class Judge:
-    """The evaluation of one head, stage by stage.
-
-    Attributes:
-        key: digest of the model, the space, and the level.
-        trained: the head.
-    """
+    """The evaluation of one head, stage by stage."""
 
     run: RunDir
     config: TrainConfig
     sources: Sources
-    key: str
-    trained: KnobAdapter
+    key: str  # digest of the model, the space, and the level
+    trained: KnobAdapter  # the head
 
     def choose(self) -> tuple[KnobAdapter, str]:
         """What the adapter of the run holds, and why in a sentence; see `training.choice`."""

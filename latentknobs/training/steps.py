@@ -38,36 +38,25 @@ SILENT = 8  # steps in a row with nothing to learn from: at the beginning the ru
 
 @dataclass(frozen=True)
 class Step:
-    """What a step learns from.
+    """What a step learns from."""
 
-    Attributes:
-        reward_N: of all responses; None where the reward failed.
-        learner: under the budget of the step.
-        examples: those of this process, of responses of `features`; `count` in all processes.
-        why: in words, if there is nothing to learn from.
-    """
-
-    reward_N: list[float | None]
-    learner: Learner
-    examples: list[Example]
+    reward_N: list[float | None]  # of all responses; None where the reward failed
+    learner: Learner  # under the budget of the step
+    examples: list[Example]  # those of this process, of responses of `features`; `count` in all processes
     count: int
     features: FeatureCache | None
-    why: str = ""
+    why: str = ""  # in words, if there is nothing to learn from
 
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """The lesson of a round (see `Fitting`) for learners on policy.
-
-    Attributes:
-        number: of the round.
-    """
+    """The lesson of a round (see `Fitting`) for learners on policy."""
 
     run: RunDir
     config: TrainConfig
     sources: Sources
     learners: Mapping[str, Learner]
-    number: int
+    number: int  # of the round
 
     def check(self) -> None:
         """Refuses settings that no step can keep: a ConfigError names the setting."""

@@ -19,24 +19,15 @@ from latentknobs.policies import CategoricalPolicy, Policy
 
 @dataclass(frozen=True)
 class Field:
-    """How a server takes a knob.
+    """How a server takes a knob."""
 
-    Attributes:
-        name: of the field in a request.
-        neutral: what is sent for the knob's neutral value.
-        least, most: of other values. Below `least` only 0 is taken, and only of a temperature.
-        strong: a value of the knob that shows within few tokens whether the server heeds the field.
-        is_cold: whether it shows at temperature 0, because the knob changes which token is the best one.
-        along: further fields where the value is not neutral.
-    """
-
-    name: str
-    neutral: float
+    name: str  # of the field in a request
+    neutral: float  # what is sent for the knob's neutral value
     least: float
-    most: float
-    strong: float
-    is_cold: bool = False
-    along: Mapping[str, Any] = field(default_factory=dict)
+    most: float  # least, most: of other values. Below `least` only 0 is taken, and only of a temperature
+    strong: float  # a value of the knob that shows within few tokens whether the server heeds the field
+    is_cold: bool = False  # whether it shows at temperature 0, because the knob changes which token is the best one
+    along: Mapping[str, Any] = field(default_factory=dict)  # further fields where the value is not neutral
 
 
 @dataclass(frozen=True)

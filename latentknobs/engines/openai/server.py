@@ -24,17 +24,11 @@ def package() -> Any:
 
 
 class Answer(NamedTuple):
-    """What a server answered.
+    """What a server answered."""
 
-    Attributes:
-        ids: (T) tokens, the end-of-sequence token included if it came.
-        logps: (T) log-probabilities (nats) that it reported; None where they do not fit the tokens.
-        is_retokenized: whether the tokens come from the text and are not as many as the server drew.
-    """
-
-    ids: tuple[int, ...]
-    logps: tuple[float, ...] | None
-    is_retokenized: bool
+    ids: tuple[int, ...]  # (T) tokens, the end-of-sequence token included if it came
+    logps: tuple[float, ...] | None  # (T) log-probabilities (nats) that it reported; None where they do not fit the tokens
+    is_retokenized: bool  # whether the tokens come from the text and are not as many as the server drew
 
 
 @dataclass(frozen=True)

@@ -40,33 +40,21 @@ class Traced(NamedTuple):
 
 @dataclass(eq=False)  # one is itself alone: states are tensors, which do not compare
 class Progress:
-    """A response, up to the newest position that a token was drawn at.
-
-    Attributes:
-        prompt: its ids.
-        seed: as int64.
-        position: where the newest token was drawn, which may not count; -1 before the first.
-        tokens: those before that position.
-        values, option: of the segment that the token before belongs to; None before the first.
-        state: of the policy, before that position.
-        drawn: at that position.
-        trace: by position, where the client will fetch it.
-        outputs: runner V1's own list of the response, which it keeps up to date.
-    """
+    """A response, up to the newest position that a token was drawn at."""
 
     request: Request
     policy: Policy
-    prompt: list[int]
-    seed: int
+    prompt: list[int]  # its ids
+    seed: int  # as int64
     row: int
-    position: int = -1
-    tokens: list[int] = field(default_factory=list)
+    position: int = -1  # where the newest token was drawn, which may not count; -1 before the first
+    tokens: list[int] = field(default_factory=list)  # those before that position
     values: list[float] | None = None
-    option: int | None = None
-    state: State = None
-    drawn: Drawn | None = None
-    trace: dict[int, Traced] | None = None
-    outputs: Sequence[int] = ()
+    option: int | None = None  # values, option: of the segment that the token before belongs to; None before the first
+    state: State = None  # of the policy, before that position
+    drawn: Drawn | None = None  # at that position
+    trace: dict[int, Traced] | None = None  # by position, where the client will fetch it
+    outputs: Sequence[int] = ()  # runner V1's own list of the response, which it keeps up to date
 
     def move_to(self, position: int, newest: int) -> None:
         """Goes to the position of the token to come; `newest` is the one before it, which may not be the one that was drawn."""

@@ -26,23 +26,16 @@ LONGEST_KEY = 256  # characters
 
 @dataclass(frozen=True)
 class Request:
-    """A request for a policy; equal ones may stand for each other.
-
-    Attributes:
-        pick: None leaves it to the policy.
-        seed, row: None where the request does not say.
-        max_tokens: most tokens of the response.
-        is_edited: whether vLLM changes its logits (penalties, bans, grammars) before the knobs act.
-    """
+    """A request for a policy; equal ones may stand for each other."""
 
     policy: str
-    pick: str | None = None
+    pick: str | None = None  # None leaves it to the policy
     seed: int | None = None
-    row: int | None = None
+    row: int | None = None  # seed, row: None where the request does not say
     samples: int = 1
     key: str | None = None
-    max_tokens: int = 1
-    is_edited: bool = False
+    max_tokens: int = 1  # most tokens of the response
+    is_edited: bool = False  # whether vLLM changes its logits (penalties, bans, grammars) before the knobs act
 
 
 def read_request(params: Any, known: Mapping[str, Sequence[str]] | None = None) -> Request | None:

@@ -33,17 +33,11 @@ def marginal_logps(log_pi_MK: Tensor, logps_MK: Tensor) -> Tensor:
 
 
 class Surrogate(NamedTuple):
-    """What to maximise for each segment.
+    """What to maximise for each segment."""
 
-    Attributes:
-        up_M: times an advantage above 0.
-        down_M: times an advantage below 0.
-        clipped_M: whether the ratio has left the interval.
-    """
-
-    up_M: Tensor
-    down_M: Tensor
-    clipped_M: Tensor
+    up_M: Tensor  # times an advantage above 0
+    down_M: Tensor  # times an advantage below 0
+    clipped_M: Tensor  # whether the ratio has left the interval
 
 
 def surrogate(logp_M: Tensor, sampled_logp_M: Tensor | None = None, clip: float = 0.2) -> Surrogate:
