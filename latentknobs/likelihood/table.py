@@ -193,19 +193,13 @@ def _ordered(logits_NV: Tensor, targets_N: Tensor, space: KnobSpace) -> Tensor:
 
 @dataclass
 class Tops:
-    """The M best tokens of R rows after one chain of temperatures.
-
-    Attributes:
-        top_RM: descending logits, divided as often as the chain divides, so that rounding agrees with `apply`.
-        whole_R: mass of the whole row relative to the best token; None where no option reads it.
-        leaves: the options (ks) whose scaling this is, and their cutoffs; None: no knob cuts.
-    """
+    """The M best tokens of R rows after one chain of temperatures."""
 
     chain: Chain
-    top_RM: Tensor
-    whole_R: Tensor | None
+    top_RM: Tensor  # descending logits, divided as often as the chain divides, so that rounding agrees with `apply`
+    whole_R: Tensor | None  # mass of the whole row relative to the best token; None where no option reads it
     counts: dict[tuple[int, tuple[float, ...]], Tensor] = field(default_factory=dict)
-    leaves: list[tuple[list[int], Tensor | None]] = field(default_factory=list)
+    leaves: list[tuple[list[int], Tensor | None]] = field(default_factory=list)  # options with this scaling (ks), their cutoffs
 
     @cached_property
     def mass_RW(self) -> Tensor:

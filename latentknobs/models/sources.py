@@ -25,25 +25,17 @@ DEV = 1 << 20  # apart from the seeds that people choose
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything a run reads.
-
-    Attributes:
-        engine: runs policies on the model.
-        train, dev, evaluation: prompts that train, that tune and choose, and that judge. The last share none with the others;
-            `dev` takes training prompts only where there are too few others, `dev_trained` of them.
-        second: the second score, if any.
-        preferences: pairs from elsewhere that take the place of the first round's rollouts, if any.
-    """
+    """Everything a run reads. The prompts that judge share none with the others."""
 
     model: Any
     tokenizer: Any
-    engine: Engine
+    engine: Engine  # runs policies on the model
     train: list[Prompt]
-    dev: list[Prompt]
-    evaluation: list[Prompt]
+    dev: list[Prompt]  # those that tune and choose; training prompts only where there are too few others
+    evaluation: list[Prompt]  # those that judge
     reward: Rewards
-    second: Rewards | None
-    preferences: Preferences | None = None
+    second: Rewards | None  # the second score, if any
+    preferences: Preferences | None = None  # pairs from elsewhere that take the place of the first round's rollouts
 
     @property
     def dev_trained(self) -> int:

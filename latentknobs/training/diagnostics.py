@@ -22,28 +22,17 @@ NONE = Count(0, 0)
 
 @dataclass(frozen=True)
 class Facts:
-    """Small summaries of a run. A check without its summary is skipped.
+    """Small summaries of a run. A check without its summary is skipped."""
 
-    Attributes:
-        options: the words for each of the K options.
-        usage: by task, the share of segments in which the head takes each option.
-        entropy: mean entropy of the head, in nats.
-        tied: prompts whose rollouts all earn the same, of those with at least two rewards.
-        head_length, constant_length: mean tokens of a response to the held-out prompts, by the head and by the tuned constant.
-        skipped: segments left out by `min_spread`, of all.
-        failed: responses on which the reward failed, of all.
-        values: of a head that gives values, by knob their mean, their standard deviation and the width of their range.
-    """
-
-    options: Sequence[str] = ()
-    usage: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    entropy: float | None = None
-    tied: Count = NONE
-    head_length: float | None = None
-    constant_length: float | None = None
-    skipped: Count = NONE
-    failed: Count = NONE
-    values: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    options: Sequence[str] = ()  # the words for each of the K options
+    usage: Mapping[str, Sequence[float]] = field(default_factory=dict)  # by task, the share of segments that take each option
+    entropy: float | None = None  # mean entropy of the head, in nats
+    tied: Count = NONE  # prompts whose rollouts all earn the same, of those with at least two rewards
+    head_length: float | None = None  # mean tokens of a response to the held-out prompts, by the head
+    constant_length: float | None = None  # the same by the tuned constant
+    skipped: Count = NONE  # segments left out by `min_spread`, of all
+    failed: Count = NONE  # responses on which the reward failed, of all
+    values: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)  # by knob: mean, deviation, width of its range
 
 
 def diagnose(facts: Facts) -> list[str]:

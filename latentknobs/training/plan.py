@@ -18,19 +18,12 @@ PLAN = "plan.json"
 
 @dataclass
 class Plan:
-    """The stages of a run.
+    """The stages of a run."""
 
-    Attributes:
-        stages: name -> items (responses, steps or files) that it will write; an upper bound until the stage has begun.
-        processes: how many share the work.
-        settings: digest of the settings; with others, what an earlier run had begun does not count.
-        begun: name -> key of each of its files, for every stage that was reached.
-    """
-
-    stages: dict[str, NonNegativeInt]
-    processes: PositiveInt
-    settings: str
-    begun: dict[str, dict[str, str]] = field(default_factory=dict)
+    stages: dict[str, NonNegativeInt]  # name -> items (responses, steps or files); an upper bound until the stage has begun
+    processes: PositiveInt  # how many share the work
+    settings: str  # digest of the settings; with others, what an earlier run had begun does not count
+    begun: dict[str, dict[str, str]] = field(default_factory=dict)  # name -> key of each file, for stages that were reached
 
     def begin(self, stage: str, keys: Mapping[str, str], items: int) -> None:
         """Notes that a stage was reached, and what it consists of."""
