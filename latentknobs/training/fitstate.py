@@ -13,24 +13,17 @@ from latentknobs.training.checkpoint import Checkpoint, Saved
 
 
 class FitState:
-    """A module, its optimiser, and what decides the next steps; each moves the module `updates` times.
-
-    Attributes:
-        step: how many are done.
-        generator: draws the examples of each step.
-        best: weights of the step with the least validation loss, `best_loss`.
-        best_watched: the best value of the metric that early stopping watches, and `stale` checks since it was reached.
-    """
+    """A module, its optimiser, and what decides the next steps; each moves the module `updates` times."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, updates: int = 1) -> None:
         self.module = module
         self.optimiser = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.schedule = get_scheduler(name, self.optimiser, config.warmup * updates, config.steps * updates)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = 0
-        self.best, self.best_loss = self._weights(), math.inf
-        self.best_watched, self.stale = -math.inf, 0
+        self.generator = torch.Generator().manual_seed(config.seed)  # draws the examples of each step
+        self.step = 0  # how many are done
+        self.best, self.best_loss = self._weights(), math.inf  # at the step with the least validation loss
+        self.best_watched, self.stale = -math.inf, 0  # of the metric that early stopping watches, and checks since then
 
     def judge(self, loss: float, watched: float) -> None:
         """Records a validation."""

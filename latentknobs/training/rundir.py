@@ -46,12 +46,6 @@ class RunDir:
     """A folder of finished stages. Use it as a context manager: the main process holds a lock meanwhile.
 
     RunError if another run works in the folder, or its manifest is damaged.
-
-    Attributes:
-        plan: if set, notes every stage that is reached.
-        resume: finished files are trusted where their key does not say all that they depend on.
-        after: another run, whose finished files of the same key are copied instead of made again.
-        track: also receives every row of metrics.
     """
 
     def __init__(
@@ -60,7 +54,7 @@ class RunDir:
     ) -> None:  # fmt: skip
         self.path = path_of(path)
         self.say = say
-        self.resume = resume
+        self.resume = resume  # finished files are trusted where their key does not say all that they depend on
         self.processes = processes or Processes()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -68,9 +62,9 @@ class RunDir:
             raise RunError(f"The run directory {str(path)!r} cannot be created: {error.strerror}. Choose another one.") from None
         self._locks: list[IO[str]] = []
         self.manifest = Manifest(self.path, self.processes.rank)
-        self.after = None if after is None else Manifest(after)
-        self.plan: Plan | None = None
-        self.track: Callable[[dict[str, Any]], None] = lambda row: None
+        self.after = None if after is None else Manifest(after)  # whose files of the same key are copied instead of made again
+        self.plan: Plan | None = None  # notes every stage that is reached
+        self.track: Callable[[dict[str, Any]], None] = lambda row: None  # receives every row of metrics
 
     def __enter__(self) -> "RunDir":
         rank, size = self.processes.rank, self.processes.size

@@ -30,14 +30,6 @@ class Ledger:
         rows_per_key: rows that share the uniforms of one request (the beams of a prompt), 1 elsewhere.
         mask_BP: prompt padding, for knobs that read earlier tokens.
         keys_B: ids of the rows for the uniforms; None counts them.
-
-    Attributes:
-        max_new_tokens, samples: the budgets that a policy may read; the first is None where it is not known.
-        sampling: whether tokens are drawn here rather than by `generate`.
-        is_plain: False for modes in which a row is not a request: beams.
-        prompt_BP: ids of the prompt, where they are known: a cache may hide them from the forward calls.
-        second_prompt: what second logits are read after; None: the last token of each prompt.
-        is_one_call: whether all forward calls are those of one `generate`.
     """
 
     def __init__(
@@ -47,14 +39,16 @@ class Ledger:
         self.prompt_length = self.columns = prompt_length
         self.rows_per_key, self.mask_BP = rows_per_key, mask_BP
         self.keys_B = None if keys_B is None else torch.as_tensor(keys_B)
-        self.max_new_tokens: int | None = None
+        self.max_new_tokens: int | None = None  # the budgets that a policy may read; None where it is not known
         self.samples = 1
-        self.sampling, self.is_plain, self.is_one_call = False, True, False
+        self.sampling = False  # whether tokens are drawn here rather than by `generate`
+        self.is_plain = True  # False for modes in which a row is not a request: beams
+        self.is_one_call = False  # whether all forward calls are those of one `generate`
         self.value_BLJ: Tensor | None = None
         self.option_BL: Tensor | None = None
         self.ids_BL: Tensor | None = None
-        self.prompt_BP: Tensor | None = None
-        self.second_prompt: LeftPadded | None = None
+        self.prompt_BP: Tensor | None = None  # ids of the prompt, where they are known: a cache may hide them from forward calls
+        self.second_prompt: LeftPadded | None = None  # what second logits are read after; None: the prompts' last tokens
         self.second: SecondReader | None = None
         self.cache: Any = None
         self._row_keys_B: Tensor | None = None
