@@ -199,8 +199,9 @@ class KnobSpace:
 
     def fingerprint(self) -> str:
         """64 hex digits, equal exactly where the same options, order and knob versions behave the same (all ranks of a run)."""
-        identities = [knob_identity(knob, position) for position, knob in enumerate(self.knobs)]
-        return hashlib.sha256(json.dumps([self.order, self.grid_KJ, identities], sort_keys=True).encode()).hexdigest()
+        knobs = json.dumps([knob_identity(knob, position) for position, knob in enumerate(self.knobs)], sort_keys=True)
+        text = json.dumps([self.order, self.grid_KJ, hashlib.sha256(knobs.encode()).hexdigest()])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def facts(self) -> dict[str, str]:
         """What the processes of a run compare: the chain, where each knob comes from, and what its options do."""
