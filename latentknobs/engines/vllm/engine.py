@@ -103,7 +103,8 @@ class VLLMEngine(ServedEngine):
         from vllm import SamplingParams
 
         common = {
-            "max_tokens": max_new_tokens, "stop_token_ids": stop_ids(self.model), "ignore_eos": True, "detokenize": False,
+            "max_tokens": max_new_tokens, "stop_token_ids": stop_ids(self.model.generation_config), "ignore_eos": True,
+            "detokenize": False,
         }  # fmt: skip
         params = [SamplingParams(**common, **row) for row in rows]
         outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)

@@ -176,7 +176,7 @@ def test_going_on_needs_something_to_go_on_with() -> None:
 def test_a_call_ends_when_enough_rows_have_finished_but_not_when_all_have() -> None:
     lm = tiny_lm("llama")
     with Attached(lm, UniformPolicy(SPACE, Every(1))) as attached:
-        enough = Enough(attached, torch.tensor(stop_ids(lm)), 0)
+        enough = Enough(attached, torch.tensor(stop_ids(lm.generation_config)), 0)
         ended = [[*[STOPS[0]] * n, *[4] * (8 - n)] for n in range(9)]
         assert [enough._is_enough(torch.tensor(row).unsqueeze(-1)) for row in ended] == [False, False, *[True] * 6, False]
 

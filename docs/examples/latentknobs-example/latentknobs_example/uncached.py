@@ -27,7 +27,7 @@ class UncachedEngine(Engine):
         self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
         second_prompts: Sequence[Ids] | None = None,
     ) -> list[Response]:  # fmt: skip
-        rows, ends = [Row(policy, seed, n) for n in range(len(prompts))], set(stop_ids(self.model))
+        rows, ends = [Row(policy, seed, n) for n in range(len(prompts))], set(stop_ids(self.model.generation_config))
         for _ in range(max_new_tokens):
             going = [row for row in rows if not row.ids or row.ids[-1] not in ends]
             observations = self.observe(
