@@ -31,7 +31,7 @@ def status(run: Path, watch: bool) -> None:
     from latentknobs.training.status import read_status
 
     def show(found: Status) -> Group:
-        return Group(_table(found, run), _sentence(found, run))
+        return Group(_table(found, run), _sentence(found, run), *filter(None, [found.left_out]))
 
     found = read_status(run)
     console = stdout()

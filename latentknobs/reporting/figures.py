@@ -30,6 +30,8 @@ class Metrics(BaseModel):
     validation_accuracy: float | None = None
     reward: float | None = None
     rollouts: int | None = None
+    dropped: int = 0
+    prompts: int = 0
     stopped: str | None = None
 
 

@@ -1,7 +1,7 @@
 """The findings of a run's diagnostics: a file of plain sentences beside the other results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from latentknobs.data.disk import write_text
@@ -30,3 +30,11 @@ def read_findings(run: str | Path) -> list[str] | None:
     if "findings" not in found:
         raise RunError(f"{str(path)!r} is damaged: it has no findings. Delete it to go on without it.")
     return found["findings"]
+
+
+def left_out(steps: Iterable[tuple[int, int]]) -> str:
+    """A sentence on the prompts of steps on policy that taught nothing, from how many they were, of how many; or nothing."""
+    dropped, prompts = (sum(column) for column in zip((0, 0), *steps, strict=True))
+    if not prompts:
+        return ""
+    return f"Steps left out {dropped:,} of the {prompts:,} prompts that they took: the rewards of these did not vary, or failed."

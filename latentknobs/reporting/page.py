@@ -19,7 +19,7 @@ from latentknobs.reporting.account import HEADINGS, rows, shown, trade_off
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.console import footnote, name_of, percent, probability, signed
 from latentknobs.reporting.figures import Metrics
-from latentknobs.reporting.findings import CALM, HEADING, read_findings
+from latentknobs.reporting.findings import CALM, HEADING, left_out, read_findings
 from latentknobs.reporting.samples import LARGEST, Sample, Samples, head_responses, read_samples, with_options
 
 FILE = "report.html"
@@ -103,7 +103,7 @@ def _counts(report: Report) -> dict[str, int]:
 
 
 def _training(run: Path) -> tuple[Markup | None, list[str]]:
-    """The curves of the main head, and why rounds ended early."""
+    """The curves of the main head, why rounds ended early, and how many prompts steps left out."""
     path, cure = run / "metrics.jsonl", "Delete it to do without the curves."
     if not path.exists():
         return None, []
@@ -114,6 +114,7 @@ def _training(run: Path) -> tuple[Markup | None, list[str]]:
         raise RunError(f"{str(path)!r} is damaged: {error}. {cure}") from None
     rows = [row for row in rows if row.head == "main"]
     stops = [f"Round {row.round} stopped after step {row.step}: {row.stopped}." for row in rows if row.stopped]
+    stops += [sentence] if (sentence := left_out((row.dropped, row.prompts) for row in rows)) else []
     draw = figures.learning_curve if rows and rows[0].reward is not None else figures.training_curves
     return draw(rows) if rows else None, stops
 

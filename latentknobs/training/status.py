@@ -4,12 +4,14 @@ It takes no lock and changes nothing, so that it works while the run goes on.
 """
 
 import fcntl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latentknobs.data.journal import finished_in, journal_of
 from latentknobs.files import path_of
+from latentknobs.reporting.findings import left_out
 from latentknobs.training.manifest import Entry, Manifest
 from latentknobs.training.plan import Plan
 from latentknobs.training.rundir import LOCK, METRICS, read_rows
@@ -34,6 +36,7 @@ class Status:
     stages: list[Stage]
     running: bool  # whether a process works on it now
     left: float | None  # estimated seconds until all stages are finished; None while some kind of stage has not been timed
+    left_out: str = ""  # a sentence on prompts that taught a learner on policy nothing
 
     @property
     def finished(self) -> bool:
@@ -56,7 +59,13 @@ def read_status(path: Path) -> Status:
         left = 0.0 if done == items else None if pace is None else (items - done) * pace / plan.processes
         stages.append(Stage(name, items, done, sum(e.size for e in mine), sum(e.seconds for e in mine), left))
     known = [stage.left for stage in stages if stage.left is not None]
-    return Status(stages, _locked(path), sum(known) if len(known) == len(stages) else None)
+    numbers = [(row.get("dropped"), row.get("prompts")) for _, row in _metrics(path) if row.get("head") == "main"]
+    counts = [(some, of) for some, of in numbers if isinstance(some, int) and isinstance(of, int)]
+    return Status(stages, _locked(path), sum(known) if len(known) == len(stages) else None, left_out(counts))
+
+
+def _metrics(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    return read_rows(path / METRICS) if (path / METRICS).is_file() else ()
 
 
 def _finished(path: Path, entries: Sequence[Entry], keys: dict[str, str]) -> list[Entry]:
@@ -86,8 +95,7 @@ def _running(path: Path, stage: str, keys: dict[str, str], finished: Sequence[En
         return 0
     open_heads = {Path(file).stem for file in keys} - {Path(entry.file).stem for entry in finished}
     number = int(stage.partition("/")[0].rpartition("-")[2])
-    rows = read_rows(path / METRICS) if (path / METRICS).is_file() else ()
-    return sum((row.get("round"), str(row.get("head"))) in {(number, head) for head in open_heads} for _, row in rows)
+    return sum((row.get("round"), str(row.get("head"))) in {(number, head) for head in open_heads} for _, row in _metrics(path))
 
 
 def _locked(path: Path) -> bool:

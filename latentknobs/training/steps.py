@@ -23,7 +23,7 @@ from latentknobs.data.scores import score_rollouts
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.errors import ConfigError, NoExamplesError
 from latentknobs.heads.features import width
-from latentknobs.learners.base import Budget, Learner
+from latentknobs.learners.base import Budget, Count, Learner
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
 from latentknobs.rewards import Score, ScoreCache, check_scored
@@ -42,6 +42,7 @@ class Step:
 
     reward_N: list[float | None]  # of all responses; None where the reward failed
     learner: Learner  # under the budget of the step
+    dropped: Count  # prompts without an example, because their rewards do not vary or failed
     examples: list[Example]  # those of this process, of responses of `features`; `count` in all processes
     count: int
     features: FeatureCache | None
@@ -128,13 +129,14 @@ class OnPolicy:
         try:
             examples = learner.examples(iter(rollouts), reward_N)
         except NoExamplesError as error:
-            return Step(reward_N, learner, [], 0, None, str(error))
+            return Step(reward_N, learner, Count(len({*prompts}), len({*prompts})), [], 0, None, str(error))
         mine = examples[processes.rank :: processes.size]
         used = sorted({n for example in (mine or examples[:1]) for n in example.responses})
         index = {n: r for r, n in enumerate(used)}
         local = [Example(e.prompt, tuple(index[n] for n in e.responses), e.weight) for e in mine]
         features = self._read(learner, [rollouts[n] for n in used], budget)
-        return Step(reward_N, learner, local, len(examples), features)
+        dropped = Count(len({*prompts} - {example.prompt for example in examples}), len({*prompts}))
+        return Step(reward_N, learner, dropped, local, len(examples), features)
 
     def _update(self, state: FitState, step: Step) -> dict[str, Any]:
         """Moves the module, once or several times, on the responses of a step; metrics of the last time."""
@@ -148,11 +150,11 @@ class OnPolicy:
         return row | step.learner.summary(state.module, step.features.sample(SEGMENTS).to(self.sources.engine.device))
 
     def _facts(self, step: Step, number: int) -> dict[str, Any]:
-        """Of the responses of a step: their mean reward, how many taught anything, and how many there were up to now."""
+        """Of the responses of a step: their mean reward, how many taught anything, how many there were up to now; its prompts."""
         known = [reward for reward in step.reward_N if reward is not None]
         return {
             "reward": fmean(known), "examples": step.count, "rollouts": number * self.config.pairs_per_step,
-            "failed": len(step.reward_N) - len(known),
+            "failed": len(step.reward_N) - len(known), "dropped": step.dropped.some, "prompts": step.dropped.of,
         }  # fmt: skip
 
     def _budgets(self, learner: Learner) -> list[Budget]:

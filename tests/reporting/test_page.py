@@ -111,10 +111,12 @@ def test_a_single_task_and_a_single_seed_are_enough(run: Path, report: Report) -
 
 
 def test_a_learner_on_policy_shows_reward_against_rollouts(run: Path, report: Report) -> None:
-    rows = [{"round": 1, "head": "main", "step": s, "loss": 0.0, "reward": s / 4, "rollouts": 8 * s} for s in (1, 2, 3)]
+    rows = [{"round": 1, "head": head, "step": s, "loss": 0.0, "reward": s / 4, "rollouts": 8 * s, "dropped": s, "prompts": 8}
+            for s in (1, 2, 3) for head in ("main", "rival")]  # fmt: skip
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     html = write_report(run, report).read_text(encoding="utf-8")
     assert "against the number of responses" in html and "responses so far" in html and "Preference" not in html
+    assert "Steps left out 6 of the 24 prompts" in html
 
 
 def test_without_metrics_there_are_no_curves(run: Path, report: Report) -> None:

@@ -133,6 +133,8 @@ def test_a_task_that_is_solved_does_not_end_the_run(
 
     monkeypatch.setattr(steps, "SILENT", 2)
     run = lk.train(**SETTINGS, reward=solved_after_one_step, output_dir=tmp_path)
+    assert [(row["dropped"], row["prompts"]) for row in rows(run.path)] == [(0, 2), (2, 2), (2, 2)]
+    assert read_status(run.path).left_out.startswith("Steps left out 4 of the 6 prompts")
     assert [row["examples"] for row in rows(run.path)] == [8, 0, 0] and "in 2 steps in a row no rewards differed" in (
         capsys.readouterr().err
     )
