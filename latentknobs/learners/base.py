@@ -15,6 +15,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -248,6 +250,17 @@ class Learner(ABC):
             ConfigError: settings that do not fit the run.
         """
         return Budget(tokens)
+
+    def budgets(self, tokens: int, steps: int) -> list[Budget]:
+        """On policy: the different budgets of so many steps."""
+        return list(dict.fromkeys(self.budget(tokens, step) for step in range(steps)))
+
+    def earned(self, rollouts: Sequence[Rollout], reward_N: Sequence[float | None]) -> dict[int, float]:
+        """By prompt, what its responses earn under the budget of `inputs`: here their mean reward; NaN where one failed."""
+        members: dict[int, list[float]] = {}
+        for rollout, reward in zip(rollouts, reward_N, strict=True):
+            members.setdefault(rollout.prompt, []).append(nan if reward is None else reward)
+        return {prompt: fmean(rewards) for prompt, rewards in members.items()}
 
     @property
     def needs_options(self) -> bool:

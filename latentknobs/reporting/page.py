@@ -16,6 +16,7 @@ from latentknobs.evaluation.report import ALL, HEAD, Report
 from latentknobs.files import fit, parse_json, read_text, without_folders
 from latentknobs.reporting import figures
 from latentknobs.reporting.account import HEADINGS, rows, shown, trade_off
+from latentknobs.reporting.budgets import draw_budgets
 from latentknobs.reporting.colours import Scale
 from latentknobs.reporting.console import footnote, name_of, percent, probability, signed
 from latentknobs.reporting.figures import Metrics
@@ -71,6 +72,7 @@ def write_report(run: str | Path, report: Report, path: str | Path | None = None
         account=rows(accounts, report),
         terms=[HEADINGS[term] for term in shown(accounts)],
         trade_off=trade_off(accounts, report) if accounts else None,
+        budgets=draw_budgets(run, report),
         training=training,
         stops=stops,
         responses=[

@@ -22,6 +22,7 @@ FILES = (
     ("`metrics.jsonl`", "loss of every step, validation of about every twentieth part of them"),
     ("`tuning/`, `choice/`", "responses of constants and of what the adapter may hold to dev prompts, and their scores"),
     ("`evaluation/`, `controls/`", "responses of every policy to held-out prompts, their scores, and `summary.json`"),
+    ("`budget-*/`", "the same under each budget of a learner on policy that has several; `evaluation/budgets.json`"),
     ("`adapter/`", "the result: `latentknobs.KnobAdapter.from_pretrained(...)`"),
     ("`report.html`", "the same for people"),
     ("`reward_cache/`", "scores that need not be computed again; may be deleted"),

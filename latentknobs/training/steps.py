@@ -72,7 +72,7 @@ class OnPolicy:
                 f"rollouts={config.rollouts} responses to a prompt. Make pairs_per_step a multiple of rollouts."
             )
         for learner in self.learners.values():
-            self._budgets(learner)
+            learner.budgets(config.max_new_tokens, config.steps)
 
     def width(self, part: str) -> int:
         """See `Lesson`."""
@@ -81,7 +81,7 @@ class OnPolicy:
     def moments(self, part: str) -> tuple[Tensor, Tensor]:
         """Over as many responses as a step has, one to a prompt, by what explores first; they are not scored."""
         learner, config = self.learners[part], self.config
-        policy, budgets = learner.explorer(None), self._budgets(learner)
+        policy, budgets = learner.explorer(None), learner.budgets(config.max_new_tokens, config.steps)
         assert policy is not None
         rows = self._prompts(part, 0, config.pairs_per_step)
         caches = []
@@ -156,10 +156,6 @@ class OnPolicy:
             "reward": fmean(known), "examples": step.count, "rollouts": number * self.config.pairs_per_step,
             "failed": len(step.reward_N) - len(known), "dropped": step.dropped.some, "prompts": step.dropped.of,
         }  # fmt: skip
-
-    def _budgets(self, learner: Learner) -> list[Budget]:
-        """The different budgets of all steps."""
-        return list(dict.fromkeys(learner.budget(self.config.max_new_tokens, n) for n in range(self.config.steps)))
 
     def _prompts(self, part: str, step: int, count: int) -> list[int]:
         """The prompts of a step: all take turns, in an order of their own each time around."""

@@ -31,6 +31,7 @@ from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.findings import write_findings
 from latentknobs.stages import Enters
+from latentknobs.training.budgets import judge_budgets, planned_budgets
 from latentknobs.training.diagnostics import Facts, diagnose
 from latentknobs.training.fit import check_fit
 from latentknobs.training.judging import SUMMARY, Judge, mean_length, planned
@@ -176,7 +177,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
     ):
         if processes.is_main:
             _begin(run, config, learners[MAIN], sources, used * prompts)
-        evaluation = planned(config, space, sources)
+        evaluation = planned(config, space, sources) | planned_budgets(config, learners[MAIN], sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
         say(f"{run.plan.responses} `latentknobs status {run.path} --watch` shows how long they take.")
         run.track = trackers.log
@@ -195,6 +196,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
                 adapter.training |= {"choice": why}
                 say(why)
             report = judge.report(adapter, why)
+            judge_budgets(run, config, sources, learners[MAIN], adapter, key)
         run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
         report_path = _finish(run, sources, adapter, report, facts, findings) if processes.is_main else None
         processes.barrier()

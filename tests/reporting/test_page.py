@@ -119,6 +119,18 @@ def test_a_learner_on_policy_shows_reward_against_rollouts(run: Path, report: Re
     assert "Steps left out 6 of the 24 prompts" in html
 
 
+def test_several_budgets_are_curves_of_the_head_and_of_its_rivals(run: Path, report: Report) -> None:
+    one = [[0.1, 0.2, 0.4], [0.3, None, 0.5]]
+    data = {"budgets": [[8, 1], [16, 1]], "rewards": dict.fromkeys([HEAD, "uniform mixture", *report.tuning], one)}
+    (run / "evaluation" / "budgets.json").write_text(json.dumps(data))
+    html = write_report(run, report).read_text(encoding="utf-8")
+    assert "longest response, tokens" in html and "best constant in hindsight" in html and "responses together" not in html
+    for damaged in ({"budgets": [[8, 1]], "rewards": data["rewards"]}, {"budgets": [[8, 1]], "rewards": {}}, {"budgets": [[8]]}):
+        (run / "evaluation" / "budgets.json").write_text(json.dumps(damaged))
+        with pytest.raises(RunError, match=r"budgets\.json' is damaged: .* Delete it to do without these curves\."):
+            write_report(run, report)
+
+
 def test_without_metrics_there_are_no_curves(run: Path, report: Report) -> None:
     (run / "metrics.jsonl").unlink()
     assert "<h2>Training" not in write_report(run, report).read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from forked import finished
@@ -138,6 +139,22 @@ def test_a_task_that_is_solved_does_not_end_the_run(
     assert [row["examples"] for row in rows(run.path)] == [8, 0, 0] and "in 2 steps in a row no rewards differed" in (
         capsys.readouterr().err
     )
+
+
+def test_every_policy_is_judged_under_every_budget(tmp_path: Path) -> None:
+    more = {"token_budgets": [4, 8], "parallel": [1, 4], "steps": 4, "eval_size": 3, "tune_size": 2, "eval_seeds": 1}
+    run = lk.train(**SETTINGS | more, output_dir=tmp_path)
+    found = json.loads((tmp_path / "evaluation" / "budgets.json").read_text())
+    assert found["budgets"] == [[4, 1], [8, 1], [4, 4], [8, 4]]
+    assert {"learned head", "uniform mixture"} <= found["rewards"].keys() and len(found["rewards"]) == 7
+    assert found["rewards"]["greedy"] == found["rewards"]["temperature 0"]
+    for name, reward_GP in found["rewards"].items():
+        assert np.shape(reward_GP) == (4, 3), name
+        if name not in ("learned head", "statistics only"):  # what does not see B: the best of four, and the mean of the same
+            assert (np.array(reward_GP[2:]) >= np.array(reward_GP[:2]) - 1e-9).all(), name
+    assert "responses together, B" in (tmp_path / "report.html").read_text() and read_status(run.path).finished
+    lk.train(**SETTINGS | more | {"token_budgets": [], "parallel": [1]}, output_dir=tmp_path)
+    assert not (tmp_path / "evaluation" / "budgets.json").exists()
 
 
 @pytest.mark.parametrize(

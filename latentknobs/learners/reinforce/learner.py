@@ -64,38 +64,41 @@ class Reinforce(Learner):
         self, rollouts: Iterable[Rollout], reward_N: Sequence[float | None], second_N: Sequence[float | None] | None = None
     ) -> list[Example]:
         """One for each rollout of a prompt whose rollouts differ in worth; its weight is the advantage."""
-        members: dict[int, list[int]] = {}
-        votes: list[Hashable] = []
-        for n, rollout in enumerate(rollouts):
-            members.setdefault(rollout.prompt, []).append(n)
-            votes.append(final_number(rollout.text, self.settings.vote) if self.settings.group == "majority" else None)
-        rows, advantage_PR = sorted(members.items()), self._advantages(members, reward_N, votes)
-        kept = [
-            (prompt, n, advantage)
-            for (prompt, mine), advantage_R in zip(rows, advantage_PR.tolist(), strict=True)
+        members, (value_PR, without_PR) = self._worth(rollouts, reward_N)
+        advantage_PR = baselined(value_PR, without_PR, self.settings.baseline) * self.inputs.samples  # each response has a part
+        advantage_PR[~varies(value_PR, without_PR)] = torch.nan
+        if self.settings.normalise:
+            advantage_PR /= advantage_PR.square().nanmean().sqrt().clamp(min=1e-8)
+        found = [
+            Example(prompt, (n,), advantage)
+            for (prompt, mine), advantage_R in zip(members.items(), advantage_PR.tolist(), strict=True)
             for n, advantage in zip(mine, advantage_R, strict=False)
             if advantage == advantage
         ]
-        if not kept:
+        if not found:
             known = [reward for reward in reward_N if reward is not None]
             raise NoExamplesError(nothing_to_learn(known, len(reward_N), len(members)))
-        return [Example(prompt, (n,), advantage) for prompt, n, advantage in kept]
+        return found
 
-    def _advantages(
-        self, members: Mapping[int, Sequence[int]], reward_N: Sequence[float | None], votes: Sequence[Hashable]
-    ) -> Tensor:
-        """(P, R) of the rollouts of each prompt, by prompt; NaN where there is none or nothing to learn."""
-        settings, B = self.settings, self.inputs.samples
+    def earned(self, rollouts: Sequence[Rollout], reward_N: Sequence[float | None]) -> dict[int, float]:
+        """By prompt, the mean over all groups of B of its responses."""
+        members, (value_PR, _) = self._worth(rollouts, reward_N)
+        return dict(zip(members, value_PR.nanmean(-1).tolist(), strict=True))
+
+    def _worth(self, rollouts: Iterable[Rollout], reward_N: Sequence[float | None]) -> tuple[dict[int, list[int]], Tensor]:
+        """The rollouts of each prompt, by prompt, and (2, P, R) their `values`; NaN where there is none."""
+        found: dict[int, list[int]] = {}
+        votes: list[Hashable] = []
+        for n, rollout in enumerate(rollouts):
+            found.setdefault(rollout.prompt, []).append(n)
+            votes.append(final_number(rollout.text, self.settings.vote) if self.settings.group == "majority" else None)
+        members = dict(sorted(found.items()))
         worth_2PR = torch.full((2, len(members), max(map(len, members.values()))), torch.nan, dtype=torch.float64)
-        for p, (_, mine) in enumerate(sorted(members.items())):
-            rewards = [torch.nan if (reward := reward_N[n]) is None else reward for n in mine]
-            reward_R = torch.tensor(rewards, dtype=torch.float64)
-            both = values(reward_R, B, settings.group, [votes[n] for n in mine])
+        for p, mine in enumerate(members.values()):
+            reward_R = torch.tensor([torch.nan if reward_N[n] is None else reward_N[n] for n in mine], dtype=torch.float64)
+            both = values(reward_R, self.inputs.samples, self.settings.group, [votes[n] for n in mine])
             worth_2PR[:, p, : len(mine)] = torch.stack(both)
-        value_PR, without_PR = worth_2PR
-        advantage_PR = baselined(value_PR, without_PR, settings.baseline) * B  # each of B responses has a part in the gradient
-        advantage_PR[~varies(value_PR, without_PR)] = torch.nan
-        return advantage_PR / advantage_PR.square().nanmean().sqrt().clamp(min=1e-8) if settings.normalise else advantage_PR
+        return members, worth_2PR
 
     def loss(self, module: nn.Module, batch: Batch, reference: nn.Module | None) -> Loss:
         """Minus advantage times what `estimators` say, summed over the segments of a response."""

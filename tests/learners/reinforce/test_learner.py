@@ -137,3 +137,12 @@ def test_it_keeps_what_its_estimator_reads() -> None:
         "marginal": {}, "score": {"estimator": "score"}, "masked": {"max_prob": 0.95}}.items()}  # fmt: skip
     assert kept == {"marginal": {"logps_NK"}, "score": {"option_N"}, "masked": {"logps_NK", "max_prob_N"}}
     assert learner(estimator="score").needs_options and not learner().needs_options
+
+
+def test_what_a_prompt_earns_is_the_mean_over_its_groups() -> None:
+    rewards = [1.0, 0.0, 3.0, 2.0, 5.0, None, 4.0]
+    found = learner(2, 4).earned(rows("1000111"), rewards)
+    assert found[0] == pytest.approx((3 + 2 + 3) / 3)  # of 0, 3, 2 the best of each pair
+    assert found[1] == pytest.approx((5 + 4 + 5) / 3)  # the failed one takes no part
+    voted = learner(3, 4, group="majority").earned(rows("0000", "7|7|8|9"), [1.0, 1.0, 0.0, 0.5])
+    assert voted[0] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)  # of {7, 8, 9} and of its twin all three tie
