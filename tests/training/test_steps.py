@@ -147,7 +147,7 @@ def test_every_policy_is_judged_under_every_budget(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "evaluation" / "budgets.json").read_text())
     assert found["budgets"] == [[4, 1], [8, 1], [4, 4], [8, 4]]
     assert {"learned head", "uniform mixture"} <= found["rewards"].keys() and len(found["rewards"]) == 7
-    assert found["rewards"]["greedy"] == found["rewards"]["temperature 0"]
+    assert found["rewards"]["greedy decoding"] == found["rewards"]["temperature 0"]
     for name, reward_GP in found["rewards"].items():
         assert np.shape(reward_GP) == (4, 3), name
         if name not in ("learned head", "statistics only"):  # what does not see B: the best of four, and the mean of the same
