@@ -47,13 +47,10 @@ def headroom(count: int, samples: int, resume: bool, **flags: Any) -> None:
 
 
 def _table(found: Headroom) -> Table:
-    from rich.table import Table
+    from latentknobs.reporting.console import probability, signed, titled
 
-    from latentknobs.reporting.console import probability, signed
-
-    table = Table(title="What adapting would add to the best constant", title_justify="left", title_style="bold")
-    for heading in ("", "reward or gain [95 %]", "p*", "best rule"):
-        table.add_column(heading, justify="left" if heading in ("", "best rule") else "right")
+    headings = ("", "reward or gain [95 %]", "p*", "best rule")
+    table = titled("What adapting would add to the best constant", *headings, left=("", "best rule"))
     for name, reward in found.constants.items():
         table.add_row(f"{name} (best)" if name == found.best else name, str(reward), "", "")
     table.add_section()

@@ -57,12 +57,10 @@ def _later(run: Path) -> Status:
 
 def _table(found: Status, run: Path) -> Table:
     from rich.filesize import decimal
-    from rich.table import Table
 
-    table = Table(title=str(run), title_justify="left", title_style="bold")
-    table.add_column("stage")
-    for name in ("done", "of", "size", "time", "left"):
-        table.add_column(name, justify="right")
+    from latentknobs.reporting.console import titled
+
+    table = titled(str(run), "stage", "done", "of", "size", "time", "left", left=("stage",))
     for stage in found.stages:
         mark = "green" if stage.done == stage.items else "" if stage.done else "dim"
         table.add_row(

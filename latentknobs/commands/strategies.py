@@ -42,11 +42,10 @@ def strategies(count: int, copies: int, resume: bool, **flags: Any) -> None:
 
 
 def _table(found: Strategies) -> Table:
-    from rich.table import Table
+    from latentknobs.reporting.console import titled
 
-    table = Table(title=f"{len(found.chosen)} of {found.space.K} options", title_justify="left", title_style="bold")
-    for heading in ("N", "added by greedy coverage", "coverage where chosen", "coverage elsewhere", "best N means elsewhere"):
-        table.add_column(heading, justify="left" if heading.startswith("added") else "right")
+    headings = ("N", "added by greedy coverage", "coverage where chosen", "coverage elsewhere", "best N means elsewhere")
+    table = titled(f"{len(found.chosen)} of {found.space.K} options", *headings, left=headings[1:2])
     for n, (label, chosen, elsewhere, best) in enumerate(found.rows(), 1):
         table.add_row(str(n), label, f"{chosen:.3f}", f"{elsewhere:.3f}", f"{best:.3f}")
     return table

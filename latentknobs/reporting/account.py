@@ -6,14 +6,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from latentknobs.evaluation.accounting import TERMS, Account, Unit
 from latentknobs.evaluation.report import HEAD, Report
 from latentknobs.evaluation.statistics import estimate
 from latentknobs.reporting import svg
-from latentknobs.reporting.console import name_of, stdout
+from latentknobs.reporting.console import name_of, stdout, titled
 
 HEADINGS = {
     "sensibleness": "sensibleness",
@@ -41,9 +40,8 @@ def shown(accounts: Mapping[str, Account]) -> list[str]:
 
 def print_accounts(accounts: Mapping[str, Account], report: Report, unit: Unit = "token", console: Console | None = None) -> None:
     """Prints the table."""
-    table = Table(title=f"What each policy trades, in nats per {unit}", title_justify="left", title_style="bold")
-    for heading in ("", "mean reward", *(HEADINGS[term] for term in shown(accounts))):
-        table.add_column(heading, justify="right" if heading else "left")
+    headings = ("", "mean reward", *(HEADINGS[term] for term in shown(accounts)))
+    table = titled(f"What each policy trades, in nats per {unit}", *headings)
     for policy, cells in rows(accounts, report, unit):
         table.add_row(Text(name_of(policy, report), style="bold" if policy == HEAD else ""), *cells)
     (console or stdout()).print(table)

@@ -1,6 +1,6 @@
 """Results on a terminal: the table of an evaluation, and text coloured by what the decoder did."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -61,6 +61,14 @@ def legend(scale: Scale) -> Text:
     return text
 
 
+def titled(title: str, *headings: str, left: Collection[str] = ("",)) -> Table:
+    """A table with a title, whose columns are numbers except for those on the left."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right")
+    return table
+
+
 def name_of(policy: str, report: Report) -> str:
     """A policy's name in a table, with what it is in detail; the tuned constant is marked."""
     note = report.notes.get(policy, "tuned" if policy == report.tuned else "")
@@ -68,10 +76,8 @@ def name_of(policy: str, report: Report) -> str:
 
 
 def _against(report: Report, rows: Iterable[Comparison], what: str) -> Table:
-    table = Table(title=f"Learned head against ... on {what}", title_justify="left", title_style="bold")
-    table.add_column("")
-    for heading in ("mean reward", "head's gain [95 %]", "p*", "head's win rate [95 %]"):
-        table.add_column(heading, justify="right")
+    headings = ("", "mean reward", "head's gain [95 %]", "p*", "head's win rate [95 %]")
+    table = titled(f"Learned head against ... on {what}", *headings)
     for row in rows:
         if row.policy == HEAD:
             table.add_row(Text(HEAD, style="bold"), f"{row.reward.mean:.3f}", "", "", "", end_section=True)
@@ -87,11 +93,8 @@ def _against(report: Report, rows: Iterable[Comparison], what: str) -> Table:
 
 
 def _by_task(report: Report, rows: Iterable[Comparison]) -> Table:
-    table = Table(title="Mean reward by task", title_justify="left", title_style="bold")
-    table.add_column("")
     tasks = report.task_names[1:]
-    for task in tasks:
-        table.add_column(task, justify="right")
+    table = titled("Mean reward by task", "", *tasks)
     means = {(row.policy, row.task): row.reward.mean for row in rows}
     best = {task: max(means[policy, task] for policy in report.rewards) for task in tasks}
     for policy in report.rewards:
