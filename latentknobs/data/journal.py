@@ -8,7 +8,6 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 from latentknobs.data.rollouts import LARGEST, Rollout
 from latentknobs.errors import RunError
@@ -75,7 +74,7 @@ class Journal:
         self._file.write(f"{line}\n")
         self._file.flush()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
         if kind is None:
             self.path.unlink()

@@ -5,7 +5,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from latentknobs.errors import ConfigError, did_you_mean
@@ -38,7 +37,7 @@ class Trackers:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._finish()
 
     def log(self, row: Mapping[str, Any]) -> None:

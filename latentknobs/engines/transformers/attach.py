@@ -10,7 +10,7 @@ position) whatever the batch. Everywhere else the hook returns the logits of the
 """
 
 import threading
-from types import TracebackType
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,7 +30,6 @@ from latentknobs.engines.transformers.step import Stepper, check_values, draw_to
 from latentknobs.engines.transformers.verify import Running, Verifier, sequences_of
 from latentknobs.engines.transformers.versions import announce_untested
 from latentknobs.engines.transformers.wrappers import is_pipeline, layers_of
-from latentknobs.engines.uniforms import REDRAWS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.likelihood.apply import apply_values
@@ -118,7 +117,7 @@ class Attached:
     def __enter__(self) -> "Attached":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
     @property
@@ -219,12 +218,7 @@ class Attached:
         modes.refuse_beams_without_cache(self.policy, has_cache or beams == 1)
         prompt = inputs.prompt_of(self.model, kwargs, args)
         tokens = inputs.left_of(setting("max_length", kwargs, configs, None), prompt) if tokens is None else tokens
-        if ledger is None:
-            ledger = Ledger(self.policy, 1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
-            ledger.max_new_tokens, ledger.samples = inputs.budgets(self.budget, self.samples, tokens, copies)
-            ledger.is_plain, ledger.is_one_call = beams == 1, True
-            ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
-            ledger.second_prompt = modes.second_prompt(kwargs, self.policy, 1 if prompt is None else len(prompt))
+        ledger = self._ledger_of(kwargs, prompt, beams, tokens, copies) if ledger is None else ledger
         drafts = any(kwargs.get(name) is not None for name in ("assistant_model", "custom_generate"))
         drafts = drafts or setting("prompt_lookup_num_tokens", kwargs, configs, None) is not None
         self._newest = now.ledger = ledger
@@ -252,6 +246,15 @@ class Attached:
         if call.sequences_BL is not None and kwargs.get("custom_generate") is None:
             verifier.end(call.sequences_BL, call.sequences_BL.shape[1] - before, ledger.columns - ledger.prompt_length)
         return returned
+
+    def _ledger_of(self, kwargs: dict[str, Any], prompt: Tensor | None, beams: int, tokens: int | None, copies: int) -> Ledger:
+        """A ledger for the sequences of one call; takes the prompts without evidence out of its arguments."""
+        ledger = Ledger(self.policy, 1 if prompt is None else prompt.shape[1], beams, kwargs.get("attention_mask"), self.rows)
+        ledger.max_new_tokens, ledger.samples = inputs.budgets(self.budget, self.samples, tokens, copies)
+        ledger.is_plain, ledger.is_one_call = beams == 1, True
+        ledger.prompt_BP = None if prompt is None or prompt.is_floating_point() else prompt
+        ledger.second_prompt = modes.second_prompt(kwargs, self.policy, 1 if prompt is None else len(prompt))
+        return ledger
 
     def _processors(self, *args: Any, **kwargs: Any) -> Any:
         """`generate` asks for its logits processors just before its loop: the moment to see whether it needs logits."""
@@ -332,19 +335,14 @@ class Attached:
         position, logits_BV, space = column + 1 - ledger.prompt_length, seen.logits_NV, self.policy.space
         if position < 0:
             return logits_BV
-        rows, device = len(logits_BV), logits_BV.device
-        uniform_2B = ledger.uniforms(self.seed, position, rows, device)
+        rows = len(logits_BV)
+        uniform_2B = ledger.uniforms(self.seed, position, rows, logits_BV.device)
         is_new, state = self.policy.segmenter.at(position, previous_B), ledger.state_at(column + 1, previous_B)
         choice = self._stepper.choose(seen, uniform_2B[0], is_new, ledger.choice_at(column, rows), state)
         ledger.remember(column + 1, choice)
         if not ledger.sampling:
             return lowered(apply_values(logits_BV, space, choice.value_NJ, seen), logits_BV)
-
-        def again(rows_R: Tensor) -> Tensor:
-            key_R = ledger.keys(rows, device)[rows_R]
-            return uniforms(self.seed, REDRAWS, key_R, torch.full_like(key_R, position))
-
-        token_B = draw_tokens(space, choice.value_NJ, seen, uniform_2B[1], again)
+        token_B = draw_tokens(space, choice.value_NJ, seen, uniform_2B[1], partial(ledger.redraws, self.seed, position))
         if self._now.verifier is not None:
             self._now.verifier.drew(token_B)
         return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)

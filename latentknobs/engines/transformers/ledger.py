@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in, cache_length
 from latentknobs.engines.transformers.second import SECOND, LeftPadded, SecondReader
-from latentknobs.engines.uniforms import OPTIONS, TOKENS, uniforms
+from latentknobs.engines.uniforms import OPTIONS, REDRAWS, TOKENS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.policies import Choice, Policy, State, reads, remembers
@@ -113,6 +113,12 @@ class Ledger:
             streams = [uniforms(seed, stream, keys, positions) for stream in (OPTIONS, TOKENS)]
             self._uniform_P2B, self._uniforms_of = rearrange(streams, "s (a b) -> a s b", a=AHEAD), (seed, block, rows, device)
         return self._uniform_P2B[place]
+
+    def redraws(self, seed: int, position: int, row_R: Tensor) -> Tensor:
+        """(R,) those of the tokens that some rows draw again at a position."""
+        assert self._row_keys_B is not None  # `uniforms` was called for it
+        key_R = self._row_keys_B[row_R]
+        return uniforms(seed, REDRAWS, key_R, torch.full_like(key_R, position))
 
     def choice_at(self, column: int, rows: int) -> Choice | None:
         """The choice for the token of one column; None where there is none for so many rows."""
