@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -41,16 +41,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class Rate(ProgressColumn):
-    """Items in a second."""
+def pace(done: float, total: float, seconds: float) -> str:
+    """Items in a second, and the time that is left; empty until something is done."""
+    if not done or not seconds:
+        return ""
+    rate = done / seconds
+    return f"{rate:{',.0f' if rate >= 10 else '.2g'}}/s, {duration((total - done) / rate)} left"
+
+
+class Pace(ProgressColumn):
+    """`pace` beside a bar."""
 
     def render(self, task: Task) -> Text:
-        """Empty until it is known."""
-        return Text(_per_second(task.speed) if task.speed else "")
-
-
-def _per_second(rate: float) -> str:
-    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        """Of the whole stage so far: its items come in batches, too seldom for a rate of the last seconds."""
+        return Text(pace(task.completed, task.total or 0, task.elapsed or 0))
 
 
 @contextmanager
@@ -63,15 +67,9 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         yield lambda items: None
         return
     if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Pace(), console=console, transient=True
+        ) as bar:
             task = bar.add_task(what, total=total)
             yield lambda items: bar.advance(task, items)
         return
@@ -83,7 +81,6 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         done += items
         if (now := time.monotonic()) - last >= SECONDS:
             last = now
-            rate = done / (now - begun)
-            say(f"{what}: {done:,} of {total:,}, {_per_second(rate)}, {duration((total - done) / rate) if rate else '?'} left")
+            say(f"{what}: {done:,} of {total:,}, {pace(done, total, now - begun)}")
 
     yield advance
