@@ -149,11 +149,17 @@ class Report:
         return self.judged_P & np.array([task in (ALL, t) for t in self.tasks])
 
     def verdict(self) -> str:
-        """In words: better than the tuned constant? than its own mean? than its choices in random places? Only then: control."""
+        """In words: better than the tuned constant? than its own mean? than its choices in random places? Only then: control.
+
+        And what the adapter holds.
+        """
+        return " ".join(self.sentences())
+
+    def sentences(self) -> list[str]:
+        """Those of the verdict; the first is the comparison with the tuned constant."""
         compared = {self.tuned: f"the tuned best constant ({self.tuned})"}
         compared |= {name: words + self._note(name) for name, words in CONTROLS.items() if name in self.rewards}
-        chosen = self.notes.get("choice", "")
-        sentences = [chosen, *(f"{'It' if n else 'The head'} {self._answer(*item)}." for n, item in enumerate(compared.items()))]
+        sentences = [f"{'It' if n else 'The head'} {self._answer(*item)}." for n, item in enumerate(compared.items())]
         signs = {name: self.row(name).sign for name in compared}
         sentences.append(_conclusion(signs[self.tuned], {name: signs[name] for name in CONTROLS if name in signs}, self.level))
         sentences.append(f"{self.runs} training seeds." if self.runs > 1 else "One training seed; another may differ.")
@@ -161,7 +167,7 @@ class Report:
             sentences.append(
                 f"{self.left_out} of {len(self.tasks)} prompts are left out: the reward failed on a response to them."
             )
-        return " ".join(sentence for sentence in sentences if sentence)
+        return [sentence for sentence in (*sentences, self.notes.get("choice")) if sentence]
 
     def _answer(self, policy: str, words: str) -> str:
         row = self.row(policy)

@@ -120,5 +120,5 @@ def sentence(rewards: dict[str, Floats], held: str, prompts: int, trained: int) 
     means = ", ".join(f"{name} {reward_SP.mean():.3f}" for name, reward_SP in rewards.items())
     other = CONSTANT if held == HEAD else HEAD
     gain = estimate((rewards[held] - rewards[other]).mean(0))
-    also = f", of which {trained} also train" if trained else ""
+    also = f", {'all' if trained == prompts else trained} of which also train" if trained else ""
     return f"The adapter holds the {held}: on {prompts} dev prompts{also}: {means}; above the {other} by {gain}."

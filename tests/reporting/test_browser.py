@@ -48,15 +48,32 @@ def test_a_phone_shows_it_without_errors_requests_or_scrolling_sideways(browser:
     assert wrong == []
 
 
-def test_a_heading_sorts_its_table_both_ways(browser: Any, page_path: Path) -> None:
+def test_on_a_phone_names_and_captions_stay_in_view_and_a_figure_is_large_enough_to_read(browser: Any, page_path: Path) -> None:
+    page, _ = opened(browser, page_path, viewport={"width": 390, "height": 844})
+    for shown in page.locator("details").all():
+        shown.evaluate("element => { element.open = true }")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    table, figure = page.locator(".wide").first, page.locator("figure").first
+    for scrolled in (table, figure):
+        scrolled.evaluate("element => { element.scrollLeft = 200 }")
+    assert table.locator("td").first.bounding_box()["x"] >= 0 and figure.locator("figcaption").bounding_box()["x"] >= 0
+    heights = page.evaluate("[...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height)")
+    assert min(heights) > 8
+
+
+def test_a_heading_sorts_its_table_both_ways_and_back(browser: Any, page_path: Path) -> None:
     page, wrong = opened(browser, page_path)
-    heading = page.locator("table").first.locator("th", has_text="mean reward")
-    column = page.locator("table").first.locator("tbody tr td:nth-child(2)")
-    orders = []
-    for _ in range(2):
-        heading.click()
-        orders.append([float(text.split()[0]) for text in column.all_inner_texts()])
-    assert orders[0] == sorted(orders[0], reverse=True) and orders[1] == sorted(orders[1]) and wrong == []
+    table = page.locator("table").first
+    before = table.inner_text()
+    for heading, place in (("mean reward", 2), ("p*", 4)):
+        column, orders = table.locator(f"tbody tr td:nth-child({place})"), []
+        for _ in range(2):
+            table.locator("th", has_text=heading).click()
+            found = [text.replace("< ", "").split() for text in column.all_inner_texts()]
+            orders.append([float(words[0]) for words in found if words])  # the head has no p, and stays last
+        assert orders[0] == sorted(orders[0], reverse=True) and orders[1] == sorted(orders[1]) and wrong == []
+        table.locator("th", has_text=heading).click()
+        assert table.inner_text() == before
 
 
 def test_a_token_that_is_tapped_shows_its_option(browser: Any, page_path: Path) -> None:
