@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import latentknobs
 from latentknobs.data.disk import replacing, save_tensors
+from latentknobs.engines.base import SECOND
 from latentknobs.engines.openai import Client
 from latentknobs.engines.transformers import Attached
 from latentknobs.engines.transformers.frozen import hidden_size, input_device
@@ -39,6 +40,7 @@ from latentknobs.policies.names import policy_of
 FORMAT = 1
 CONFIG, HEAD, RIVAL, CARD = "knob_config.json", "knob_head.safetensors", "rival_head.safetensors", "README.md"
 ENTROPY = "entropy_head.safetensors"  # the rival of older adapters, which reads the entropy alone
+RESULT, GAIN = "held-out result", "gain over "  # what training notes of an evaluation
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -178,7 +180,13 @@ class KnobAdapter:
         config = self._config()
         card = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=False, trim_blocks=True)
         card.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")
-        text = card.get_template("card.md").render(config=config, space=repr(self.space), portable=self.is_portable)
+        notes: dict[str, Any] = config["training"]
+        text = card.get_template("card.md").render(
+            config=config, space=repr(self.space), portable=self.is_portable, is_guided=SECOND in self.space.needs,
+            result=notes.get(RESULT), options=self.space.K,
+            notes={n: v for n, v in notes.items() if v != "None" and n not in (RESULT, "choice") and not n.startswith(GAIN)},
+            gains={name.removeprefix(GAIN): note for name, note in notes.items() if name.startswith(GAIN)},
+        )  # fmt: skip
         for path, content in ((folder / CONFIG, json.dumps(config, indent=2)), (folder / CARD, text)):
             with replacing(path) as partial:
                 partial.write_text(content + "\n", encoding="utf-8", errors="replace")

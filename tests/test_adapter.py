@@ -87,6 +87,22 @@ def test_the_card_says_what_it_is_for(saved):
     assert "| beta | 0.1 |" in card
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_card_has_a_line_for_each_engine_that_can_run_it(model, tokenizer, tmp_path, level):
+    card = (make(model, tokenizer, level).save_pretrained(tmp_path) / "README.md").read_text()
+    assert "latentknobs serve testbed --adapter mine=path/to/this/folder" in card
+    assert ("client = adapter.client(OpenAI(" in card) == (level == "sequence") != ("it does not work: such a server" in card)
+    assert "with adapter.attach(model):" in card and "worth it" not in card
+
+
+def test_the_card_says_what_the_evaluation_found(model, tokenizer, tmp_path):
+    adapter = make(model, tokenizer)
+    adapter.training |= {"held-out result": "It does not differ.", "gain over its mean": "+0.012 [-0.001, +0.030]"}
+    card = (adapter.save_pretrained(tmp_path) / "README.md").read_text()
+    assert "## Is it worth it?\n\nIt does not differ.\n" in card
+    assert "| its mean | +0.012 [-0.001, +0.030] |" in card and "gain over" not in card.split("## Use it")[1]
+
+
 def test_no_pickle_is_written(saved):
     assert {p.suffix for p in saved.iterdir()} == {".json", ".safetensors", ".md"}
 

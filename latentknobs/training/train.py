@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from rich.filesize import decimal
 
-from latentknobs.adapter import KnobAdapter, describe_model
+from latentknobs.adapter import GAIN, RESULT, KnobAdapter, describe_model
 from latentknobs.config import OBJECT, TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.columns import row_bytes
 from latentknobs.data.evidence import check_evidence
 from latentknobs.data.size import disk_warning, most_segments
 from latentknobs.engines.base import check_reads
 from latentknobs.errors import ConfigError
-from latentknobs.evaluation.report import HEAD, Report
+from latentknobs.evaluation.report import ALL, CONTROLS, GREEDY, HEAD, Report
 from latentknobs.heads.base import Head
 from latentknobs.heads.features import check_features, check_rival, width
 from latentknobs.heads.segmenters import Segmenter, parse_level
@@ -29,6 +29,7 @@ from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
+from latentknobs.reporting.console import name_of, signed
 from latentknobs.reporting.findings import write_findings
 from latentknobs.stages import Enters
 from latentknobs.training.budgets import judge_budgets, planned_budgets
@@ -266,7 +267,10 @@ def _finish(
             adapter.save_pretrained(run.path / "adapter")
             write_findings(run.path, [*diagnose(facts), *findings])
             return None
-        adapter.training |= {"held-out result": report.verdict()}
+        adapter.training |= {RESULT: report.verdict()} | {
+            f"{GAIN}{name_of(row.policy, report)}": signed(row.gain)
+            for row in report.table() if row.task == ALL and row.policy in (report.tuned, GREEDY, *CONTROLS)
+        }  # fmt: skip
         adapter.save_pretrained(run.path / "adapter")
         facts = replace(facts, head_length=mean_length(run.path, HEAD), constant_length=mean_length(run.path, report.tuned))
         write_findings(run.path, [*diagnose(facts), *findings])
