@@ -11,7 +11,7 @@ from latentknobs.errors import ConfigError, did_you_mean, first_line
 from latentknobs.files import path_of
 from latentknobs.rewards.identity import content_hash
 
-SPEC = r"(.+\.py)(?::(\w+))?"
+SPEC = r"([^:]+\.py)(?::(\w+))?"  # `command:run=python score.py` is not one
 
 
 def names_file(spec: str) -> bool:
