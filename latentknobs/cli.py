@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "evaluate", "Judge a saved adapter against every baseline."),
     "account": ("account", "account", "What every policy of a run trades: sensibleness, diversity, attribution."),
     "discriminator": ("discriminator", "discriminator", "Train what classifier guidance guides with, from a scored run."),
+    "steer": ("steer", "steer", "Teach an adapter with a value head to follow commands in the prompt."),
     "generate": ("generate", "generate", "Write text with an adapter or a policy, coloured by what it chose."),
     "serve": ("serve", "serve", "Serve a model with vLLM, with adapters that requests choose from."),
     "report": ("report", "report", "Show the results of a run and write its HTML report again."),

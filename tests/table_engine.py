@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from latentknobs.engines.base import Engine, Ids, Response
+from latentknobs.engines.base import SECOND, Engine, Ids, Response
 from latentknobs.engines.transformers.sampler import sample_values
 from latentknobs.engines.uniforms import OPTIONS, uniforms
+from latentknobs.errors import ConfigError
 from latentknobs.knobs.context import Observation
 from latentknobs.policies import Choice, Policy, reads
 
@@ -29,7 +30,17 @@ class TableEngine(Engine):
         self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
         second_prompts: Sequence[Ids] | None = None,
     ) -> list[Response]:  # fmt: skip
+        TableEngine.check_second(policy)
         return [self._row(prompt, policy, b, max_new_tokens, seed, samples) for b, prompt in enumerate(prompts)]
+
+    def check(self, policy: Policy) -> None:
+        super().check(policy)
+        self.check_second(policy)
+
+    @staticmethod
+    def check_second(policy: Policy) -> None:
+        if SECOND in reads(policy):
+            raise ConfigError(f"The engine 'table' reads no second logits ({SECOND}). Leave out the knob that needs them.")
 
     def _row(self, prompt: Ids, policy: Policy, b: int, max_new_tokens: int, seed: int, samples: int) -> Response:
         ids, choices, state, choice = list(prompt), list[Choice](), policy.start(1), None

@@ -29,7 +29,7 @@ def test_every_setting_is_in_a_key_or_says_why_not():
     outside = {name: one.enters for name, one in fields().items() if not one.enters.stages}
     assert {name for name, enters in outside.items() if not enters.by_content} == {
         "trust_remote_code", "device", "device_map", "tp_plan", "read_batch", "feature_ram", "checkpoint_every", "trackers",
-        "output_dir",
+        "account", "output_dir",
     }  # fmt: skip
     assert all(section.stages for section in SECTIONS.values() if section is not None)
 

@@ -56,7 +56,8 @@ class Data(Section):
     eval_prompts: ByContent[PathText | None] = None
     """Held-out prompts, as for `prompts`; without them a fifth of `prompts`, chosen by hash, is held out."""
     preferences: ByContent[PathText | None] = None
-    """Pairs from elsewhere, in TRL's preference format, in place of the first round's rollouts: as for `prompts`."""
+    """Pairs from elsewhere, in TRL's preference format, in place of the first round's rollouts: as for `prompts`. For the
+    objective likelihood also texts: rows of `prompt` and `completion`."""
     train_prompts: ByContent[Count] = 256
     """Prompts to roll out in each round."""
     reward: ByContent[str | tuple[str, ...]] = "testbed"
@@ -175,6 +176,9 @@ class Evaluate(Section):
     tune_size: ByContent[Count] = 96
     """Dev prompts, on which the best constant and what the adapter holds are chosen: others than those that train, as far as
     there are any."""
+    account: Harmless[bool] = False
+    """Also account for every policy in nats, as `latentknobs account` does: its held-out responses are read once more, or twice
+    where prompts name their evidence."""
     keep_head: bool = False
     """Save the trained head even where something simpler did better on dev prompts."""
     pick: ByContent[Pick] = "greedy"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentknobs.conformance.suite import CannotTry, Suite, by_name, require
-from latentknobs.engines.base import Engine, Response, engine_of
+from latentknobs.engines.base import SECOND, Engine, Response, engine_of
 from latentknobs.engines.record import record_of
 from latentknobs.engines.served import measure_drift
 from latentknobs.errors import ConfigError
@@ -42,6 +42,19 @@ class _Countdown(Policy):
     def choose(self, seen: Observation, uniform_N: Tensor, state: Any = None) -> Choice:
         """(N, 1) temperatures."""
         return Choice(torch.where(seen.remaining_N > 2, 0.123, 1.234).double().unsqueeze(-1))
+
+
+class _Second(Policy):
+    """Temperatures that follow second logits: what is read after the prompts without their evidence."""
+
+    needs = (SECOND,)
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.space, self.segmenter = KnobSpace.of({"temperature": [1.0]}), segmenter
+
+    def choose(self, seen: Observation, uniform_N: Tensor, state: Any = None) -> Choice:
+        """(N, 1) temperatures from .5 to 1.5."""
+        return Choice(0.5 + seen.second_NV.double().softmax(-1).amax(-1, keepdim=True))
 
 
 class _Odd(ScalingKnob):
@@ -222,6 +235,24 @@ def budgets_reach_policies(engine: Engine) -> None:
             require(len(row.ids) <= tokens and close, f"of {tokens} tokens the temperatures were {found}, not {expected}")
 
 
+def evidence_reaches_policies(engine: Engine) -> None:
+    """A policy that reads second logits gets those of the prompts without evidence; or `check` refuses it by their name."""
+    policy = _Second(_levels(engine)[0])
+    try:
+        engine.check(policy)
+    except ConfigError as error:
+        require(SECOND in str(error) or "second logits" in str(error), f"it refuses second logits without their name: {error}")
+        return
+    for seconds in ([(8, 4, *prompt[-1:]) for prompt in PROMPTS], [prompt[-1:] for prompt in PROMPTS]):
+        found = engine.sample(PROMPTS, policy, max_new_tokens=LONG, seed=0, second_prompts=seconds)
+        seen = engine.observe(PROMPTS, [row.ids for row in found], (SECOND,), second_prompts=seconds)
+        for row, one in zip(found, seen, strict=True):
+            value_T1 = policy.choose(one, torch.zeros(len(row.ids))).value_NJ.cpu()
+            value_T1 = value_T1 if isinstance(policy.segmenter, Every) else value_T1[:1].expand(len(row.ids), 1)
+            off = float((torch.tensor(row.values, dtype=torch.float64) - value_T1).abs().max())
+            require(off < NEAR, f"after {seconds[0]} in place of {PROMPTS[0]} a temperature is {off:.3f} off that of a reading")
+
+
 def refuses_before_any_text(engine: Engine) -> None:
     """What `check` refuses, by name, `sample` refuses; what it lets pass is sampled."""
     for policy, named in (
@@ -258,7 +289,7 @@ def readings_have_a_row_for_each_token(engine: Engine) -> None:
 CHECKS = by_name(
     one_response_for_each_prompt, is_repeatable_by_seed, rows_do_not_mix, nothing_of_a_call_stays, streams_what_it_samples,
     cold_is_greedy, values_act_on_every_token, constants_equal_its_own_parameters, choices_are_what_a_reading_gives,
-    log_probs_are_those_of_a_reading, ends_are_early, budgets_reach_policies, refuses_before_any_text,
+    log_probs_are_those_of_a_reading, ends_are_early, budgets_reach_policies, evidence_reaches_policies, refuses_before_any_text,
     readings_have_a_row_for_each_token,
 )  # fmt: skip
 

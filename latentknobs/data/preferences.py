@@ -15,7 +15,7 @@ from latentknobs.data.examples import Pair
 from latentknobs.data.prompts import TEMPLATE_SETTINGS, Prompt, make_prompt, render_chat
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.tables import read_rows
-from latentknobs.data.trl import OWN, SIDES, Answer, Unusable, answered, read_row
+from latentknobs.data.trl import OWN, SIDES, Answer, Unusable, answered, is_completion, read_row
 from latentknobs.errors import NoPairsError
 
 UNKNOWN = -1  # the option of a token that was not sampled here
@@ -28,7 +28,7 @@ class Preferences:
     Attributes:
         prompts: each once.
         rollouts: each response to a prompt once; all of its options are -1, unknown.
-        pairs: of indices into `rollouts`.
+        pairs: of indices into `rollouts`; twice the same for a response without a comparison.
         summary: how many there are, how many rows were left out, and why: one sentence.
     """
 
@@ -36,6 +36,11 @@ class Preferences:
     rollouts: list[Rollout]
     pairs: list[Pair]
     summary: str
+
+    @property
+    def alone(self) -> int:
+        """How many responses are without a comparison."""
+        return sum(pair.chosen == pair.rejected for pair in self.pairs)
 
 
 def read_preferences(
@@ -69,8 +74,9 @@ def read_preferences(
             "settings that leave them out."
         )
     pairs, prompts = len(reader.pairs), len(reader.prompts)
+    what = "response" if all(pair.chosen == pair.rejected for pair in reader.pairs) else "pair"
     left_out = f" {dropped.total()} of {len(rows)} rows are left out: {reasons}." if dropped else ""
-    summary = f"{pairs} usable pair{'s' * (pairs != 1)} of {prompts} prompt{'s' * (prompts != 1)}.{left_out}"
+    summary = f"{pairs} usable {what}{'s' * (pairs != 1)} of {prompts} prompt{'s' * (prompts != 1)}.{left_out}"
     return Preferences(reader.prompts, reader.rollouts, list(reader.pairs), summary)
 
 
@@ -110,6 +116,8 @@ class _Reader:
             self._stored(row, side, prompt, answer) or self._ids(prompt, answer, called)
             for side, answer in zip(SIDES, answers, strict=True)
         )
+        if chosen == rejected and not is_completion(row):
+            raise Unusable("chosen and rejected are the same")
         self._check(prompt, chosen, rejected)
         p = self._once(self.prompts, prompt, (prompt.text, prompt.ids, prompt.second_ids))
         pair = Pair(p, self._response(p, chosen), self._response(p, rejected))
@@ -119,8 +127,6 @@ class _Reader:
 
     def _check(self, prompt: Prompt, chosen: tuple[int, ...], rejected: tuple[int, ...]) -> None:
         longest = max(len(chosen), len(rejected))
-        if chosen == rejected:
-            raise Unusable("chosen and rejected are the same")
         if not chosen or not rejected:
             raise Unusable("a response is empty")
         if longest > self.max_new_tokens:

@@ -17,9 +17,10 @@ DATASET = "dataset:"
 LONGEST = 64 * MB  # characters of a line
 FORM = f"{DATASET}NAME, {DATASET}NAME:SPLIT or {DATASET}NAME:CONFIG:SPLIT"
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # local files: suffix -> reader
+INSTEAD = {"chosen": "completion", "rejected": "completion"}  # columns of texts without a comparison
 FORMS = {
     "prompt": '{"prompt": "...", ...}; other columns reach the reward.',
-    "chosen": '{"prompt": ..., "chosen": ..., "rejected": ...}.',
+    "chosen": '{"prompt": ..., "chosen": ..., "rejected": ...}; for likelihood also {"prompt": ..., "completion": ...}.',
 }
 
 
@@ -83,7 +84,7 @@ def _row(line: str, number: int, path: Path, needs: Sequence[str]) -> dict[str, 
         raise DataError(
             f"Line {number} of {str(path)!r} is not JSON ({cause}): {line[:80]!r}. Every line must be one JSON object."
         ) from None
-    if missing := [name for name in needs if not isinstance(row, dict) or name not in row]:
+    if missing := [name for name in needs if not isinstance(row, dict) or (name not in row and INSTEAD.get(name) not in row)]:
         form = FORMS[needs[0]]
         raise DataError(f"Line {number} of {str(path)!r} has no `{missing[0]}`: {line[:80]!r}. Write it as {form}")
     return dict(row)
@@ -142,7 +143,7 @@ def _saved(found: Any, name: str, split: str | None) -> Any:
 
 def _rows_of(dataset: Any, needs: Sequence[str], called: str) -> list[Any]:
     columns = dataset.column_names
-    missing = [name for name in needs if columns is not None and name not in columns]
+    missing = [name for name in needs if columns is not None and not {name, INSTEAD.get(name)} & {*columns}]
     if missing:
         raise DataError(
             f"{called} has no column `{missing[0]}`; its columns are: {', '.join(columns)}. "

@@ -7,8 +7,9 @@ A vocabulary of V tokens takes about `most` + 10 log10(V / most) numbers, whatev
 What this costs in accuracy, with b = 1/T and w the spread of a group's logits (largest minus smallest): log of a group's mass at
 temperature T is wrong by at most |b (1 - b)| w^2 / 8 (the second derivative of the cumulant of a variable of spread w is at most
 w^2 / 4; the error is 0 at b = 0 and b = 1), and so is log P of every token. A cut that falls into a group acts on all of it as on
-its middle: its `excess` is wrong by at most half the group's mass (top-p), or by w / T (min-p). Where `most` is
-at least V everything is exact.
+its middle: its `excess` is wrong by at most half the group's mass (top-p), or by w / T (min-p). Top-n-sigma also measures a
+deviation, which moves by no more than the values it is of: its excess is wrong by at most n w / T for a token kept by itself, and
+(n + 1) w / T for one of a group. Where `most` is at least V everything is exact.
 """
 
 from functools import partial

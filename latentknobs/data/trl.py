@@ -1,7 +1,8 @@
 """Rows of TRL's preference format: what forms they come in, and how pairs of a run are written as such rows.
 
 Plain text: `{"prompt": "...", "chosen": "...", "rejected": "..."}`. Conversations: the same with lists of messages, or without
-`prompt`, where both conversations begin with it. See the page "Dataset formats and types" of TRL's documentation.
+`prompt`, where both conversations begin with it. Texts without a comparison are
+`{"prompt": ..., "completion": ...}`. See the page "Dataset formats and types" of TRL's documentation.
 """
 
 import json
@@ -15,9 +16,9 @@ from latentknobs.data.prompts import Prompt, check_messages, check_text
 from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.errors import DataError
 
-SIDES = ("chosen", "rejected")
+SIDES, COMPLETION = ("chosen", "rejected"), "completion"
 # Columns that do not belong to the prompt. The names of the ids are those that TRL gives them itself.
-OWN = (*SIDES, "score_chosen", "score_rejected", "prompt_ids", "chosen_ids", "rejected_ids")
+OWN = (*SIDES, COMPLETION, "score_chosen", "score_rejected", "prompt_ids", "chosen_ids", "rejected_ids")
 Answer = str | Mapping[str, Any]
 """A plain response, or the one message that answers a conversation."""
 
@@ -27,12 +28,15 @@ class Unusable(Exception):
 
 
 def read_row(row: Any, called: str) -> tuple[Any, Answer, Answer]:
-    """Prompt, chosen and rejected of one row: three texts, or messages and one answering message each.
+    """Prompt, chosen and rejected of one row: three texts, or messages and one answering message each; twice the same for a
+    row without a comparison.
 
     Raises:
         DataError: the row has no form that can be read without guessing, or half a character.
         Unusable: the completions are the same, or not one text of the assistant.
     """
+    if is_completion(row):
+        row = row | dict.fromkeys(SIDES, row[COMPLETION])
     if not isinstance(row, Mapping) or any(row.get(side) is None for side in SIDES):
         raise DataError(f"{called} is {reprlib.repr(row)}. It needs `prompt`, `chosen` and `rejected`.")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
@@ -57,6 +61,11 @@ def read_row(row: Any, called: str) -> tuple[Any, Answer, Answer]:
         f"{called} has no known form: `prompt` is {reprlib.repr(prompt)}, `chosen` is {reprlib.repr(row['chosen'])}. Give three "
         "texts, or a list of messages for each, or no prompt and two conversations that begin alike."
     )
+
+
+def is_completion(row: Any) -> bool:
+    """Whether a row is a prompt and a completion, without a comparison (TRL's "prompt-completion")."""
+    return isinstance(row, dict) and row.get(COMPLETION) is not None and not any(side in row for side in SIDES)
 
 
 def _answer(messages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

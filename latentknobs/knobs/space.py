@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from latentknobs.errors import SpaceError, did_you_mean
+from latentknobs.errors import ConfigError, SpaceError, did_you_mean
 from latentknobs.files import fit
 from latentknobs.knobs.identity import SavedKnob, check_identity, knob_identity, origin, resolve_saved
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, Stage
@@ -130,6 +130,15 @@ class KnobSpace:
     def needs(self) -> tuple[str, ...]:
         """The parts of a `Context` that some knob of the space reads; empty for most spaces."""
         return tuple(dict.fromkeys(part for knob in self.knobs if isinstance(knob, ContextKnob) for part in knob.needs))
+
+    def check_width(self, hidden_size: int | None) -> None:
+        """Refuses, by a ConfigError, a knob that reads hidden states of another width than those of the model."""
+        for knob in self.knobs:
+            if (wanted := getattr(knob, "hidden_size", None)) not in (None, hidden_size):
+                raise ConfigError(
+                    f"The knob {knob.name!r} reads hidden states of width {wanted}, and this model's have {hidden_size}. Train "
+                    "what it reads on a run of this model, e.g. latentknobs discriminator RUN."
+                )
 
     @property
     def options(self) -> list[dict[str, float]]:

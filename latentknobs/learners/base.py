@@ -211,6 +211,11 @@ class Learner(ABC):
         raise NotImplementedError(f"The learner {self.name!r} learns from scored rollouts.")
 
     @classmethod
+    def learns_alone(cls, settings: Any) -> bool:
+        """Whether it learns from `preferences` that hold single responses, without a comparison."""
+        return False
+
+    @classmethod
     def check(cls, settings: Any, *, has_preferences: bool, has_second: bool) -> None:
         """Refuses what the learner cannot learn from, before anything is loaded.
 

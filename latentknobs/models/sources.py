@@ -93,6 +93,11 @@ def gather(
         pairs, tokenizer, max_new_tokens=config.max_new_tokens, context=context_length(model),
         stops=stop_ids(model.generation_config), held_out=held_out,
     )  # fmt: skip
+    if supplied and supplied.alone and not find_learner(config.learner).learns_alone(config["learner"]):
+        raise ConfigError(
+            f"{supplied.alone} of {len(supplied.pairs)} rows of the preferences have a `completion` and nothing to compare it "
+            "with. Give rows with chosen and rejected, or set learner='end_to_end' and objective='likelihood'."
+        )
     check_vocabulary(model, [*train, *dev, *evaluation, *(supplied.prompts + supplied.rollouts if supplied else [])])
     return Sources(model, tokenizer, engine_of(config.engine, model, tokenizer), train, dev, evaluation, first, second, supplied)
 

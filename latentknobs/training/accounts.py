@@ -12,7 +12,7 @@ from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.accounting import FILE, Account, SavedAccounts, account_of, accounts_key
 from latentknobs.evaluation.comparison import same_as
-from latentknobs.evaluation.report import BINNED, MEAN, SHUFFLED, Report
+from latentknobs.evaluation.report import BINNED, MEAN, SHUFFLED, TRAINED, Report
 from latentknobs.files import path_of
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
@@ -20,6 +20,7 @@ from latentknobs.progress import progress, say
 from latentknobs.reporting import write_report
 from latentknobs.training.judging import _slug, read_report, stages_of
 from latentknobs.training.sampling import read_all
+from latentknobs.training.subject import WEIGHTS, weights
 
 SOURCES = ("model", "prompts", "eval_prompts", "preferences")
 LEFT_OUT = ("reward", "second_reward", "reward_weights")  # nothing is scored again
@@ -33,7 +34,8 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
             `eval_prompts`, `preferences`), and settings such as `device` and `batch_size` that differ now.
 
     Raises:
-        RunError: there is no evaluation, or its responses are not there or are those of other prompts.
+        RunError: there is no evaluation, its responses are not there or are those of other prompts, or the model has other
+            weights than that of the run.
         ConfigError: something was a Python object and is not passed.
     """
     run = path_of(run)
@@ -41,7 +43,20 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
     model = settings.get("model")
     with left_as_it_was(None if isinstance(model, str | Path) else model):
         config, sources = reopened(run, settings)
-        found = _accounts(run, report, KnobAdapter.from_pretrained(run / "adapter"), sources, config)
+        adapter = KnobAdapter.from_pretrained(run / "adapter")
+        if adapter.training.get(WEIGHTS, "") not in ("", weights(sources.model)):
+            raise RunError(
+                f"The weights of the model {config.model!r} are not those that wrote the responses in {str(run)!r}, or have "
+                "another dtype. Give the model of the run, in its dtype, or train again."
+            )
+        return write_accounts(run, report, adapter, sources, config)
+
+
+def write_accounts(
+    run: Path, report: Report, adapter: KnobAdapter, sources: Sources, config: TrainConfig
+) -> dict[str, Account]:  # fmt: skip
+    """The accounts of a finished run on its own sources, written into its files and its report."""
+    found = _accounts(run, report, adapter, sources, config)
     saved_accounts = SavedAccounts(key=accounts_key(report.rewards), policies=found)
     write_text(run / FILE, json.dumps(saved_accounts.model_dump()) + "\n")
     write_report(run, report)
@@ -74,6 +89,8 @@ def _accounts(run: Path, report: Report, adapter: KnobAdapter, sources: Sources,
     built = {name: policy for name, policy in everyone.items() if name in report.rewards}
     spaces = {name: built[same_as(name, built)].space for name in built}
     found = {name: _rollouts(run, "evaluation", same_as(name, built), len(prompts)) for name in built}
+    if TRAINED in report.rewards:  # what the adapter holds is simpler than the head that was trained, in the same space
+        found[TRAINED], spaces[TRAINED] = _rollouts(run, "evaluation", TRAINED, len(prompts)), adapter.space
     for name in filter(report.rewards.__contains__, (MEAN, SHUFFLED, BINNED)):  # controls of the head choose in its space
         found[name], spaces[name] = _rollouts(run, "controls", name, len(prompts)), adapter.space
     count = sum(map(len, found.values()))

@@ -21,6 +21,7 @@ NAMES = {
     "_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype", "vocab_file", "merges_file",
     "tokenizer_file",
 }  # fmt: skip
+WEIGHTS = "weights"  # in an adapter's notes: the digest of those of its model
 CALL = ("padding", "truncation")  # of a tokenizer's latest call
 
 

@@ -32,6 +32,7 @@ from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.console import name_of, signed
 from latentknobs.reporting.findings import write_findings
 from latentknobs.stages import Enters
+from latentknobs.training.accounts import write_accounts
 from latentknobs.training.budgets import judge_budgets, planned_budgets
 from latentknobs.training.diagnostics import Facts, diagnose
 from latentknobs.training.fit import check_fit
@@ -43,7 +44,7 @@ from latentknobs.training.readme import say_changes, write_readme
 from latentknobs.training.rounds import SHOWN, Round
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.several import run_folder, train_several
-from latentknobs.training.subject import subject
+from latentknobs.training.subject import WEIGHTS, subject, weights
 from latentknobs.training.tracking import Trackers
 
 UNSHOWN = ("model", "features", "shard_size", "feature_dtype")  # in an adapter's notes, which hold the first two elsewhere
@@ -181,6 +182,8 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
         evaluation = planned(config, space, sources) | planned_budgets(config, learners[MAIN], sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
         say(f"{run.plan.responses} `latentknobs status {run.path} --watch` shows how long they take.")
+        if config.account:
+            say(f"The account reads {sum(evaluation.get(name, 0) for name in ('evaluation', 'controls')):,} of these again.")
         run.track = trackers.log
         key = processes.gather(subject(sources.model, sources.tokenizer, space, segmenter))[0]
         modules: Modules | None = None
@@ -200,6 +203,8 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
             judge_budgets(run, config, sources, learners[MAIN], adapter, key)
         run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
         report_path = _finish(run, sources, adapter, report, facts, findings) if processes.is_main else None
+        if config.account and report is not None and processes.is_main:
+            write_accounts(run.path, report, adapter, sources, config)
         processes.barrier()
     return Run(run.path, adapter, report, report_path, processes.is_main)
 
@@ -282,7 +287,8 @@ def _adapter(config: TrainConfig, learner: Learner, sources: Sources, modules: M
     assert isinstance(modules.main, Head) and isinstance(modules.rival, Head)  # `check_module`
     known, values = fields(config.learner), config.flat() | {"engine": sources.engine.identity}  # no address of a server
     shown = [name for name, one in known.items() if one.enters != Enters() and one.section != "space" and name not in UNSHOWN]
-    training = {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}
+    training = {WEIGHTS: weights(sources.model)}
+    training |= {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}
     inputs, base = learner.inputs, describe_model(sources.model)
     if sources.preferences is None:
         count = len(sources.train) * config.rollouts * config.rounds

@@ -44,6 +44,12 @@ class EtaCutoff(TruncationKnob):
         eta_N = torch.minimum(value_N, value_N.sqrt() * (-torch.special.entr(p_NV).sum(-1)).exp())
         return (p_NV >= eta_N.unsqueeze(-1)).sum(-1)
 
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """(N, C) nats below ln(eta)."""
+        log_N1 = value_N.clamp(min=torch.finfo(value_N.dtype).tiny).log().unsqueeze(-1)
+        minus_entropy_N1 = (columns.mass_NC * columns.logp_NC).sum(-1, keepdim=True)
+        return torch.minimum(log_N1, log_N1 / 2 + minus_entropy_N1) - columns.logp_NC
+
 
 class PLess(TruncationKnob):
     """Keeps tokens of probability >= scale * sum of squared probabilities (p-less: Tan et al. 2025, arXiv 2509.23234).
@@ -61,6 +67,11 @@ class PLess(TruncationKnob):
         p_NV = sorted_NV.softmax(-1)
         collision_N1 = p_NV.square().sum(-1, keepdim=True)
         return (p_NV >= value_N.unsqueeze(-1) * collision_N1).sum(-1)
+
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """(N, C) nats below ln(scale * collision probability)."""
+        log_collision_N1 = (columns.log_mass_NC.log_softmax(-1) + columns.logp_NC).logsumexp(-1, keepdim=True)
+        return value_N.clamp(min=torch.finfo(value_N.dtype).tiny).log().unsqueeze(-1) + log_collision_N1 - columns.logp_NC
 
 
 class TopNSigma(TruncationKnob):
@@ -109,3 +120,10 @@ class TopH(TruncationKnob):
         terms_NV = torch.special.entr(sorted_NV[:, :TOP_H_WIDTH].softmax(-1))
         bound_N1 = value_N.unsqueeze(-1) * terms_NV.sum(-1, keepdim=True)
         return (terms_NV.cumsum(-1) <= bound_N1).sum(-1)
+
+    def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
+        """(N, C) share of the entropy up to and with a token, minus h: exact where the best 100 are columns of their own."""
+        terms_NH = torch.special.entr(columns.logit_NC[:, :TOP_H_WIDTH].softmax(-1))
+        share_NH = terms_NH.cumsum(-1) / terms_NH.sum(-1, keepdim=True).clamp(min=torch.finfo(terms_NH.dtype).tiny)
+        beyond_NR = torch.ones_like(columns.logit_NC[:, TOP_H_WIDTH:])
+        return torch.cat([share_NH, beyond_NR], -1) - value_N.unsqueeze(-1)

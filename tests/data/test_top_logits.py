@@ -66,6 +66,21 @@ def test_cut_likelihoods_are_within_the_stated_bound(
     assert ((found_N - exact(logits_NV, target_N, BOTH, value_NJ)).abs() <= scaling_N + 2 * cut_N + 1e-9).all()
 
 
+@given(st.integers(0, 10**6), st.floats(0.2, 4), temperatures, st.floats(0.2, 3), mosts)
+def test_the_cut_of_top_n_sigma_is_within_the_stated_bound(
+    seed: int, sharp: float, temperature: float, n: float, most: int
+) -> None:
+    logits_NV, target_N = rows(seed, sharp)
+    knob, n_N = KnobSpace.of("top_n_sigma:0.5,3").knobs[0], torch.full((N,), n).double()
+    row, (columns, _) = Columns.of(logits_NV.log_softmax(-1)), compress(logits_NV, target_N, most)
+    exact_NV = knob.excess(Columns(row.logit_NC / temperature), n_N)  # type: ignore[attr-defined]
+    found_NC = knob.excess(Columns(columns.logit_NC / temperature, columns.count_C), n_N)  # type: ignore[attr-defined]
+    found_NV = found_NC.repeat_interleave(columns.counts_C.long(), -1)
+    is_grouped_V = columns.counts_C.repeat_interleave(columns.counts_C.long()) > 1
+    bound_NV = (n + is_grouped_V) * spreads(logits_NV, most).unsqueeze(-1) / temperature
+    assert ((found_NV - exact_NV).abs() <= bound_NV + 1e-9).all()
+
+
 @given(st.integers(0, 10**6), temperatures, shares)
 def test_all_logits_are_exact(seed: int, temperature: float, share: float) -> None:
     logits_NV, target_N = rows(seed, 2.0)

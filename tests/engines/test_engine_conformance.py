@@ -134,6 +134,16 @@ class GoesOnAfterItsEnd(TableEngine):
         return [row._replace(ids=(*row.ids, 5)[: settings["max_new_tokens"]]) for row in found]
 
 
+class ForgetsEvidence(TransformersEngine):
+    """Reads second logits after the last token, whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_lm("llama"), word_tokenizer())
+
+    def sample(self, prompts: Sequence[Ids], policy: Policy, **settings: Any) -> list[Response]:
+        return super().sample(prompts, policy, **(settings | {"second_prompts": None}))
+
+
 class RefusesInVain(TableEngine):
     """Says that it chooses once for a response, and samples at every level."""
 
@@ -146,7 +156,7 @@ BROKEN: dict[type[Engine], str] = {
     KeepsItsTemperature: "nothing_of_a_call_stays", StreamsAllAgain: "streams_what_it_samples",
     OwnParameters: "constants_equal_its_own_parameters", ColderConstants: "constants_equal_its_own_parameters",
     FalseLogProbs: "log_probs_are_those_of_a_reading", GoesOnAfterItsEnd: "ends_are_early",
-    RefusesInVain: "refuses_before_any_text", NoBudget: "budgets_reach_policies",
+    ForgetsEvidence: "evidence_reaches_policies", RefusesInVain: "refuses_before_any_text", NoBudget: "budgets_reach_policies",
     ShortReadings: "readings_have_a_row_for_each_token",
 }  # fmt: skip
 

@@ -143,6 +143,27 @@ def test_a_finished_run_is_accounted_for_on_the_command_line(run: Path) -> None:
     assert "responses of" in found.stderr and "two forward passes for each" in found.stderr, "the cost is said first"
 
 
+def test_a_run_accounts_for_itself_where_that_is_set_and_says_so_first(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = held_out(tmp_path)
+    settings: dict[str, Any] = {"prompts": str(path), "eval_prompts": str(path.with_name("rows.jsonl")), "account": True}
+    path.with_name("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    run = lk.train(knobs=["temperature:0,1"], reward=length, output_dir=tmp_path / "run", **settings, **SMALL)
+    said = capfd.readouterr().err
+    assert said.index("The account reads") < said.index("round-1/rollouts") < said.index("responses of")
+    assert run.report is not None and set(read_accounts(run.path, run.report.rewards)) == set(run.report.rewards)
+    assert "What each policy trades" in (run.path / "report.html").read_text()
+
+
+def test_a_model_with_other_weights_is_refused(run: Path) -> None:
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    lk.account(run, model=model, tokenizer=tokenizer)
+    next(model.parameters()).data[0, 0] += 1
+    before = (run / FILE).read_text()
+    with pytest.raises(RunError, match=r"The weights of the model .* are not those that wrote the responses"):
+        lk.account(run, model=model, tokenizer=tokenizer)
+    assert (run / FILE).read_text() == before
+
+
 def test_an_account_of_another_evaluation_is_not_shown(run: Path) -> None:
     lk.account(run)
     rewards = read_report(run).rewards

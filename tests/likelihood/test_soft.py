@@ -13,7 +13,8 @@ from latentknobs.knobs.knob import TruncationKnob
 from latentknobs.likelihood import reference
 from latentknobs.likelihood.soft import Target, check_reachable, check_soft, soft_chain, soft_logps
 
-CUTS = {"top_p": (0.3, 0.9), "min_p": (0.02, 0.5), "top_n_sigma": (0.5, 2.0), "epsilon_cutoff": (0.01, 0.2)}
+CUTS = {"top_p": (0.3, 0.9), "min_p": (0.02, 0.5), "top_n_sigma": (0.5, 2.0), "epsilon_cutoff": (0.01, 0.2),
+        "eta_cutoff": (0.01, 0.2), "p_less": (0.1, 0.9), "top_h": (0.3, 0.8)}  # fmt: skip
 rows = st.integers(0, 10**6).map(lambda seed: torch.randn(3, 17, generator=torch.Generator().manual_seed(seed)).double() * 2)
 shares = st.lists(st.floats(0.02, 0.98), min_size=6, max_size=6)
 
@@ -162,7 +163,7 @@ def test_a_steepness_that_does_not_cut_is_refused(alpha: float) -> None:
         soft(torch.randn(3, 5).double(), space_of("top_p"), torch.full((3, 1), 0.5).double(), alpha)
 
 
-@pytest.mark.parametrize("name", ["typical_p", "repetition_penalty", "top_k", "eta_cutoff"])
+@pytest.mark.parametrize("name", ["typical_p", "repetition_penalty", "top_k"])
 def test_a_knob_without_a_differentiable_form_is_named(name: str) -> None:
     space = KnobSpace.of("temperature", name)
     with pytest.raises(ConfigError, match=f"The knob '{name}' has no differentiable form"):

@@ -15,9 +15,11 @@ from latentknobs.conformance.knobs import CHECKS
 from latentknobs.data.disk import save_tensors
 from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import roll_out
+from latentknobs.engines.transformers import Attached, TransformersEngine
 from latentknobs.errors import AdapterError, ConfigError, DecodingError, NoExamplesError, RunError
 from latentknobs.heads.discriminator import FORMAT, Discriminator, load_discriminator
 from latentknobs.knobs.registry import resolve
+from latentknobs.policies import ConstantPolicy
 from latentknobs.policies.names import policy_of
 from latentknobs.training.discriminate import Examples, fit_discriminator
 
@@ -101,6 +103,11 @@ def test_what_cannot_guide_is_refused(trained: tuple[Path, Path], tmp_path: Path
     wide = resolve({"classifier_scale": {"options": [0.0, 1.0], "discriminator": str(saved(tmp_path / "w.safetensors", 7))}})
     with pytest.raises(DecodingError, match=r"reads hidden states of width 7 \(of a model\), and this model's have 8"):
         wide.apply_in(torch.zeros(1, V), torch.ones(1), lk.Context(hidden_ND=torch.zeros(1, D)))
+    wrong = ConstantPolicy(lk.KnobSpace.of(wide), 1)
+    with pytest.raises(ConfigError, match=r"'classifier_scale' reads hidden states of width 7, and this model's have 192"):
+        Attached(testbed.load_model(), wrong)
+    with pytest.raises(ConfigError, match="width 7"):
+        TransformersEngine(testbed.load_model(), testbed.load_tokenizer()).check(wrong)
     with pytest.raises(ConfigError, match=r"with options \[0\.0, 1\.0\] needs a discriminator"):
         lk.KnobSpace.of("classifier_scale:0,1")
     with pytest.raises(ConfigError, match="needs discriminator=FILE"):

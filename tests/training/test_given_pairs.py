@@ -88,3 +88,20 @@ def test_what_one_run_exports_another_learns_from_token_by_token(tmp_path):
 
     kept = {row for row in pairs(first.path) if not is_held_out(row[0])}
     assert pairs(tmp_path / "b") == kept != set()
+
+
+def test_likelihood_learns_from_a_plain_file_of_texts_and_other_objectives_refuse_it(tmp_path, capsys):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": row["prompt"], "completion": row["chosen"]}) + "\n" for row in ROWS))
+    settings = SMALL | {"knobs": ["temperature:0.5,1"], "preferences": path, "reward": "repetition", "level": "token"}
+    ours = {"learner": "end_to_end", "objective": "likelihood"}
+    run = lk.train(output_dir=tmp_path / "run", **settings | ours | {"eval_size": 0})
+    read = [json.loads(line) for line in (run.path / "round-1" / "rollouts" / "00000.jsonl").read_text().splitlines()]
+    examples = [json.loads(line) for line in (run.path / "round-1" / "examples.jsonl").read_text().splitlines()]
+    assert {row["text"] for row in read} == {" and was happy."} and all(len(one["responses"]) == 1 for one in examples)
+    kept = sum(not is_held_out(row["prompt"]) for row in ROWS)
+    assert f"{kept} usable responses of {kept} prompts." in capsys.readouterr().err
+    for wrong in ({}, {"learner": "end_to_end", "objective": "preference"}):
+        with pytest.raises(ConfigError, match=rf"{kept} of {kept} rows of the preferences have a `completion` and nothing to"):
+            lk.train(output_dir=tmp_path / "no", **settings | wrong)
+    assert not (tmp_path / "no").exists()

@@ -1,13 +1,18 @@
 """Steering: commands order the values of a response, plain prompts keep theirs, and what cannot be steered is refused."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny_models import VOCAB, tiny_lm, word_tokenizer
 
 import latentknobs as lk
+from latentknobs import testbed
 from latentknobs.adapter import describe_model
+from latentknobs.cli import cli
 from latentknobs.errors import ConfigError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
@@ -96,3 +101,21 @@ def test_heads_without_values_are_refused(world: tuple[Any, Any]) -> None:
     for head in (OptionHead(SPACE, model.config.hidden_size, 4), ValueHead(SPACE, model.config.hidden_size, cap=30.0)):
         with pytest.raises(ConfigError, match="Only adapters with a value head, for models that do not cap"):
             lk.steer(adapter_for(model, head), ["a"], low="c {prompt}", high="d {prompt}", model=model, tokenizer=tokenizer)
+
+
+def test_an_adapter_is_steered_on_the_command_line(tmp_path: Path) -> None:
+    model = testbed.load_model()
+    torch.manual_seed(1)
+    head = ValueHead(SPACE, model.config.hidden_size, hidden=8)
+    lk.KnobAdapter(SPACE, head.eval(), Every(1), ("hidden",), describe_model(model)).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in testbed.prompts("stories", "train", 4)))
+    command = ["steer", str(tmp_path / "adapter"), "--model", "testbed", "--prompts", str(tmp_path / "rows.jsonl"), "--low",
+               r"Rule: Then\n{prompt}", "--high", r"Rule: So\n{prompt}", "--steps", "3", "--max-new-tokens", "4"]  # fmt: skip
+    found = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "new")])
+    assert found.exit_code == 0, found.output
+    steered = lk.KnobAdapter.from_pretrained(tmp_path / "new")
+    assert steered.training["steered low"] == "Rule: Then\n{prompt}"
+    assert steered.policy().identity() != lk.KnobAdapter.from_pretrained(tmp_path / "adapter").policy().identity()
+    for out, message in ((tmp_path / "adapter", "stays as it is"), (tmp_path / "a" / "b", "its folder does not exist")):
+        refused = CliRunner().invoke(cli, [*command, "--out", str(out)])
+        assert refused.exit_code == 2 and message in refused.output

@@ -21,7 +21,7 @@ from latentknobs.engines.transformers import inputs, modes
 from latentknobs.engines.transformers.batching import check_batch, is_packed, packed_logits, refuse_batching
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.finished import Call
-from latentknobs.engines.transformers.frozen import input_device, output_embeddings
+from latentknobs.engines.transformers.frozen import hidden_size, input_device, output_embeddings
 from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
 from latentknobs.engines.transformers.record import Record, read_record, stop_ids
@@ -78,11 +78,11 @@ class Attached:
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         announce_untested()
+        policy.space.check_width(hidden_size(model))
         policy.to(input_device(model))
         self.policy, self.seed, self.sampler = policy, seed, sampler
         self.sampling_arguments = sampling_arguments or ("override" if is_pipeline(layers[0]) else "refuse")
-        self._stepper = Stepper(policy)
-        self._now, self._lock = Running(), threading.RLock()
+        self._stepper, self._now, self._lock = Stepper(policy), Running(), threading.RLock()
         self._newest: Ledger | None = None
         self._call: Call | None = None  # the newest one
         self._packed = 0  # tokens of continuous batching that had a choice

@@ -119,6 +119,11 @@ class EndToEnd(Learner):
             return pairs
         return list(dict.fromkeys(replace(pair, responses=pair.responses[:1]) for pair in pairs))
 
+    @classmethod
+    def learns_alone(cls, settings: EndToEndSettings) -> bool:
+        """With the objective likelihood."""
+        return settings.objective == "likelihood"
+
     def most_responses(self, rollouts: int) -> int:
         """Two for each pair; one, or all."""
         settings = self.settings
