@@ -24,7 +24,7 @@ class Endpoints:
 
         @app.get("/v1/latentknobs/policies")
         async def known(raw: Request) -> dict[str, Any]:
-            return first(await raw.app.state.latentknobs_engine.collective_rpc("latentknobs_policies"))
+            return (await _ask(raw.app.state.latentknobs_engine, "latentknobs_policies"))[0]
 
         @app.post("/v1/latentknobs/choices")
         async def choices(raw: Request) -> Any:
@@ -35,10 +35,17 @@ class Endpoints:
             except (ValueError, KeyError, TypeError):
                 message = 'The body is {"keys": [...]}: the latentknobs_key of each response to fetch.'
                 return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
-            return {"choices": first(await raw.app.state.latentknobs_engine.collective_rpc("latentknobs_take", args=(keys,)))}
+            found = await _ask(raw.app.state.latentknobs_engine, "latentknobs_take", keys)
+            return {"choices": [next(filter(None, answers), None) for answers in zip(*found, strict=True)]}
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Remembers the engine, and the names that requests are checked against before they reach it."""
         state.latentknobs_engine = engine_client
-        found = first(await engine_client.collective_rpc("latentknobs_policies"))
+        [found, *_] = await _ask(engine_client, "latentknobs_policies")
         policies.learn({name: tuple(one["picks"]) for name, one in found.items()})
+
+
+async def _ask(client: Any, method: str, *args: Any) -> list[Any]:
+    """The answer of each engine (data parallel); `collective_rpc` of vLLM's client returns that of the first engine only."""
+    found = await client.engine_core.call_utility_all_async("collective_rpc", method, None, args, None)
+    return [first(workers) for workers in found]

@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         settings.port = free.getsockname()[1]
     settings.model.path, settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = str(file), 2048, 8, 1
-    settings.warmup, settings.fit_params, settings.n_gpu_layers = False, False, 0
+    settings.warmup, settings.fit_params, settings.n_gpu_layers, settings.verbosity = False, False, 0, -1
     running = xllamacpp.Server(settings)
     yield running.listening_address
     del running
