@@ -219,7 +219,7 @@ def _merge(layers: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _owners(key: str) -> str:
     """A sentence on the installed learners that have a setting of this name, if there are any."""
-    found = map(repr, every_field().get(key, {}))
+    found = sorted(map(repr, every_field().get(key, {})))
     names = " and ".join(found)
     return f"It is a setting of the learner {names}: choose that with learner=, or leave it out. " if names else ""
 
