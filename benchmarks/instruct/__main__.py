@@ -23,16 +23,17 @@ from benchmarks.instruct.tasks import TASKS
 @click.group()
 @click.option("--model", default=f"{os.environ.get('LATENTKNOBS_DATA', 'data')}/SmolLM2-135M-Instruct", show_default=True)
 @click.option("--out", default="runs/instruct", show_default=True)
+@click.option("--batch", default=64, show_default=True, help="responses answered together; an interruption costs one batch")
 @click.pass_context
-def main(context: click.Context, model: str, out: str) -> None:
+def main(context: click.Context, model: str, out: str, batch: int) -> None:
     """What adapting is worth on a small instruct model."""
-    context.obj = (model, Path(out))
+    context.obj = (model, Path(out), batch)
 
 
 def arena_of(context: click.Context, task: str) -> Arena:
     """The arena of a task."""
-    model, out = context.obj
-    return Arena(*load(model), TASKS[task], out / task)
+    model, out, batch = context.obj
+    return Arena(*load(model), TASKS[task], out / task, batch)
 
 
 TASK = click.argument("task", type=click.Choice(sorted(TASKS)))
@@ -82,9 +83,9 @@ def train(
                 settings = {"level": "token", "rollouts": 8} | VARIANTS[name]
                 run = lk.train(
                     model=arena.model, tokenizer=arena.tokenizer, prompts=arena.task.rows(False, train_prompts),
-                    reward=arena.task.reward, max_new_tokens=arena.task.max_new_tokens, eval_size=0, seed=number,
-                    train_prompts=train_prompts, feature_dtype="bfloat16", output_dir=str(arena.folder / f"{name}-{number}"),
-                    **settings,
+                    eval_prompts=arena.task.rows(True, 16), eval_size=0, reward=arena.task.reward,
+                    max_new_tokens=arena.task.max_new_tokens, seed=number, train_prompts=train_prompts, feature_dtype="bfloat16",
+                    output_dir=str(arena.folder / f"{name}-{number}"), **settings,
                 )  # fmt: skip
                 run.adapter.save_pretrained(adapter)
             policy = lk.KnobAdapter.from_pretrained(adapter).policy()

@@ -20,8 +20,6 @@ from latentknobs.policies import Policy
 from latentknobs.policies.controls import Choices
 from latentknobs.policies.names import policy_of
 
-BATCH = 512 if torch.cuda.is_available() else 64  # rows of a piece
-
 
 class Arena:
     """Where policies answer the prompts of one task.
@@ -29,10 +27,11 @@ class Arena:
     Args:
         model, tokenizer: the LM.
         folder: of finished pieces, one file each, named by the policy's identity and what it answers.
+        batch: rows of a piece.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, task: Task | Mixture, folder: Path) -> None:
-        self.task, self.model, self.tokenizer, self.folder = task, model, tokenizer, folder
+    def __init__(self, model: Any, tokenizer: Any, task: Task | Mixture, folder: Path, batch: int) -> None:
+        self.task, self.model, self.tokenizer, self.folder, self.batch = task, model, tokenizer, folder, batch
         self.engine = TransformersEngine(model, tokenizer)
 
     def prompts(self, held_out: bool, count: int) -> list[Prompt]:
@@ -43,12 +42,12 @@ class Arena:
         """So many responses to each prompt, in their order."""
         key = digest(policy.identity(), [prompt.text for prompt in prompts], copies, seed, self.task.max_new_tokens)[:16]
         found: list[Rollout] = []
-        for number, batch in enumerate(plan_batches(prompts, copies, BATCH)):
-            path = self.folder / "answers" / f"{key}-{BATCH}-{number:03d}.json"
+        for number, batch in enumerate(plan_batches(prompts, copies, self.batch)):
+            path = self.folder / "answers" / f"{key}-{self.batch}-{number:03d}.json"
             if not path.exists():
                 made = roll_out_batch(
                     self.engine, prompts, batch, policy, max_new_tokens=self.task.max_new_tokens,
-                    seed=batch_seed(seed, number, BATCH), samples=copies,
+                    seed=batch_seed(seed, number, self.batch), samples=copies,
                 )  # fmt: skip
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as partial:

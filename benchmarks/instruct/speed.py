@@ -21,6 +21,7 @@ def measure(model: Any, tokenizer: Any, copies: int, rounds: int) -> None:
     policy = UniformPolicy(lk.KnobSpace.of("temperature:0.4,0.8,1"), Every(1))
     model.generation_config.eos_token_id = None  # responses of one length
     ids = [list(prompt.ids) for prompt in prompts for _ in range(copies)]
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
 
     def plain() -> None:
