@@ -30,7 +30,7 @@ from latentknobs.heads.base import Head
 from latentknobs.heads.features import HIDDEN, PORTABLE, check_features, check_rival, width
 from latentknobs.heads.files import COPY, load_head, saved_shape, weights_of
 from latentknobs.heads.segmenters import Delimiter, Every, Segmenter, parse_level
-from latentknobs.knobs.identity import Word
+from latentknobs.knobs.saved_knob import Word
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models import hub
 from latentknobs.policies import Pick, Policy

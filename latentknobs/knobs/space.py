@@ -21,9 +21,9 @@ from torch import Tensor
 
 from latentknobs.errors import ConfigError, SpaceError, did_you_mean
 from latentknobs.files import fit
-from latentknobs.knobs.identity import SavedKnob, check_identity, knob_identity, origin, resolve_saved
 from latentknobs.knobs.knob import ContextKnob, DecodingKnob, Stage
 from latentknobs.knobs.registry import KnobSpec, resolve
+from latentknobs.knobs.saved_knob import SavedKnob, check_identity, knob_identity, origin, resolve_saved
 
 _STAGES = {
     # generation/utils.py: penalties, temperature, top_h, top_k, top_p, min_p, typical, epsilon, eta

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.policies.identity import digest
+from latentknobs.policies.digest import digest
 
 State = Any  # None, a tensor, or a NamedTuple of states; the first dimension of every tensor is the row
 

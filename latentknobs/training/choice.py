@@ -97,9 +97,9 @@ def typical_margin(
 ) -> float | None:
     """The median of how much more probable (nats) the head's option is than another one, where it differs; None without any."""
     some = rollouts[:: max(1, len(rollouts) // MOST)]
-    asked = [prompts[rollout.prompt].ids for rollout in some], [rollout.ids for rollout in some]
+    texts = [prompts[rollout.prompt].ids for rollout in some], [rollout.ids for rollout in some]
     parts: list[Tensor] = []
-    for rollout, seen in zip(some, engine.observe(*asked, reads(policy), max_new_tokens=budget), strict=True):
+    for rollout, seen in zip(some, engine.observe(*texts, reads(policy), max_new_tokens=budget), strict=True):
         log_pi_SK = policy.log_pi(seen.rows(segment_starts(prompts[rollout.prompt], rollout, policy).to(seen.logits_NV.device)))
         if log_pi_SK is None:
             return None

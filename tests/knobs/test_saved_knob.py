@@ -13,7 +13,7 @@ from broken_knobs import Cut, Scale
 import latentknobs as lk
 from latentknobs.errors import AdapterError, UnknownNameError
 from latentknobs.knobs import registry
-from latentknobs.knobs.identity import check_identity, knob_identity, option_hashes, probe, resolve_saved
+from latentknobs.knobs.saved_knob import check_identity, knob_identity, option_hashes, probe, resolve_saved
 from latentknobs.knobs.space import KnobSpace
 
 
@@ -80,7 +80,7 @@ def test_hashes_are_the_same_in_another_process_with_other_threads() -> None:
     names = [source.name for source in registry.sources()]
     code = (
         "import json, sys, torch; torch.set_num_threads(2); from latentknobs.knobs import registry; "
-        "from latentknobs.knobs.identity import option_hashes; "
+        "from latentknobs.knobs.saved_knob import option_hashes; "
         "print(json.dumps([option_hashes(registry.resolve(n)) for n in sys.argv[1:]]))"
     )
     out = subprocess.run([sys.executable, "-c", code, *names], check=True, capture_output=True, text=True).stdout
