@@ -152,7 +152,7 @@ def _saved(model: Any, tokenizer: Any) -> str:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """vLLM in this process seeds every generator, replaces `torch.set_num_threads`, and takes settings from the environment."""
-    state, mine, theirs, threads = torch.get_rng_state(), random.getstate(), np.random.get_state(), torch.get_num_threads()
+    mine, theirs, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
     set_threads, unset = torch.set_num_threads, {key: value for key, value in QUIET.items() if key not in os.environ}
     os.environ.update(unset)
     try:
@@ -163,6 +163,5 @@ def _undisturbed() -> Iterator[None]:
             os.environ.pop(key, None)
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
-        torch.set_rng_state(state)
         random.setstate(mine)
         np.random.set_state(theirs)

@@ -13,7 +13,6 @@ from latentknobs.policies import Policy, reads
 Picks = Mapping[str, Policy]  # by pick; "" for a policy that has no pick
 _POLICIES: dict[str, Picks] = {}
 KNOWN: dict[str, tuple[str, ...]] = {}  # their picks; also in a server's front end, which holds no policies
-_IS_KNOWN = {"names": False}
 
 
 def register(name: str, picks: Picks, device: torch.device | str) -> None:
@@ -25,12 +24,11 @@ def register(name: str, picks: Picks, device: torch.device | str) -> None:
 def learn(names: Mapping[str, tuple[str, ...]]) -> None:
     """The names and picks that requests are checked against in this process."""
     KNOWN.update({name: tuple(picks) for name, picks in names.items()})
-    _IS_KNOWN["names"] = True
 
 
 def known() -> Mapping[str, tuple[str, ...]] | None:
     """What `learn` has seen; None before."""
-    return KNOWN if _IS_KNOWN["names"] else None
+    return KNOWN or None
 
 
 def find(name: str, pick: str | None) -> Policy:
