@@ -96,14 +96,13 @@ def rewards(here: World, policies: dict[str, Policy], seed: int) -> dict[str, An
 
 
 def collected(world: str, folder: Path) -> list[dict[str, Any]]:
-    """What every complete training seed found: rewards of all policies, and the values that heads chose."""
+    """What training seeds found whose rivals are there: rewards of policies, and the values that heads chose."""
     seeds = []
     for path in sorted(folder.glob(f"{world}-*-{RIVALS}.json")):
         parts = {part: path.with_name(path.name.replace(RIVALS, part)) for part in (*LEARNERS, RIVALS)}
-        if not all(one.exists() for one in parts.values()):
-            continue
-        read = {part: json.loads(one.read_text(encoding="utf-8")) for part, one in parts.items()}
-        seed: dict[str, Any] = {"tuned": read[RIVALS]["tuned"], "chosen": {name: read[name]["chosen"] for name in LEARNERS}}
+        read = {part: json.loads(one.read_text(encoding="utf-8")) for part, one in parts.items() if one.exists()}
+        chosen = {name: read[name]["chosen"] for name in LEARNERS if name in read}
+        seed: dict[str, Any] = {"tuned": read[RIVALS]["tuned"], "chosen": chosen}
         seed["rewards"] = {label: np.array(value) for one in read.values() for label, value in one["rewards"].items()}
         seed["rewards"][TUNED] = seed["rewards"][seed["tuned"]]
         seeds.append(seed)
@@ -125,6 +124,12 @@ def table(folder: Path) -> None:
             passes(seeds, copies)
 
 
+def labels(seeds: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Each policy with the seeds that it was run with."""
+    found = dict.fromkeys(label for one in seeds for label in one["rewards"])
+    return {label: [one for one in seeds if label in one["rewards"]] for label in found}
+
+
 def worth(seeds: list[dict[str, Any]], label: str, of: Callable[[Any], Any] | None = None) -> NDArray[Any]:
     """(S, P) of a policy: by default its mean reward at each prompt."""
     return np.stack([(of or (lambda reward_CP: reward_CP.mean(0)))(one["rewards"][label]) for one in seeds])
@@ -132,32 +137,32 @@ def worth(seeds: list[dict[str, Any]], label: str, of: Callable[[Any], Any] | No
 
 def levels(seeds: list[dict[str, Any]]) -> None:
     """The mean reward of every policy, and its gain over the best static one."""
-    print(f"| policy | reward | over {TUNED} | mean (spread) of temperature, top-p |\n|---|---|---|---|")
-    for label in seeds[0]["rewards"]:
+    print(f"| policy | seeds | reward | over {TUNED} | mean (spread) of temperature, top-p |\n|---|---|---|---|---|")
+    for label, own in labels(seeds).items():
         words = ""
         if label in LEARNERS:
-            mean_SJ, std_SJ = (np.array([one["chosen"][label][key] for one in seeds]) for key in ("mean", "std"))
+            mean_SJ, std_SJ = (np.array([one["chosen"][label][key] for one in own]) for key in ("mean", "std"))
             words = ", ".join(f"{m:.2f} ({s:.2f})" for m, s in zip(mean_SJ.mean(0), std_SJ.mean(0), strict=True))
-        own_SP = worth(seeds, label)
-        print(f"| {label} | {own_SP.mean():.3f} | {estimate(own_SP - worth(seeds, TUNED))} | {words} |")
+        own_SP = worth(own, label)
+        print(f"| {label} | {len(own)} | {own_SP.mean():.3f} | {estimate(own_SP - worth(own, TUNED))} | {words} |")
 
 
 def controls(seeds: list[dict[str, Any]]) -> None:
     """Gains of each head over its own controls, with p corrected by Holm over all of them."""
-    pairs = [(name, control) for name in LEARNERS for control in CONTROLS]
-    gains = [estimate(worth(seeds, name) - worth(seeds, f"{name}: {control}")) for name, control in pairs]
+    found = {name: own for name, own in labels(seeds).items() if name in LEARNERS}
+    gains = [estimate(worth(own, name) - worth(own, f"{name}: {one}")) for name, own in found.items() for one in CONTROLS]
     cells = [f"{gain}, p = {p:.2g}" for gain, p in zip(gains, holm([gain.p for gain in gains]), strict=True)]
     print("\n| head | over its mean shift | over its shuffle | over its shuffle in bins |\n|---|---|---|---|")
-    for i, name in enumerate(LEARNERS):
+    for i, name in enumerate(found):
         print(f"| {name} | {' | '.join(cells[i * len(CONTROLS) : (i + 1) * len(CONTROLS)])} |")
 
 
 def passes(seeds: list[dict[str, Any]], copies: int) -> None:
     """Pass@k by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374)."""
     print("\n| policy | Pass@1 | Pass@4 | Pass@8 |\n|---|---|---|---|")
-    for label in seeds[0]["rewards"]:
+    for label, own in labels(seeds).items():
         cells = [
-            str(estimate(worth(seeds, label, lambda reward_CP, k=k: [  # type: ignore[misc]
+            str(estimate(worth(own, label, lambda reward_CP, k=k: [  # type: ignore[misc]
                 unbiased(copies, int(c), k) for c in (reward_CP >= 0.5).sum(0)
             ])))
             for k in (1, 4, 8)

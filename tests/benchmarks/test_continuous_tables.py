@@ -1,4 +1,4 @@
-"""The combine step of the benchmark of continuous values: Pass@k against counting, and complete seeds alone."""
+"""The combine step of the benchmark of continuous values: Pass@k against counting, and seeds with their rivals."""
 
 import json
 from itertools import combinations
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.continuous import RIVALS, TUNED, collected, unbiased, worth
+from benchmarks.continuous import RIVALS, TUNED, collected, labels, unbiased, worth
 from benchmarks.continuous_world import LEARNERS
 
 
@@ -18,8 +18,8 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_response(n: int, c: int) -
         assert unbiased(n, c, k) == pytest.approx(np.mean(draws))
 
 
-def test_only_seeds_with_all_parts_count_and_the_tuned_constant_is_their_own(tmp_path: Path) -> None:
-    for seed, parts in ((0, (*LEARNERS, RIVALS)), (1, ("lpo", RIVALS))):
+def test_seeds_count_where_their_rivals_are_and_the_tuned_constant_is_their_own(tmp_path: Path) -> None:
+    for seed, parts in ((0, (*LEARNERS, RIVALS)), (1, ("lpo", RIVALS)), (2, ("lpo",))):
         for part in parts:
             found = {
                 "rewards": {part: [[0.0, 1.0], [1.0, 1.0]], f"{part} b": [[2.0, 2.0], [4.0, 2.0]]},
@@ -27,5 +27,6 @@ def test_only_seeds_with_all_parts_count_and_the_tuned_constant_is_their_own(tmp
                 "tuned": f"{part} b",
             }
             (tmp_path / f"testbed-{seed}-{part}.json").write_text(json.dumps(found))
-    [seed_0] = collected("testbed", tmp_path)
-    assert seed_0["tuned"] == f"{RIVALS} b" and worth([seed_0], TUNED).tolist() == [[3.0, 2.0]]
+    seeds = collected("testbed", tmp_path)
+    assert len(seeds) == 2 and len(labels(seeds)["lpo"]) == 2 and len(labels(seeds)["likelihood"]) == 1
+    assert seeds[0]["tuned"] == f"{RIVALS} b" and worth(seeds[:1], TUNED).tolist() == [[3.0, 2.0]]
