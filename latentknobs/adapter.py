@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, ConfigDict, Field
 
 import latentknobs
-from latentknobs.data.disk import replacing, save_tensors
+from latentknobs.data.disk import save_tensors, write_text
 from latentknobs.engines.base import SECOND
 from latentknobs.engines.openai import Client
 from latentknobs.engines.transformers import Attached
@@ -187,9 +187,8 @@ class KnobAdapter:
             notes={n: v for n, v in notes.items() if v != "None" and n not in (RESULT, "choice") and not n.startswith(GAIN)},
             gains={name.removeprefix(GAIN): note for name, note in notes.items() if name.startswith(GAIN)},
         )  # fmt: skip
-        for path, content in ((folder / CONFIG, json.dumps(config, indent=2)), (folder / CARD, text)):
-            with replacing(path) as partial:
-                partial.write_text(content + "\n", encoding="utf-8", errors="replace")
+        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        write_text(folder / CARD, text + "\n")
         return folder
 
     def push_to_hub(self, name: str, *, private: bool = False, token: str | None = None) -> str:

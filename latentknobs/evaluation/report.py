@@ -233,6 +233,7 @@ class Report:
         """What `to_dict` wrote, without the rollouts; ValueError if it is damaged."""
         saved: SavedReport = fit(data, SavedReport)
         rewards = {name: np.array(values, dtype=float) for name, values in saved.rewards.items()}
+        " ".join([*saved.tasks, *rewards]).encode()  # half a surrogate pair is a ValueError: no file or plot can show it
         shapes = {values.shape for values in rewards.values()}
         if not {HEAD, saved.tuned} <= {*rewards} or len(shapes) != 1 or shapes.pop()[1:] != (len(saved.tasks),):
             raise ValueError("its policies do not have one reward for each seed and prompt")

@@ -73,7 +73,7 @@ def win_rates(report: Report, table: Table) -> Markup:
 
 def rewards_of_constants(report: Report, table: Table, samples: Samples) -> Markup:
     """Mean reward of every constant option against its value of the first knob, with the head as a line."""
-    knob, constants = samples.knobs[0], [name for name in samples.labels if name in report.tuning]
+    knob, constants = samples.knobs[0], [name for name in samples.labels if name in report.tuning and name in report.rewards]
     value_K = [samples.value(knob, samples.labels.index(name)) for name in constants]
 
     def draw() -> Figure:

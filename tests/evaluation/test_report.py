@@ -116,3 +116,9 @@ def test_reports_of_several_seeds_are_joined_with_each_runs_own_tuned_constant()
     assert Report.join([one, still]).compare(MEAN).gain.mean == pytest.approx(0.05, abs=0.02)
     with pytest.raises(ConfigError, match="different prompts"):
         Report.join([one, Report({HEAD: np.zeros((1, 2))}, ["all"] * 2, HEAD, {})])
+
+
+def test_a_name_that_no_file_can_hold_is_damage() -> None:
+    data = json.loads(json.dumps(report(constant=0.2).to_dict()))
+    with pytest.raises(ValueError, match="surrogate"):
+        Report.from_dict(data | {"tasks": ["\ud800" for _ in data["tasks"]]})

@@ -222,3 +222,10 @@ def test_a_task_on_which_nothing_differs_does_not_push_the_other_panels_aside(re
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns where a layout collapses
         figures.win_rates(tied, {(row.policy, row.task): row for row in tied.table()})
+
+
+def test_a_constant_that_was_not_judged_does_not_stop_the_report(run: Path, report: Report) -> None:
+    constant = next(name for name in report.tuning if name != report.tuned)
+    rewards = {name: values for name, values in report.rewards.items() if name != constant}
+    html = write_report(run, dataclasses.replace(report, rewards=rewards)).read_text(encoding="utf-8")
+    assert f"<td>{constant}</td>" not in html

@@ -1,8 +1,11 @@
 """What `make data` fetches: a model of llama2.c comes out of its first format as it went in; what cannot be reached is said."""
 
+import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from einops import rearrange
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -53,22 +56,52 @@ def test_a_llama2c_model_comes_out_as_it_went_in(tmp_path: Path) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the hat"
 
 
-def test_what_is_there_is_not_fetched_again_and_what_cannot_be_reached_is_said(
-    tmp_path: Path,
-) -> None:
-    calls = []
+SHA = "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1"  # of "text"
 
-    def write(path: Path) -> None:
-        calls.append(path)
-        path.write_text("text")
 
-    def unreachable(path: Path) -> None:
+def item(file: str, make: Callable[[Path], None], sha256: str = SHA) -> data.Item:
+    return data.Item(file, "somebody/texts", "main, train", "MIT", 4, sha256, make)
+
+
+def write(path: Path) -> None:
+    assert not path.exists()
+    path.write_text("text")
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path: Path) -> None:
+    assert data.fetch(item("a/b.txt", write), tmp_path).startswith("fetched")
+    assert data.fetch(item("a/b.txt", write), tmp_path).startswith("there")
+    for _ in range(2):
+        different = data.fetch(item("a/c.txt", write, "0"), tmp_path)
+        assert different.startswith("different") and different.endswith("Delete it to fetch it again")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"cut off")
+    assert data.fetch(item("a/model.safetensors", write), tmp_path).startswith("different")
+
+
+def test_what_stops_half_way_leaves_nothing_and_is_said(tmp_path: Path) -> None:
+    def stops(path: Path) -> None:
+        path.write_text("te")
         raise LocalEntryNotFoundError("The hub cannot be reached.\nMore.")
 
-    sha = "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1"
-    item = data.Item("a/b.txt", "hub: x", "MIT", 4, sha, write)
-    assert data.fetch(item, tmp_path).startswith("fetched") and data.fetch(item, tmp_path).startswith("there") and len(calls) == 1
-    other = data.Item("a/c.txt", "hub: x", "MIT", 4, "0", write)
-    assert data.fetch(other, tmp_path).startswith("different")
-    gone = data.Item("a/d.txt", "hub: x", "MIT", 4, "0", unreachable)
-    assert data.fetch(gone, tmp_path).endswith("LocalEntryNotFoundError: The hub cannot be reached.")
+    said = data.fetch(item("a/d.txt", stops), tmp_path)
+    assert said.startswith("missing") and said.endswith("LocalEntryNotFoundError: The hub cannot be reached")
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_each_missing_thing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data.constants, "ENDPOINT", "http://localhost:9")
+    monkeypatch.setattr(data, "ITEMS", (item("b.txt", write), item("c.txt", write)))
+    monkeypatch.setenv("LATENTKNOBS_DATA", str(tmp_path))
+    (tmp_path / "c.txt").write_text("text")
+    with pytest.raises(SystemExit, match=r"1 of 2 missing in .* http://localhost:9 cannot be reached from here .*there yourself"):
+        data.main()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("missing   b.txt (https://huggingface.co/somebody/texts at main, main, train; MIT; 4 bytes)")
+    assert second.startswith("there ")
+
+
+def test_every_item_has_a_revision_and_a_hash() -> None:
+    for one in data.ITEMS:
+        assert re.fullmatch("[0-9a-f]{40}", data.REVISIONS[one.repository]) and re.fullmatch("[0-9a-f]{64}", one.sha256)
