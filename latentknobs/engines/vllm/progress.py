@@ -113,7 +113,7 @@ class Responses:
                     self.aside.remove(progress)
                     return progress
         seed = self.chance.seed() if request.seed is None else signed(request.seed)
-        row = row_of(prompt) if request.row is None else request.row
+        row = row_of(prompt) if request.row is None else signed(request.row)
         trace = None if request.key is None else TRACES.begin(request.key)
         return Progress(request, policy, prompt, seed, row, trace=trace)
 

@@ -82,8 +82,8 @@ def _check_fields(policy: str, fields: dict[str, Any], known: Mapping[str, Seque
         if not picks:
             raise ConfigError(f"The policy {policy!r} has no '{PREFIX}_pick': leave it out.")
         raise ConfigError(f"The field '{PREFIX}_pick' is {fields['pick']!r}. Give one of: {', '.join(picks)}.")
-    if fields.get("samples", 1) < 1:
-        raise ConfigError(f"The field '{PREFIX}_samples' is {fields['samples']}. Give a whole number from 1.")
+    if not 1 <= fields.get("samples", 1) < 2**31:
+        raise ConfigError(f"The field '{PREFIX}_samples' is {fields['samples']}. Give a whole number from 1 to 2,147,483,647.")
     if len(fields.get("key", "")) > LONGEST_KEY:
         raise ConfigError(f"The field '{PREFIX}_key' has {len(fields['key'])} characters. Give at most {LONGEST_KEY}.")
 

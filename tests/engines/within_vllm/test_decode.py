@@ -155,3 +155,9 @@ def test_of_two_equal_responses_that_were_set_aside_one_comes_back() -> None:
             decode([Row(0, progress)], ENGINE.logits_VV[[newest]].clone(), torch.ones(1, VOCAB))
         responses.set_aside(progress)
     assert responses.begin(request, POLICIES["mirostat"], [3, 9], [4]).tokens == [4] and len(responses.aside) == 1
+
+
+def test_numbers_of_a_request_beyond_int64_wrap_around() -> None:
+    largest = 2**64 - 1  # the largest that vLLM lets through
+    progress = Responses(Chance("test"), 4).begin(Request("mirostat", seed=largest, row=largest), POLICIES["mirostat"], [3])
+    assert (progress.seed, progress.row) == (-1, -1)

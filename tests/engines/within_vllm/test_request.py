@@ -58,6 +58,7 @@ MINE = {"latentknobs": "mine"}
     (MINE | {"latentknobs_key": 3}, {}, "'latentknobs_key' is 3. Give text"),
     (MINE | {"latentknobs_key": "k" * 300}, {}, "300 characters"),
     (MINE | {"latentknobs_samples": 0}, {}, "'latentknobs_samples' is 0"),
+    (MINE | {"latentknobs_samples": 2**63}, {}, "'latentknobs_samples' is 9223372036854775808. Give a whole number from 1 to"),
     (MINE | {"latentknobs_key": "k"}, {"n": 2}, "n=2, and 'latentknobs_key' would be the same"),
     (MINE | {"latentknobs_seed": 1}, {"n": 2}, "n=2, and 'latentknobs_seed'"),
     (MINE, {"temperature": 0.0}, "chooses how tokens are drawn, and for temperature=0. Leave temperature out"),
