@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import latentknobs as lk
-from benchmarks.fitting import fit_pairs
+from benchmarks.fitting import fit_pairs, save
 from benchmarks.joint import MIN_P, TEMPERATURE, TOP_P
-from benchmarks.testbed import save
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.data.examples import Pair

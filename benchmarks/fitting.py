@@ -1,6 +1,8 @@
-"""Heads fitted to pairs outside a run."""
+"""What several benchmarks share: heads fitted to pairs outside a run, and a place for figures."""
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from latentknobs.config import TrainConfig
@@ -13,6 +15,8 @@ from latentknobs.learners.base import Inputs
 from latentknobs.learners.lpo.learner import LPO
 from latentknobs.training.fit import fit
 
+WIDTH = 256  # of the heads of published figures; what is chosen by itself is narrower now, and level (docs/log.md)
+
 
 def fit_pairs(
     head: OptionHead, space: KnobSpace, segmenter: Segmenter, features: Features, pairs: Sequence[Pair], held_out: Sequence[Pair],
@@ -23,3 +27,9 @@ def fit_pairs(
     train, others = ([pair.example for pair in side] for side in (pairs, held_out))
     fit(learner, head, features, train, others, config, reference=reference, log=log)
     return head
+
+
+def save(name: str, data: dict[str, Any]) -> None:
+    """Writes the figures of an experiment to `runs/NAME/summary.json`."""
+    (Path("runs") / name).mkdir(parents=True, exist_ok=True)
+    (Path("runs") / name / "summary.json").write_text(json.dumps(data, indent=1), encoding="utf-8")

@@ -12,7 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.testbed import save
+from benchmarks.fitting import save
 from latentknobs.evaluation.statistics import estimate
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ import click
 import torch
 
 import latentknobs as lk
-from benchmarks.testbed import WIDTH, save
+from benchmarks.fitting import WIDTH, save
 from latentknobs.evaluation.report import HEAD
 from latentknobs.evaluation.statistics import estimate
 from latentknobs.reporting import print_report

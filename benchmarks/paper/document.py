@@ -20,19 +20,24 @@ What arXiv 2411.09661 (Dhuliawala et al. 2024, "Adaptive Decoding via Latent Pre
 when its experiments, and some beyond them, were run with this library on small models (`python -m benchmarks.paper run NAME`;
 `make paper` runs a reduced version of everything; this page and its tables are written by `python -m benchmarks.paper table`).
 
-The learned head and every rival answer the same held-out prompts. **Gain** is the mean of the head minus the rival's, paired by
-prompt, with a 95 % bootstrap interval over prompts; **wins** is the head's win rate in %, ties one half; **p** is of a sign-flip
-test, after Holm's correction for all rivals of the table. One training seed each, unless said. Prompts are split by a hash of
-their text: a fifth is held out; of the rest, a fifth (dev) is where constants, rules and settings are chosen. Heads are trained
-with Eq. 11 (`latent`) where nothing else is said; the paper trained with Eq. 10.
+The learned head and everybody it is compared with answer the same held-out prompts with the same random numbers. **Gain** is
+the mean of the head minus the other's, paired by prompt, with a 95 % interval over prompts and training seeds
+([evidence](evidence.md) says which); **wins** is the head's win rate in %, ties one half; **p** is that of the gain after
+one correction (Holm) for all comparisons of a page, half of the error for the conclusions and half for the tables. A
+conclusion holds, or does not, where its corrected p is below .05; else it cannot be told. Prompts are split by template, or
+by a hash of the text where there is none: a fifth is held out; of the rest, a fifth (dev) is where constants, rules and
+settings are chosen. Heads are trained with Eq. 11 (`latent`) where nothing else is said; the paper trained with Eq. 10.
 """
 
 SMALL = {"full": "", "reduced": " **Reduced size.**", "smoke": " **Smoke size: the figures mean nothing.**"}
 RIVALS = """\
 ## The rivals
 
-Besides every constant, the best of them tuned on dev prompts, greedy decoding, the uniform mixture and a head that sees only the
-entropy, each tuned on dev prompts over the grid given here:
+Every constant, the best of them on dev prompts, and the best for each task; greedy decoding and the uniform mixture of the
+options; a head of the same kind that sees five statistics of the next-token distribution and no hidden state, from the same
+rollouts; and three controls made of the head's own choices: the constant at their mean, and the choices shuffled, also
+within bins of entropy and p_max. What is tuned is tuned on dev prompts over the grid given here, which grows where the best
+member lies on its edge:
 
 | name | what |
 |---|---|
@@ -102,7 +107,9 @@ def _part(name: str, label: str, part: dict[str, Any], folder: Path) -> list[str
     if len(part["by_task"]) > 1:
         tuned += f"; by task: {', '.join(f'{name} on {task}' for task, name in part['by_task'].items())}"
     lines = [f"## {label}", "", f"{part['world']}: {n['train']} training, {n['dev']} dev, {n['held_out']} held-out prompts, "
-             f"{n['copies']} samples each, {seeds}. Best constant on dev: {tuned}.", "",
+             f"{n['copies']} samples each, {seeds}. "
+             f"Heads learn from {n['learned_from']:,} responses a round, rivals are tuned on {n['tuned_on']:,}. "
+             f"Best constant on dev: {tuned}.", "",
              f"`{part['command']}`, {part['date']}{commit}.{SMALL[part['size']]}", ""]  # fmt: skip
     image = _image(name, label)
     draw(part, folder / image)

@@ -265,8 +265,10 @@ def summary(
     subjects, heads = subjects_of(part, numbers), one.groups["heads"]
     describe = {name: {head: {task: rounded(one.interval(name, head, task)) for task in one.task_names()} for head in heads}
                 for name in part.describe}  # fmt: skip
+    n = rival["numbers"]
+    sizes = {"seeds": len(seeds), "learned_from": n["train"] * part.train["rollouts"], "tuned_on": n["dev"] * n["dev_copies"]}
     out: dict[str, Any] = {
-        "world": rival["world"], "numbers": rival["numbers"] | {"seeds": len(seeds)}, "groups": one.groups, "best": one.best,
+        "world": rival["world"], "numbers": n | sizes, "groups": one.groups, "best": one.best,
         "by_task": rival["by_task"], "described": describe,
         "tables": [one.table(name, who, task) for who in subjects for name in part.measures for task in one.task_names()],
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +174,6 @@ def _scored(
         rewards[name] = _rewards(sources.reward, stage.prompts, rollouts[name])
         kept[known] = rewards[name], rollouts[name]
     return rewards, rollouts
-
-
-def rescore(report: Report, prompts: Sequence[Prompt], reward: RewardSpec) -> Report:
-    """The same responses under another reward; the tuned constant stays the one of the first."""
-    rewards = {name: _rewards(reward, prompts, found) for name, found in report.rollouts.items()}
-    return replace(report, rewards=rewards)
 
 
 def _rewards(reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> NDArray[np.float64]:
