@@ -75,6 +75,7 @@ def _summary(name: str, recipe: Recipe, summary: dict[str, Any] | None) -> str:
     verdicts = ", ".join(f"{count[verdict]} {verdict}" for verdict in VERDICTS if count[verdict])
     label = next(iter(summary["parts"]))
     lines += [f"**Here.** {recipe.agrees.strip()}" if recipe.agrees else "", ""]
+    lines += ["**Measured under older rules**, which its page names.", ""] if "note" in summary["parts"][label] else []
     lines += [f"Conclusions: {verdicts}. [All tables](paper/{name}.md).", "", f"![{label}]({_image(name, label)})", ""]
     return "\n".join(lines)
 
@@ -103,14 +104,15 @@ def _part(name: str, label: str, part: dict[str, Any], folder: Path) -> list[str
     n = part["numbers"]
     tuned = "; ".join(f"{best} for {measure}" for measure, best in part["best"].items())
     seeds = f"{n['seeds']} training seed{'s' * (n['seeds'] > 1)}"
-    commit = "" if part["commit"].startswith("unknown") else f", commit `{part['commit']}`"
+    commit = "" if part["commit"].endswith(("unknown", "+")) else f", commit `{part['commit']}`"
     if len(part["by_task"]) > 1:
         tuned += f"; by task: {', '.join(f'{name} on {task}' for task, name in part['by_task'].items())}"
     lines = [f"## {label}", "", f"{part['world']}: {n['train']} training, {n['dev']} dev, {n['held_out']} held-out prompts, "
              f"{n['copies']} samples each, {seeds}. "
              f"Heads learn from {n['learned_from']:,} responses a round, rivals are tuned on {n['tuned_on']:,}. "
              f"Best constant on dev: {tuned}.", "",
-             f"`{part['command']}`, {part['date']}{commit}.{SMALL[part['size']]}", ""]  # fmt: skip
+             f"`{part['command']}`, {part['date']}{commit}.{SMALL[part['size']]}", "",
+             *([f"**{part['note']}**", ""] if "note" in part else [])]  # fmt: skip
     image = _image(name, label)
     draw(part, folder / image)
     first, *others = part["tables"]
