@@ -40,9 +40,9 @@ def from_file(spec: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _imported(path: Path) -> ModuleType:
-    spec = spec_from_file_location(path.stem, path)
+    spec = spec_from_file_location(f"latentknobs_reward_{path.stem}", path)  # a name that hides no other module
     assert spec is not None and spec.loader is not None  # the name ends in .py
-    module = module_from_spec(spec)
+    sys.modules[spec.name] = module = module_from_spec(spec)  # dataclasses and pickle look it up there
     sys.path.insert(0, str(path.parent))  # what lies beside it can be imported, as where Python starts it
     try:
         spec.loader.exec_module(module)

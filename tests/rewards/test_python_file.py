@@ -35,6 +35,15 @@ def test_it_imports_what_lies_beside_it_and_leaves_the_path_alone(file: Path) ->
     assert scored(str(file)) == [4, 6] and sys.path == before
 
 
+def test_it_may_hold_dataclasses_and_be_called_like_another_module(file: Path) -> None:
+    path, json = file.with_name("json.py"), sys.modules.get("json")
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Weight:\n    each: float = 2\n"
+        "def reward(completions, **_):\n    return [Weight().each * len(text) for text in completions]\n"
+    )
+    assert scored(str(path)) == [6, 10] and sys.modules.get("json") is json
+
+
 def test_its_scores_are_kept_until_the_file_changes(file: Path) -> None:
     first = resolve_rewards(str(file))
     assert not first.unversioned and resolve_rewards(str(file)).key == first.key
