@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from latentknobs.commands import UserPath
+from latentknobs.errors import ConfigError
 
 
 @click.command()
@@ -21,6 +22,8 @@ def report(runs: tuple[Path, ...], picture: Path | None, per_task: int) -> None:
     from latentknobs.training.judging import read_report
     from latentknobs.training.several import first_seed
 
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise ConfigError("A run is named twice, and would count as two training seeds. Name each once.")
     found = [read_report(run) for run in runs]
     joint, first = (Report.join(found) if len(found) > 1 else found[0]), first_seed(runs[0])
     print_report(joint, findings=read_findings(first))

@@ -36,6 +36,8 @@ def test_two_seeds_are_two_runs_on_the_same_held_out_prompts_with_one_report(tmp
     told = CliRunner().invoke(cli, ["report", str(tmp_path / "seed-1"), str(tmp_path / "seed-0")])
     assert told.exit_code == 0, told.output
     assert "2 training seeds" in (tmp_path / "seed-1" / "report-seeds.html").read_text()
+    told = CliRunner().invoke(cli, ["report", str(tmp_path / "seed-1"), str(tmp_path / "seed-0" / ".." / "seed-1")])
+    assert told.exit_code == 2 and "named twice" in told.output
     told = CliRunner().invoke(cli, ["report", str(tmp_path)])
     assert told.exit_code == 0 and (tmp_path / "report.html").read_text() == page
     times = [json.loads(line) for line in (tmp_path / "seed-1" / "manifest.jsonl").read_text().splitlines()]
