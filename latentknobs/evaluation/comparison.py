@@ -5,6 +5,7 @@ here. All policies of a stage answer the same prompts with the same random numbe
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from latentknobs.adapter import KnobAdapter
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
-from latentknobs.errors import RewardError
+from latentknobs.errors import GridError, RewardError
 from latentknobs.evaluation.report import (
     ALL,
     BINNED,
@@ -30,7 +31,7 @@ from latentknobs.evaluation.report import (
     Report,
     judged,
 )  # fmt: skip
-from latentknobs.evaluation.tuning import beyond
+from latentknobs.evaluation.tuning import beyond, settings_of
 from latentknobs.heads.features import PORTABLE
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choices, ConstantPolicy, GreedyPolicy, MeanShift, Pick, Policy, Shuffle, UniformPolicy
@@ -131,11 +132,18 @@ def numbers_of(adapter: KnobAdapter, tuning: Stage, rewards: Mapping[str, NDArra
     space, kept = adapter.space, judged(rewards)
     best = max(range(space.K), key=lambda k: float(rewards[space.label(k)][:, kept].sum()))
     specs = [f"constant:{','.join(f'{name}={value:g}' for name, value in option.items())}" for option in space.options]
-    further = [spec.partition(":")[2] for spec in beyond(specs[best], specs)]
+    further = [spec.partition(":")[2] for spec in beyond(specs[best], specs) if space.is_product and _is_possible(space, spec)]
     edge = f" The best, {space.label(best)}, is at the edge of the options: {further[0]} was not tried." if further else ""
     tuned = f"very constant was tuned on {len(tuning.prompts) * tuning.copies:,} responses.{edge}"
     trained = adapter.training.get("trained on")
     return f"The head was trained on {trained}; e{tuned}" if trained else f"E{tuned}"
+
+
+def _is_possible(space: KnobSpace, spec: str) -> bool:
+    """Whether the knobs of a space may have the values of a constant."""
+    with suppress(GridError):
+        return all(type(knob)(**dict(knob) | {"options": (settings_of(spec)[knob.name],)}) for knob in space.knobs)
+    return False
 
 
 def task_of(prompt: Prompt) -> str:

@@ -207,13 +207,20 @@ def test_a_best_constant_at_the_edge_of_the_options_is_said_to_be_one():
     stage = Stage("tuning", [], [None] * 4, 1, 0)
 
     def numbers(*means):
-        labels = ("temperature 0", "temperature 0.5", "temperature 1")
+        labels = [adapter.space.label(k) for k in range(adapter.space.K)]
         return numbers_of(adapter, stage, {name: np.array([[mean] * 4]) for name, mean in zip(labels, means, strict=True)})
 
     said = "The head was trained on 8 responses; every constant was tuned on 4 responses."
     assert numbers(0, 1, 0) == said, "inside"
     assert numbers(1, 0, 0) == said, "nothing is below 0"
     assert numbers(0, 0, 1) == f"{said} The best, temperature 1, is at the edge of the options: temperature=1.5 was not tried."
+    adapter.space = KnobSpace.of("typical_p:0.5,0.95,1")
+    assert numbers(0, 0, 1) == said, "nothing is above 1"
+    adapter.space = KnobSpace.of("top_k:1,2,4")
+    assert numbers(1, 0, 0) == said, "nothing is between 0 and 1"
+    adapter.space = KnobSpace.of("temperature:0,0.5,1", "top_p:0.5,1")
+    adapter.space = adapter.space.select([adapter.space.options[0], adapter.space.options[3]])
+    assert numbers(1, 0) == said, "chosen options have no edge"
 
 
 def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):
