@@ -68,11 +68,13 @@ class LPO(Learner):
 
     @classmethod
     def check(cls, settings: LPOSettings, *, has_preferences: bool, has_second: bool) -> None:
-        """Refuses top_bottom without a second score or with margins, and objectives that need options on pairs without."""
+        """Refuses top_bottom without a second score or with margins; on pairs without, margins and objectives of options."""
         if settings.pair_rule == "top_bottom" and not has_second:
             raise ConfigError("The pair rule top_bottom compares two scores. Set second_reward, or use best_worst.")
         if settings.pair_rule == "top_bottom" and settings.pair_weight == "margin":
             raise ConfigError("Pairs of the rule top_bottom differ in two scores, not by one margin. Set pair_weight to equal.")
+        if has_preferences and settings.pair_weight == "margin":
+            raise ConfigError("Preferences from elsewhere have no rewards, so no margins. Set pair_weight to equal.")
         if has_preferences and settings.objective != "latent":
             raise ConfigError(
                 f"The objective {settings.objective!r} learns from the options that responses were sampled with, and preferences "

@@ -131,3 +131,5 @@ def test_a_pair_may_count_by_its_margin_over_the_mean_margin():
     assert [one.weight for one in equal] == [1, 1] and [one.weight for one in margin] == [0.5, 1.5]
     with pytest.raises(ConfigError, match="not by one margin"):
         LPO.check(Settings(pair_weight="margin", pair_rule="top_bottom"), has_preferences=False, has_second=True)
+    with pytest.raises(ConfigError, match="no rewards, so no margins"):
+        LPO.check(Settings(pair_weight="margin"), has_preferences=True, has_second=False)
