@@ -14,7 +14,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from latentknobs.adapter import KnobAdapter, check_base, describe_model
+from latentknobs.adapter import GAIN, RESULT, KnobAdapter, check_base, describe_model
 from latentknobs.data.columns import Reading
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import roll_out
@@ -78,7 +78,8 @@ def steer(
         steered = copy.deepcopy(head).to(engine.device)
         _fit(steered, seen, len(versions[0]), copies, margin, anchor, steps, batch, learning_rate, weight_decay)
     notes = {"steered low": _shown(low), "steered high": _shown(high)}
-    return replace(adapter, head=steered.eval(), training=adapter.training | notes)
+    kept = {name: note for name, note in adapter.training.items() if name not in (RESULT, "choice") and not name.startswith(GAIN)}
+    return replace(adapter, head=steered.eval(), training=kept | notes)  # what was measured was another head
 
 
 def prompts_of(prompts: Iterable[Any]) -> list[str]:

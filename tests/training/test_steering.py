@@ -54,7 +54,8 @@ def world() -> tuple[Any, Any]:
 def adapter_for(model: Any, head: Any = None, statistics: bool = False) -> lk.KnobAdapter:
     torch.manual_seed(1)
     head = head or ValueHead(SPACE, model.config.hidden_size, hidden=16, statistics=statistics)
-    return lk.KnobAdapter(SPACE, head.eval(), Every(1), ("hidden",), describe_model(model))
+    notes = {"held-out result": "It beats all."}
+    return lk.KnobAdapter(SPACE, head.eval(), Every(1), ("hidden",), describe_model(model), training=notes)
 
 
 @pytest.mark.parametrize("statistics", [False, True])
@@ -72,6 +73,7 @@ def test_commands_move_the_values_and_the_adapter_itself_stays(world: tuple[Any,
     )  # fmt: skip
     assert adapter.policy().identity() == before and torch.equal(torch.random.get_rng_state(), state)
     assert steered.training["steered high"] == settings["high"][0]
+    assert adapter.training["held-out result"] and "held-out result" not in steered.training, "of the head before"
     means = []
     for command in (settings["low"], settings["high"][0]):
         ids = [tokenizer(command.replace("{prompt}", text))["input_ids"] for text in texts]
