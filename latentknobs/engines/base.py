@@ -100,7 +100,7 @@ class Engine(ABC):
         Raises:
             ConfigError: naming what it cannot do.
         """
-        policy.space.check_width(self.hidden_size)
+        policy.space.check_width(lambda: self.hidden_size)
         if not self.token_level and not is_one_choice(policy):
             raise ConfigError(
                 f"The engine {self.name!r} chooses once for a whole response, and {type(policy).__name__} chooses at level "

@@ -10,7 +10,7 @@ import json
 import math
 import operator
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -131,12 +131,13 @@ class KnobSpace:
         """The parts of a `Context` that some knob of the space reads; empty for most spaces."""
         return tuple(dict.fromkeys(part for knob in self.knobs if isinstance(knob, ContextKnob) for part in knob.needs))
 
-    def check_width(self, hidden_size: int | None) -> None:
+    def check_width(self, hidden_size: Callable[[], int | None]) -> None:
         """Refuses, by a ConfigError, a knob that reads hidden states of another width than those of the model."""
         for knob in self.knobs:
-            if (wanted := getattr(knob, "hidden_size", None)) not in (None, hidden_size):
+            wanted = getattr(knob, "hidden_size", None)
+            if wanted is not None and wanted != (found := hidden_size()):
                 raise ConfigError(
-                    f"The knob {knob.name!r} reads hidden states of width {wanted}, and this model's have {hidden_size}. Train "
+                    f"The knob {knob.name!r} reads hidden states of width {wanted}, and this model's have {found}. Train "
                     "what it reads on a run of this model, e.g. latentknobs discriminator RUN."
                 )
 

@@ -82,11 +82,13 @@ class Policy(ABC):
         """A policy that chooses the same as long as no weights change, as fast as it can: engines decode with it."""
         return self
 
-    def to(self, device: torch.device | str) -> None:
-        """Moves the modules among its attributes to where a model gives its hidden states."""
-        for part in vars(self).values():
-            if isinstance(part, nn.Module | Policy):
+    def move_to(self, device: torch.device | str) -> None:
+        """Moves its modules, the policy itself if it is one, to where a model gives its hidden states."""
+        for part in (self, *vars(self).values()):
+            if isinstance(part, nn.Module):
                 part.to(device)
+            elif isinstance(part, Policy) and part is not self:
+                part.move_to(device)
 
     def identity(self) -> str:
         """64 hex digits; two policies with one identity choose the same.

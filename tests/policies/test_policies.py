@@ -6,13 +6,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from latentknobs import Context, KnobSpace
 from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Delimiter, Every
-from latentknobs.policies import BalancedPolicy, CategoricalPolicy, ConstantPolicy, GreedyPolicy, HeadPolicy, UniformPolicy
+from latentknobs.policies import (
+    BalancedPolicy,
+    CategoricalPolicy,
+    ConstantPolicy,
+    GreedyPolicy,
+    HeadPolicy,
+    Policy,
+    UniformPolicy,
+)
 
 SPACE = KnobSpace.of({"temperature": [0.0, 0.7, 2.0], "top_p": [0.6, 1.0]})
 LAST_UNIFORM = 1 - 2.0**-53
@@ -184,3 +193,25 @@ def test_what_cannot_be_read_has_no_identity() -> None:
 def test_a_way_of_picking_that_is_not_known():
     with pytest.raises(ConfigError, match=r"pick='Greedy' is not a way to take an option\. Choose one of greedy, sample"):
         HeadPolicy(OptionHead(KnobSpace.of("temperature"), 1), KnobSpace.of("temperature"), Every(1), ("entropy",), "Greedy")
+
+
+def test_a_policy_that_is_a_module_moves_itself_and_what_it_holds():
+    class Learned(Policy, nn.Module):
+        def __init__(self, inner):
+            nn.Module.__init__(self)
+            self.space, self.segmenter, self.inner, self.weight = SPACE, Every(1), inner, nn.Parameter(torch.zeros(1))
+
+        def choose(self, seen, uniform_N, state=None):
+            raise NotImplementedError
+
+    class Around(Policy):
+        def __init__(self, policy):
+            self.space, self.segmenter, self.policy = SPACE, Every(1), policy
+
+        def choose(self, seen, uniform_N, state=None):
+            raise NotImplementedError
+
+    learned = Learned(nn.Linear(1, 1))
+    assert learned.to(torch.float64) is learned and learned.weight.dtype == torch.float64, "as of every module"
+    Around(learned).move_to("meta")
+    assert {weight.device.type for weight in learned.parameters()} == {"meta"}

@@ -78,8 +78,8 @@ class Attached:
         if getattr(model, "_latentknobs", None) is not None:
             raise DecodingError("This model already has a policy attached. Call detach() on it first, or leave its `with`.")
         announce_untested()
-        policy.space.check_width(hidden_size(model))
-        policy.to(input_device(model))
+        policy.space.check_width(partial(hidden_size, model))
+        policy.move_to(input_device(model))
         self.policy, self.seed, self.sampler = policy, seed, sampler
         self.sampling_arguments = sampling_arguments or ("override" if is_pipeline(layers[0]) else "refuse")
         self._stepper, self._now, self._lock = Stepper(policy), Running(), threading.RLock()
