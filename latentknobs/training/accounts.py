@@ -1,7 +1,6 @@
 """`account()`: what every policy of a finished run's evaluation traded, from its files and the model."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
 from latentknobs.progress import progress, say
 from latentknobs.reporting import write_report
-from latentknobs.training.judging import _slug, read_report, stages_of
-from latentknobs.training.sampling import read_all
+from latentknobs.training.judging import read_report, responses, stages_of
 from latentknobs.training.subject import WEIGHTS, weights
 
 SOURCES = ("model", "prompts", "eval_prompts", "preferences")
@@ -106,9 +104,8 @@ def _accounts(run: Path, report: Report, adapter: KnobAdapter, sources: Sources,
 
 
 def _rollouts(run: Path, stage: str, policy: str, prompts: int) -> list[Rollout]:
-    folder, pattern = run / stage / "rollouts", re.compile(rf"{re.escape(_slug(policy))}-\d+\.jsonl")
-    paths = sorted(path for path in folder.glob("*.jsonl") if pattern.fullmatch(path.name))
-    found = sorted(read_all(paths), key=lambda rollout: rollout.prompt)
+    found = sorted(responses(run, stage, policy), key=lambda rollout: rollout.prompt)
     if not found or found[-1].prompt != prompts - 1:
+        folder = run / stage / "rollouts"
         raise RunError(f"The responses of {policy!r} in {str(folder)!r} are not complete. Run the training again: it resumes.")
     return found

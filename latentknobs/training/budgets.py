@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from math import isfinite
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from latentknobs.models.sources import Sources
 from latentknobs.progress import Advance
 from latentknobs.reporting.budgets import FILE
 from latentknobs.training.rundir import RunDir, Task
-from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
+from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_each
 
 
 def budgets_of(config: TrainConfig, learner: Learner) -> list[Budget]:
@@ -51,12 +50,10 @@ def judge_budgets(
             run, here, sources, _name(one), sources.evaluation, runs, copies=_copies(config, budgets), seed=seed, key=key,
             samples=one.samples,
         )  # fmt: skip
-        scores = score_files(run, sources.reward, _name(one), sources.evaluation, [path for paths in files for path in paths])
-        contents += run.content(scores)
-        left = iter(scores)
-        for name, paths in zip(policies, files, strict=True):
-            rewards = read_scores(list(islice(left, len(paths))))
-            earned = type(learner)(learner.settings, under).earned(list(read_all(paths)), rewards)
+        scores = score_each(run, sources.reward, _name(one), sources.evaluation, files)
+        for name, paths, scored in zip(policies, files, scores, strict=True):
+            contents += run.content(scored)
+            earned = type(learner)(learner.settings, under).earned(list(read_all(paths)), read_scores(scored))
             found[name].append([value if isfinite(value := earned[p]) else None for p in range(len(sources.evaluation))])
 
     def make(path: Path, advance: Advance) -> None:

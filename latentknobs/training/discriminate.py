@@ -21,7 +21,7 @@ from latentknobs.heads.discriminator import FORMAT, Discriminator
 from latentknobs.models.world import left_as_it_was
 from latentknobs.progress import progress, say
 from latentknobs.training.accounts import reopened
-from latentknobs.training.sampling import read_all, read_scores
+from latentknobs.training.sampling import read_scored
 
 MOST = 4096  # responses
 SALT = "discriminator "  # a split of its own: all training prompts may be on one side of the other
@@ -152,6 +152,5 @@ def _scored(run: Path) -> tuple[list[Rollout], list[float]]:
     scores = [run / "round-1" / "scores" / path.name for path in paths]
     if not paths or not all(path.exists() for path in scores):
         raise RunError(f"There are no scored rollouts in {str(run)!r}. Give the directory of a run of `latentknobs train`.")
-    both = zip(read_all(paths), read_scores(scores), strict=True)
-    kept = [(rollout, score) for rollout, score in both if score is not None][:MOST]
+    kept = [(rollout, score) for rollout, score in read_scored(paths, scores) if score is not None][:MOST]
     return [rollout for rollout, _ in kept], [score for _, score in kept]

@@ -8,7 +8,6 @@ best constant has an interval, without the optimism of choosing (`evaluation.hea
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from latentknobs.policies.names import policy_of
 from latentknobs.progress import say
 from latentknobs.training.modules import MAIN
 from latentknobs.training.rundir import HEADROOM, RunDir
-from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
+from latentknobs.training.sampling import PolicyRun, read_all, read_scored, sample, score_each, score_files
 from latentknobs.training.subject import subject
 from latentknobs.training.train import make_learners, settle
 
@@ -177,11 +176,10 @@ class _Study:
         run, prompts, runs = self.run, self.prompts, [PolicyRun(f"{n:03d}", policy) for n, policy in enumerate(policies.values())]
         how = {"copies": copies, "seed": self.config.seed + 3001, "samples": 1}
         files = sample(run, self.config, self.sources, stage, prompts, runs, key=self._key("token"), **how)
-        left = iter(score_files(run, self.sources.reward, stage, prompts, [path for paths in files for path in paths]))
+        scores = score_each(run, self.sources.reward, stage, prompts, files)
         rewards, answers = {}, {}
-        for name, paths in zip(policies, files, strict=True):
-            pairs = list(zip(read_all(paths), read_scores(list(islice(left, len(paths)))), strict=True))
-            pairs.sort(key=lambda pair: pair[0].prompt)
+        for name, *both in zip(policies, files, scores, strict=True):
+            pairs = sorted(read_scored(*both), key=lambda pair: pair[0].prompt)
             rewards[name] = rewards_of([score for _, score in pairs], len(self.prompts))
             answers[name] = [rollout for rollout, _ in pairs]
         return rewards, answers

@@ -4,10 +4,9 @@ A constant does not depend on the head, so its responses are kept when only the 
 """
 
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +43,7 @@ from latentknobs.policies import MeanShift
 from latentknobs.progress import Advance
 from latentknobs.training.choice import CANDIDATES, candidates, sentence, typical_margin, winner
 from latentknobs.training.rundir import RunDir, Task
-from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
+from latentknobs.training.sampling import PolicyRun, read_all, read_scored, sample, score_each
 
 SUMMARY = "evaluation/summary.json"
 LARGEST = 512 * MB
@@ -85,7 +84,7 @@ class Judge:
         adapter, (tuning, means, _) = self.trained, self.tuned
         kept = judged(means)
         option = max(range(adapter.space.K), key=lambda k: float(means[adapter.space.label(k)][:, kept].mean()))
-        policy, answers = adapter.policy(config.pick), self._answers(tuning.name, HEAD)
+        policy, answers = adapter.policy(config.pick), responses(self.run.path, tuning.name, HEAD)
         choices = self._same(choices_of(engine, sources.dev, answers, policy))
         margin = typical_margin(policy, engine, sources.dev, answers, option, config.max_new_tokens)
         found = candidates(adapter, option, MeanShift(adapter.space, choices), self._same(margin))
@@ -109,8 +108,8 @@ class Judge:
             before = fixed(TRAINED, trained.policy(config.pick))
             evaluation = replace(evaluation, compared=[*evaluation.compared, before])
         rewards, rated_by = self.scored(adapter, evaluation)
-        policy = adapter.policy(config.pick)
-        choices = self._same(choices_of(sources.engine, sources.evaluation, self._answers(evaluation.name, HEAD), policy))
+        policy, answers = adapter.policy(config.pick), responses(self.run.path, evaluation.name, HEAD)
+        choices = self._same(choices_of(sources.engine, sources.evaluation, answers, policy))
         more = controls(policy, choices, sources.evaluation, config.eval_seeds)
         also, compared_by = self.scored(adapter, more)
         tasks, tuned_tasks = ([task_of(prompt) for prompt in prompts] for prompts in (sources.evaluation, sources.dev))
@@ -139,9 +138,6 @@ class Judge:
         found: T = self.run.processes.gather(value)[0]
         return found
 
-    def _answers(self, stage: str, policy: str) -> list[Rollout]:
-        return list(read_all(sorted((self.run.path / stage / "rollouts").glob(f"{_slug(policy)}-*.jsonl"))))
-
     def scored(self, adapter: KnobAdapter, stage: Stage) -> tuple[dict[str, NDArray[np.float64]], str]:
         """For each policy its (copies, prompts) rewards, and a digest of all of them."""
         run, config, sources = self.run, self.config, self.sources
@@ -156,19 +152,24 @@ class Judge:
         files = sample(
             run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=self.key, samples=1
         )
-        scores = score_files(run, sources.reward, stage.name, stage.prompts, [path for paths in files for path in paths])
-        rewards, left = {}, iter(scores)
-        for name, paths in zip(policies, files, strict=True):
-            pairs = zip((rollout.prompt for rollout in read_all(paths)), read_scores(list(islice(left, len(paths)))), strict=True)
-            rewards[name] = rewards_of([value for _, value in sorted(pairs, key=itemgetter(0))], len(stage.prompts))
+        scores = score_each(run, sources.reward, stage.name, stage.prompts, files)
+        rewards: dict[str, NDArray[np.float64]] = {}
+        for name, *both in zip(policies, files, scores, strict=True):
+            pairs = sorted(read_scored(*both), key=lambda pair: pair[0].prompt)
+            rewards[name] = rewards_of([score for _, score in pairs], len(stage.prompts))
         rewards = {name: rewards[same_as(name, all_of)] for name in all_of}
-        return rewards, str(run.content(scores))
+        return rewards, str(run.content([path for paths in scores for path in paths]))
 
 
-def mean_length(path: Path, policy: str) -> float:
+def responses(run: Path, stage: str, policy: str) -> list[Rollout]:
+    """What a policy wrote in a stage of the evaluation."""
+    name, files = re.compile(rf"{re.escape(_slug(policy))}-\d+\.jsonl"), (run / stage / "rollouts").glob("*.jsonl")
+    return list(read_all(sorted(path for path in files if name.fullmatch(path.name))))
+
+
+def mean_length(run: Path, policy: str) -> float:
     """Mean tokens of a policy's responses to the held-out prompts."""
-    rollouts = read_all(sorted((path / "evaluation" / "rollouts").glob(f"{_slug(policy)}-*.jsonl")))
-    return float(np.mean([len(rollout.ids) for rollout in rollouts]))
+    return float(np.mean([len(rollout.ids) for rollout in responses(run, "evaluation", policy)]))
 
 
 def _slug(name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,14 @@ def score_files(
     return paths
 
 
+def score_each(
+    run: RunDir, reward: Rewards, stage: str, prompts: Sequence[Prompt], files: Sequence[Sequence[Path]]
+) -> list[list[Path]]:  # fmt: skip
+    """The files of scores of each policy, from the files of its rollouts; see `score_files`."""
+    left = iter(score_files(run, reward, stage, prompts, [path for paths in files for path in paths]))
+    return [list(islice(left, len(paths))) for paths in files]
+
+
 @dataclass(frozen=True)
 class ScoreRow:
     """A line of a file of scores; `parts` are those of several rewards."""
@@ -170,6 +179,11 @@ def read_all(paths: Sequence[Path]) -> Iterator[Rollout]:
     """All rollouts, in the order of the files, one file in memory at a time."""
     for path in paths:
         yield from read_rollouts(path)
+
+
+def read_scored(rollouts: Sequence[Path], scores: Sequence[Path]) -> Iterator[tuple[Rollout, float | None]]:
+    """All rollouts and their scores."""
+    return zip(read_all(rollouts), read_scores(scores), strict=True)
 
 
 def count_lines(path: Path) -> int:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.policies import ConstantPolicy
 from latentknobs.progress import say
 from latentknobs.training.rundir import RunDir
-from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_files
+from latentknobs.training.sampling import PolicyRun, read_scored, sample, score_each
 from latentknobs.training.subject import subject
 from latentknobs.training.train import settle
 
@@ -110,11 +109,11 @@ def _find(config: TrainConfig, space: KnobSpace, sources: Sources, count: int, c
         key = subject(sources.model, sources.tokenizer, space, Every(1))
         policies = [PolicyRun(f"{k:05d}", ConstantPolicy(space, k)) for k in range(space.K)]
         files = sample(run, config, sources, "pool", prompts, policies, copies=copies, seed=config.seed + 101, key=key)
-        left = iter(score_files(run, sources.reward, "pool", prompts, [path for paths in files for path in paths]))
+        scores = score_each(run, sources.reward, "pool", prompts, files)
         cells = [
             (rollout.prompt, k, torch.nan if score is None else score)
-            for k, paths in enumerate(files)
-            for rollout, score in zip(read_all(paths), read_scores(list(islice(left, len(paths)))), strict=True)
+            for k, both in enumerate(zip(files, scores, strict=True))
+            for rollout, score in read_scored(*both)
         ]
         prompt_R, option_R, reward_R = (torch.tensor(column) for column in zip(*cells, strict=True))
         reward_PK = reward_table(prompt_R, option_R, reward_R, len(prompts), space.K)
