@@ -129,7 +129,8 @@ def test_given_pairs_are_keyed_by_content(tmp_path):
     assert "round-1/rollouts" in redone(one, two) and "round-1/features" in redone(one, two)
 
 
-HARMLESS = {"trust_remote_code": True, "read_batch": 3, "feature_ram": 1e-9, "checkpoint_every": 1, "trackers": ["tensorboard"]}
+HARMLESS = {"trust_remote_code": True, "read_batch": 3, "feature_ram": 1e-9, "checkpoint_every": 1, "trackers": ["tensorboard"],
+            "account": True}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name, one in fields().items() if not one.enters.stages and not one.enters.by_content])
