@@ -77,7 +77,11 @@ class RunError(LatentKnobsError, RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters, without its full stop; its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300].rstrip(".")
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not text in UTF-8: byte {error.start + 1} of what was read is {error.object[error.start]:#04x}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = next((n for n, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)  # `What follows:` is half of it
+    return " ".join(lines[: first + 1])[:300].rstrip(".:")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

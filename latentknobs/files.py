@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from latentknobs.errors import ConfigError, LatentKnobsError
+from latentknobs.errors import ConfigError, LatentKnobsError, first_line
 
 MB = 2**20
 LARGEST = 16 * MB  # bytes of a file that is read as a whole, where its reader allows no more
@@ -45,7 +45,9 @@ def read_text(path: Path, error: type[LatentKnobsError], cure: str, largest: int
             raise ValueError(f"it is larger than {largest / MB:g} MB")
         return data.decode("utf-8-sig")
     except (OSError, ValueError) as problem:
-        raise error(f"{str(path)!r} cannot be read: {getattr(problem, 'strerror', None) or problem}. {cure}") from None
+        raise error(
+            f"{str(path)!r} cannot be read: {getattr(problem, 'strerror', None) or first_line(problem)}. {cure}"
+        ) from None
 
 
 def read_json(path: Path, kind: Any, error: type[LatentKnobsError], cure: str, largest: int = LARGEST) -> Any:

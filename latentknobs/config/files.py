@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from yaml.nodes import CollectionNode, MappingNode, Node
 
-from latentknobs.errors import ConfigError
+from latentknobs.errors import ConfigError, first_line
 from latentknobs.files import path_of
 
 BYTES, NODES = 200_000, 20_000  # most that a config file may hold
@@ -21,7 +21,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             data = file.read(BYTES + 1)
         settings = TOO_LARGE if len(data) > BYTES else _parse(data.decode())
     except (OSError, UnicodeDecodeError, TypeError) as error:
-        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error}. Give the path of a YAML file.") from None
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"The config file {str(path)!r} cannot be read: {why}. Give the path of a YAML file.") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"The config file {str(path)!r} is not YAML: {str(error)[:300]}.") from None
     if settings is TOO_LARGE:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentknobs.errors import DataError, did_you_mean
+from latentknobs.errors import DataError, did_you_mean, first_line
 from latentknobs.files import MB, parse_json, path_of
 
 DATASET = "dataset:"
@@ -67,7 +67,7 @@ def read_jsonl(path: str | Path, needs: Sequence[str] = ("prompt",), what: str =
     except DataError:
         raise
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
             f"The {what} file {str(path)!r} cannot be read: {reason}. Give the path of a JSONL file, or {FORM}."
         ) from None

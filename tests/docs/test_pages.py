@@ -117,6 +117,7 @@ def test_pages_link_only_to_what_exists(page: Path) -> None:
 def test_files_that_pages_name_exist(page: Path) -> None:
     """A page may leave out the folder that it is about; the log names files as they were called on its day."""
     roots = [ROOT, ROOT / "latentknobs", ROOT / "tests", *(ROOT / "latentknobs").rglob("*/"), *(ROOT / "tests").rglob("*/")]
+    roots += (ROOT / "benchmarks").rglob("*/")
     for name in set(re.findall(r"`([a-z_/-]+\.py)`", page.read_text())):
         assert any((root / name).exists() for root in roots), f"{page} names {name}"
 
