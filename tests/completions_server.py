@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._json(200, {"object": "list", "data": [
+        self._json(200 if self.path.endswith("/models") else 404, {"object": "list", "data": [
             {"id": "testbed", "object": "model", "created": 0, "owned_by": self.server.faults.owner}
         ]})  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from latentknobs.engines.base import Ids, Response
 from latentknobs.engines.openai.engine import OpenAIEngine
 from latentknobs.engines.vllm.engine import response_of
-from latentknobs.errors import ConfigError
+from latentknobs.errors import ConfigError, EngineError
 from latentknobs.policies import Policy
 
 
@@ -35,7 +35,15 @@ class ServeEngine(OpenAIEngine):
     @cached_property
     def known(self) -> dict[str, tuple[str, str]]:
         """Name and pick of each policy of the server, by identity."""
-        found: dict[str, Any] = self.server.call("get", "/latentknobs/policies")
+        try:
+            found: dict[str, Any] = self.server.call("get", "/latentknobs/policies")
+        except EngineError as error:
+            if "status 404" not in str(error):
+                raise
+            raise EngineError(
+                f"The server at {self.server.url} was not started by `latentknobs serve`. Start it so, or use "
+                f"engine='vllm:{self.server.url}', which samples from policies of level 'sequence'."
+            ) from None
         return {
             identity: (name, pick if one["picks"] else "")
             for name, one in found.items()

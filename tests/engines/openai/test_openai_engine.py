@@ -208,6 +208,11 @@ def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPat
         engine(server).sample(PROMPTS, uniform(), max_new_tokens=4, seed=0)
 
 
+def test_a_server_that_knows_no_policies(server: CompletionsServer) -> None:
+    with pytest.raises(EngineError, match=r"was not started by `latentknobs serve`.*engine='vllm:http"):
+        engine_of(f"serve:{server.url},retries=0", MODEL, TOKENIZER).check(uniform())
+
+
 TRAINING: dict[str, Any] = {
     "knobs": ["temperature:0.3,1.2"], "level": "sequence", "train_prompts": 5, "rollouts": 3, "max_new_tokens": 6, "steps": 2,
     "eval_size": 0, "batch_size": 8,
