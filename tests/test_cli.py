@@ -178,6 +178,25 @@ class TestSavedRuns:
         assert flag in refused("evaluate", tmp_path / "run")
         assert not (tmp_path / "pwned").exists()
 
+    @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: bytes(range(256)), lambda data: b"[1]"])
+    @pytest.mark.parametrize(
+        ("file", "command"),
+        [
+            ("adapter/knob_config.json", ("generate", "--prompt", "Story:")),
+            ("adapter/knob_head.safetensors", ("generate", "--prompt", "Story:")),
+            ("plan.json", ("status",)),
+            ("evaluation/summary.json", ("report",)),
+            ("evaluation/samples.json", ("report",)),
+        ],
+    )
+    def test_a_damaged_file_of_a_run_is_named_in_one_paragraph(
+        self, trained: tuple[Path, Result], tmp_path: Path, file: str, command: tuple[str, ...], damage: Any
+    ) -> None:
+        run = shutil.copytree(trained[0], tmp_path / "run")
+        (run / file).write_bytes(damage((run / file).read_bytes()))
+        error = refused(command[0], run, *command[1:])
+        assert Path(file).name in error and "codec" not in error and len(error) < 600
+
     def test_several_rewards_are_remembered_with_their_weights(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         adapter = shutil.copytree(trained[0] / "adapter", tmp_path / "moved")
         sizes = ("--eval-size", 2, "--seeds", 1, "--tune-size", 2)
