@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 from latentknobs.evaluation.statistics import estimate
 
 OUT, IMAGES = Path("runs/reinforce"), Path("docs/images")
-SIZES, SEEDS = ("256", "512", "1024", "2048"), range(1, 9)
+SIZES, SEEDS, RATES = ("256", "512", "1024", "2048"), range(1, 9), ("0.003", "0.01", "0.03")
 LEARNERS = ("score", "marginal", "lpo")
 COLOURS = ("#b4471f", "#23211e", "#8a837a", "#4d7a8c", "#b99a3c", "#7d5a86", "#5d8a54", "#c98c8c")
 Rewards = NDArray[np.float64]  # (seeds, prompts)
@@ -55,34 +55,35 @@ def gain(ours: Rewards | None, theirs: Rewards | None) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def runs(task: str, learner: str) -> list[dict[str, Any]]:
-    """By seed, results by learning rate; only seeds for which all learners have all of them."""
-    found = []
-    for seed in SEEDS:
-        here: dict[str, dict[str, Any]] = {"lpo": read(f"curves/{task} lpo {seed}")}
-        for name in ("score", "marginal"):
-            rates = {rate: read(f"curves/{task} {name} {rate} {seed}") for rate in ("0.003", "0.01", "0.03")}
-            here[name] = rates if all(rates.values()) else {}
-        if all(here.values()):
-            found.append(here[learner])
-    return found
+def runs(task: str, learner: str) -> dict[int, dict[str, Any]]:
+    """By seed, results by learning rate; only seeds that have all of them."""
+    if learner == "lpo":
+        found = {seed: read(f"curves/{task} lpo {seed}") for seed in SEEDS}
+        return {seed: rates for seed, rates in found.items() if rates}
+    by_rate = {seed: {rate: read(f"curves/{task} {learner} {rate} {seed}") for rate in RATES} for seed in SEEDS}
+    return {seed: rates for seed, rates in by_rate.items() if all(rates.values())}
 
 
-def tuned(found: Sequence[Mapping[str, Any]], size: str) -> tuple[Rewards, Counter[str]]:
-    """(R, P) on held-out prompts, each seed at the rate that the other seeds find best on tuning prompts; how often which."""
-    chosen = []
-    for seed in range(len(found)):
-        others = [one for n, one in enumerate(found) if n != seed] or found
-        chosen.append(max(found[0], key=lambda rate: np.mean([one[rate][size]["tuning"] for one in others])))
-    rewards = np.array([one[rate][size]["held out"] for one, rate in zip(found, chosen, strict=True)])
-    return rewards, Counter(chosen)
+def tuned(found: Mapping[int, Mapping[str, Any]], size: str) -> tuple[dict[int, Any], Counter[str]]:
+    """By seed (P,) on held-out prompts, each at the rate that the other seeds find best on tuning prompts; how often which."""
+    chosen = {}
+    for seed in found:
+        others = [one for other, one in found.items() if other != seed] or [*found.values()]
+        chosen[seed] = max(found[seed], key=lambda rate: np.mean([one[rate][size]["tuning"] for one in others]))
+    return {seed: found[seed][rate][size]["held out"] for seed, rate in chosen.items()}, Counter(chosen.values())
+
+
+def shared(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> str:
+    """The gain over the seeds that both have."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    return f"{gain(*(np.array([one[seed] for seed in seeds]) for one in (ours, theirs)))}, {len(seeds)} seeds" if seeds else ""
 
 
 def curves(tasks: Sequence[str]) -> None:
     """Rewards by rollouts, gains, and the plot."""
     figure = Figure(figsize=(8.6, 2.9), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(tasks)))
-    held_out: dict[tuple[str, str, str], Rewards] = {}
+    held_out: dict[tuple[str, str, str], dict[int, Any]] = {}
     head("task", "learner", *(f"{size} rollouts" for size in SIZES), "learning rates of the seeds, by rollouts")
     for axis, task in zip(axes, tasks, strict=True):
         for learner, colour in zip(LEARNERS, (COLOURS[2], COLOURS[0], COLOURS[1]), strict=True):
@@ -90,7 +91,7 @@ def curves(tasks: Sequence[str]) -> None:
                 continue
             both = {size: tuned(found, size) for size in SIZES}
             held_out |= {(task, learner, size): rewards for size, (rewards, _) in both.items()}
-            points = [estimate(rewards) for rewards, _ in both.values()]
+            points = [estimate(np.array([*rewards.values()])) for rewards, _ in both.values()]
             rates = ["/".join(f"{rate} x{n}" for rate, n in count.most_common()) for _, count in both.values()]
             row(task, f"{learner}, {len(found)} seeds", *points, "; ".join(rates))
             means = np.array([point.mean for point in points])
@@ -108,12 +109,12 @@ def curves(tasks: Sequence[str]) -> None:
     head("task", "marginal over", *(f"{size} rollouts" for size in SIZES))
     for task in tasks:
         for other in ("score", "lpo"):
-            pairs = [(held_out.get((task, "marginal", size)), held_out.get((task, other, size))) for size in SIZES]
-            row(task, other, *(gain(*pair) for pair in pairs))
+            ours, theirs = ([held_out.get((task, name, size), {}) for size in SIZES] for name in ("marginal", other))
+            row(task, other, *map(shared, ours, theirs))
     head("task", "by seed, 512 rollouts")
     for (task, learner, size), rewards in held_out.items():
         if size == "512":
-            row(task, learner, ", ".join(f"{mean:.3f}" for mean in rewards.mean(1)))
+            row(task, learner, ", ".join(f"{np.mean(value_P):.3f}" for value_P in rewards.values()))
     axes[0].set_ylabel("held-out reward")
     axes[0].legend(frameon=False, fontsize=7)
     save(figure, "reinforce.png")
