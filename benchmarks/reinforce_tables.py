@@ -89,14 +89,15 @@ def curves(tasks: Sequence[str]) -> None:
         for learner, colour in zip(LEARNERS, (COLOURS[2], COLOURS[0], COLOURS[1]), strict=True):
             if not (found := runs(task, learner)):
                 continue
-            both = {size: tuned(found, size) for size in SIZES}
+            sizes = [size for size in SIZES if all(size in one for rates in found.values() for one in rates.values())]
+            both = {size: tuned(found, size) for size in sizes}
             held_out |= {(task, learner, size): rewards for size, (rewards, _) in both.items()}
             points = [estimate(np.array([*rewards.values()])) for rewards, _ in both.values()]
             rates = ["/".join(f"{rate} x{n}" for rate, n in count.most_common()) for _, count in both.values()]
-            row(task, f"{learner}, {len(found)} seeds", *points, "; ".join(rates))
+            row(task, f"{learner}, {len(found)} seeds", *points, *[""] * (len(SIZES) - len(sizes)), "; ".join(rates))
             means = np.array([point.mean for point in points])
             ends = [means - [point.low for point in points], [point.high for point in points] - means]
-            axis.errorbar([int(size) for size in SIZES], means, ends, fmt="o-", capsize=2, color=colour, label=learner, ms=3)
+            axis.errorbar([int(size) for size in sizes], means, ends, fmt="o-", capsize=2, color=colour, label=learner, ms=3)
         constants = [one for k in range(11) if (one := read(f"rivals/{task} constant {k}"))]
         if len(constants) == 11:
             best = int(np.argmax([one["tuning"] for one in constants]))
@@ -118,6 +119,16 @@ def curves(tasks: Sequence[str]) -> None:
     axes[0].set_ylabel("held-out reward")
     axes[0].legend(frameon=False, fontsize=7)
     save(figure, "reinforce.png")
+
+
+def at_equal_rates(tasks: Sequence[str]) -> None:
+    """Marginal over score at each learning rate, over the seeds that both have."""
+    head("task", "learning rate", *(f"{size} rollouts" for size in SIZES))
+    for task, rate in ((task, rate) for task in tasks for rate in RATES):
+        found = [{seed: one for seed in SEEDS if (one := read(f"curves/{task} {name} {rate} {seed}"))}
+                 for name in ("marginal", "score")]  # fmt: skip
+        both = [[{seed: one[size]["held out"] for seed, one in runs.items() if size in one} for runs in found] for size in SIZES]
+        row(task, rate, *(shared(*pair) for pair in both))
 
 
 def save(figure: Figure, name: str) -> None:
@@ -224,6 +235,7 @@ def ablations(tasks: Sequence[str]) -> None:
 def tables(tasks: Sequence[str]) -> None:
     """Everything that is there."""
     curves(tasks)
+    at_equal_rates(tasks)
     variance(tasks)
     budgets()
     ablations(tasks)
