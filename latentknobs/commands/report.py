@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from latentknobs.commands import UserPath
-from latentknobs.errors import ConfigError
 
 
 @click.command()
@@ -20,11 +19,10 @@ def report(runs: tuple[Path, ...], picture: Path | None, per_task: int) -> None:
     from latentknobs.evaluation.report import Report
     from latentknobs.reporting import print_report, read_findings, write_picture, write_report
     from latentknobs.training.judging import read_report
-    from latentknobs.training.several import first_seed
+    from latentknobs.training.several import check_seeds, first_seed
 
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise ConfigError("A run is named twice, and would count as two training seeds. Name each once.")
     found = [read_report(run) for run in runs]
+    check_seeds(runs)
     joint, first = (Report.join(found) if len(found) > 1 else found[0]), first_seed(runs[0])
     print_report(joint, findings=read_findings(first))
     path = runs[0] / "report-seeds.html" if len(runs) > 1 else runs[0] / "report.html"

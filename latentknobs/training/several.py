@@ -1,18 +1,19 @@
 """Several training seeds: a run for each, judged on the same prompts by the same random numbers, and what they show together."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentknobs.config import TrainConfig, write_yaml
+from latentknobs.config import TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.disk import write_text
 from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.report import Report
 from latentknobs.files import path_of
 from latentknobs.progress import say
 from latentknobs.reporting import write_report
+from latentknobs.stages import Enters
 from latentknobs.training.judging import SUMMARY
 from latentknobs.training.rundir import explained
 
@@ -55,6 +56,24 @@ def train_several(
 def first_seed(folder: Path) -> Path:
     """The run of the first seed in a folder of several, or the folder itself."""
     return found if (found := folder / "seed-0").is_dir() else folder
+
+
+def check_seeds(runs: Sequence[Path]) -> None:
+    """Refuses, by a ConfigError, runs that are not of one training with different seeds."""
+    found: dict[int, Path] = {}
+    settings: dict[str, object] = {}
+    for run in runs if len(runs) > 1 else ():
+        config = make_config(read_yaml(first_seed(run) / "config.yaml"))
+        if (before := found.setdefault(config.seed, run)) is not run:
+            raise ConfigError(f"{str(before)!r} and {str(run)!r} have the same training seed, {config.seed}. Name one of them.")
+        own = {name for name, one in fields(config.learner).items() if one.enters != Enters()} - {"seed", "draws"}
+        mine = {name: value for name, value in config.flat().items() if name in own}
+        settings = settings or mine
+        if other := [name for name in {**settings, **mine} if settings.get(name) != mine.get(name)]:
+            raise ConfigError(
+                f"{str(runs[0])!r} and {str(run)!r} are not training seeds of one training: {other[0]} is "
+                f"{settings.get(other[0])!r} and {mine.get(other[0])!r}. Show each with a report of its own."
+            )
 
 
 def run_folder(path: str | Path) -> Path:

@@ -37,7 +37,7 @@ def test_two_seeds_are_two_runs_on_the_same_held_out_prompts_with_one_report(tmp
     assert told.exit_code == 0, told.output
     assert "2 training seeds" in (tmp_path / "seed-1" / "report-seeds.html").read_text()
     told = CliRunner().invoke(cli, ["report", str(tmp_path / "seed-1"), str(tmp_path / "seed-0" / ".." / "seed-1")])
-    assert told.exit_code == 2 and "named twice" in told.output
+    assert told.exit_code == 2 and "have the same training seed, 1" in told.output
     told = CliRunner().invoke(cli, ["report", str(tmp_path)])
     assert told.exit_code == 0 and (tmp_path / "report.html").read_text() == page
     times = [json.loads(line) for line in (tmp_path / "seed-1" / "manifest.jsonl").read_text().splitlines()]
@@ -51,6 +51,12 @@ def test_a_run_after_another_copies_what_is_the_same(tmp_path):
     first = lk.train(**SMALL, reward=length, output_dir=tmp_path / "a")
     again = lk.train(**SMALL, reward=length, output_dir=tmp_path / "b", after=tmp_path / "a", beta=0.3)
     rows = [json.loads(line) for line in (tmp_path / "b" / "manifest.jsonl").read_text().splitlines()]
+    told = CliRunner().invoke(cli, ["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert told.exit_code == 2 and "have the same training seed" in told.output
+    config = tmp_path / "b" / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
+    told = CliRunner().invoke(cli, ["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert told.exit_code == 2 and "not training seeds of one training: beta is 0.1 and 0.3" in told.output
     made = {row["stage"] for row in rows if row["seconds"] > 0}
     assert "round-1/heads" in made and not {"round-1/rollouts", "round-1/features", "tuning/rollouts"} & made
     assert (first.report.rewards["temperature 1"] == again.report.rewards["temperature 1"]).all()
