@@ -5,7 +5,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from benchmarks.continuous import VARIANTS, best_temperatures, unbiased
+from benchmarks.continuous import unbiased
+from benchmarks.continuous_levels import VARIANTS, best_temperatures
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 5, 2), (4, 4, 4)])
