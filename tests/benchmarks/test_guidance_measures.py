@@ -1,21 +1,28 @@
 """What the guidance benchmark measures: scores of a response, distinct pairs, rank correlations."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 from scipy import stats
 
 from benchmarks import guidance
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
+from latentknobs.heads.discriminator import FORMAT, Discriminator
 from latentknobs.policies.names import policy_of
 
 TEXT = "Lily has a red ball . She likes to play in the park with a little goat ."
 
 
-def test_every_member_is_a_policy_by_name() -> None:
+def test_every_member_is_a_policy_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "discriminator.safetensors"
+    save_file(Discriminator(5, 7, 3).state_dict(), file, {"format": FORMAT, "model": "a model"})
     for family in guidance.FAMILIES.values():
         for spec in family:
-            assert policy_of(spec).space.knobs, spec
+            more = f",discriminator={file}" if spec.startswith("classifier:") else ""
+            assert policy_of(spec + more).space.knobs, spec
 
 
 def test_a_response_is_grounded_novel_and_fluent() -> None:
