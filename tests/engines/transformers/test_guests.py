@@ -4,6 +4,8 @@ import copy
 import io
 import pickle
 import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from decoding_oracle import left_padded, policy_for
 from tiny_models import tiny_lm, word_tokenizer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 import latentknobs as lk
 from latentknobs.adapter import describe_model
@@ -70,6 +73,25 @@ def test_pipelines_decode_with_the_policy() -> None:
     pipe = TextGenerationPipeline(model=tiny_lm("llama"), tokenizer=word_tokenizer())
     with Attached(pipe, COLD):
         assert len({pipe("w3 w5 w9 w7", max_new_tokens=10)[0]["generated_text"] for _ in range(4)}) == 1
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A group of one process, as each process of a larger one sees it."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["DDP", "FSDP"])
+def test_distributed_wrappers_decode_with_the_policy(kind: str, one_process: None) -> None:
+    model = tiny_lm("llama").requires_grad_(True)
+    expected = greedy(model)
+    wrapper = nn.parallel.DistributedDataParallel(model) if kind == "DDP" else FullyShardedDataParallel(model, device_id="cpu")
+    whole = nullcontext() if kind == "DDP" else FullyShardedDataParallel.summon_full_params(wrapper)
+    with whole, Attached(wrapper, COLD):
+        assert texts(wrapper.module) == {expected}
+        assert wrapper(IDS).logits[0, -1].argmax() == expected[IDS.shape[1]]
 
 
 def test_data_parallel_wrappers_are_opened() -> None:
