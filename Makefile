@@ -21,7 +21,7 @@ help:
 	@echo "make data    real weights and texts that some tables need, from the hub into data/, once, checked by their hashes"
 	@echo "make instruct  fetches SmolLM2-135M-Instruct (93 MB) and prepares it for benchmarks/instruct"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
-	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (16 minutes on 2 cores)"
+	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (over 16 minutes on 2 cores)"
 	@echo "make lint    ruff and mypy"
 	@echo "make picture the demo, and the token heat map of the README from it"
 	@echo "make format  let ruff sort imports and format"
@@ -78,10 +78,13 @@ $(VLLM)/.ready: pyproject.toml
 
 vllm: $(VLLM)/.ready
 
-# The offline tests and the servers (llama.cpp's too) at the same time; then vLLM's model runner of GPUs, its kernels interpreted.
+# Side by side: the offline tests and the servers (llama.cpp's too), and vLLM's model runner of GPUs, its kernels interpreted.
 check-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 timeout 900 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/within_vllm/real tests/engines/openai/test_llama_cpp.py
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 timeout 900 $(VLLM)/bin/python -m pytest tests/engines/within_vllm/real
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 timeout 900 $(VLLM)/bin/python -m pytest tests/engines/within_vllm/real \
+		> $(VLLM)/v2.log 2>&1 & v2=$$!; \
+	OMP_NUM_THREADS=1 timeout 900 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/within_vllm/real \
+		tests/engines/openai/test_llama_cpp.py; v1=$$?; \
+	wait $$v2; v2=$$?; cat $(VLLM)/v2.log; test $$v1 = 0 -a $$v2 = 0
 
 # Sphinx and what it needs come into the environment of the tests, once.
 $(VENV)/.docs: $(READY)
