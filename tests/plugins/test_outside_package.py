@@ -79,7 +79,7 @@ torch.set_num_threads(1)
 from latentknobs import testbed, testing
 assert lk.__file__.startswith(sys.prefix), lk.__file__
 run = lk.train(
-    knobs=["temperature:0.5,1", "top_a:0,0.3"], reward="brevity", output_dir="run", train_prompts=6, rollouts=3, steps=3,
+    knobs=["temperature:0.5,1", "top_a:0,0.3"], reward="brevity:words=2", output_dir="run", train_prompts=6, rollouts=3, steps=3,
     hidden=8, max_new_tokens=6, eval_size=0,
 )
 model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
