@@ -81,4 +81,5 @@ def test_rivals_are_policies(kind: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_configs(variant: str) -> None:
     knobs = VARIANTS[variant]["knobs"]
-    make_config(VARIANTS[variant] | {"knobs": [knobs] if isinstance(knobs, str) else knobs})
+    config = make_config(VARIANTS[variant] | {"knobs": [knobs] if isinstance(knobs, str) else knobs})
+    assert {"knobs", *VARIANTS[variant]} <= config.changed
