@@ -31,13 +31,16 @@ class Sizes(NamedTuple):
 TUNE_COPIES = 8
 
 
-def heads(folder: Path, only: Sequence[str] = ()) -> dict[str, list[Policy]]:
-    """The policies of each trained variant, one for each training seed."""
+def heads(folder: Path, only: Sequence[str] = (), rivals: bool = False) -> dict[str, list[Policy]]:
+    """The policies of each trained variant, one for each training seed; or their rivals, which see statistics alone."""
     found: dict[str, list[Policy]] = {}
     for path in sorted(folder.glob("*-*")):
         name = path.name.rpartition("-")[0]
         if not only or name in only:
-            found.setdefault(name, []).append(lk.KnobAdapter.from_pretrained(path).policy())
+            adapter = lk.KnobAdapter.from_pretrained(path)
+            policy = adapter.rival_policy() if rivals else adapter.policy()
+            assert policy is not None
+            found.setdefault(name, []).append(policy)
     return found
 
 
@@ -77,13 +80,14 @@ def tuned(arena: Arena, sizes: Sizes) -> dict[str, Floats]:
 
 
 def compare(arena: Arena, head: str, only: Sequence[str], sizes: Sizes) -> None:
-    """Prints and writes (comparison-HEAD.json) how far one variant is ahead of its controls and of everything else."""
+    """Prints and writes (comparison-HEAD.json) how far one variant is ahead of its controls, its rival and everything else."""
     found = heads(arena.folder / "adapters")
     subject = found.pop(head)
     rows: dict[str, Floats] = {}
     mine_SP, text = score(arena, subject, sizes)
     print(f"{head}: {mine_SP.mean():.3f} {mine_SP.mean(1).round(3).tolist()} {text[:200]!r}", flush=True)
-    for name, policies in [*controls(arena, subject, sizes.tune), *found.items()]:
+    statistics = ("its rival on statistics", heads(arena.folder / "adapters", [head], rivals=True)[head])
+    for name, policies in [*controls(arena, subject, sizes.tune), statistics, *found.items()]:
         if name in found and only and name not in only:
             continue
         rows[name], text = score(arena, policies, sizes)

@@ -24,6 +24,7 @@ class MathProblem:
 
     @property
     def answer(self) -> int:
+        """After all steps."""
         return self.start + sum(sign * amount for sign, amount in self.steps)
 
     @property
@@ -43,6 +44,7 @@ def equation(left: int, sign: int, right: int, result: int) -> str:
 
 
 def conclusion(answer: int) -> str:
+    """The sentence that ends a solution."""
     return f"So {answer}."
 
 

@@ -19,6 +19,7 @@ class Opening:
 
     @property
     def text(self) -> str:
+        """Its sentences, and the words that begin the next one."""
         return " ".join((*self.sentences, self.tail) if self.tail else self.sentences)
 
 

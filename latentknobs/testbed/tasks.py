@@ -89,14 +89,17 @@ def _constrained_row(rng: random.Random) -> Row:
 
 
 def math_prompt(problem: str) -> str:
+    """Of a word problem."""
     return f"Problem: {problem}\nAnswer:"
 
 
 def story_prompt(story: str) -> str:
+    """Of the beginning of a story."""
     return f"Story: {story}"
 
 
 def constrained_prompt(story: str, opener: str) -> str:
+    """Of a story whose sentences begin with a word."""
     return f"Rule: {opener}\nStory: {story}"
 
 

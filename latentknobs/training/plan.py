@@ -31,10 +31,10 @@ class Plan:
         self.begun[stage] = dict(keys)
         self.stages[stage] = items
 
-    @property
-    def responses(self) -> str:
-        """How many responses are sampled, in all and for what, in one sentence."""
+    def responses(self, on_policy: int) -> str:
+        """How many responses are sampled, in all and for what, in one sentence; `on_policy` are those of the steps of a fit."""
         counts = {name.removesuffix("/rollouts"): items for name, items in self.stages.items() if name.endswith("/rollouts")}
+        counts = {"the steps of the head and its rival": on_policy} | counts
         parts = ", ".join(f"{items:,} for {name}" for name, items in counts.items() if items)
         return f"Responses to sample: at most {sum(counts.values()):,} ({parts})."
 

@@ -101,10 +101,12 @@ class Round:
 
     @property
     def name(self) -> str:
+        """As in file names and metrics."""
         return f"round-{self.number}"
 
     @property
     def learner(self) -> Learner:
+        """That of the head itself, not of its rival."""
         return self.learners[MAIN]
 
     @property
@@ -114,12 +116,14 @@ class Round:
 
     @property
     def prompts(self) -> Sequence[Prompt]:
+        """Those of its files. A learner on policy learns from all, and its files show what it does now on the first."""
         if self.supplied:
             return self.supplied.prompts
         return self.sources.train[:SHOWN] if self.learner.on_policy else self.sources.train
 
     @property
     def fitting(self) -> Fitting:
+        """Trains its modules."""
         return Fitting(self.run, self.config, self.learners, self.number, self.sources.engine.device, self.previous)
 
     @property

@@ -181,7 +181,8 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
             _begin(run, config, learners[MAIN], sources, used * prompts)
         evaluation = planned(config, space, sources) | planned_budgets(config, learners[MAIN], sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
-        say(f"{run.plan.responses} `latentknobs status {run.path} --watch` shows how long they take.")
+        on_policy = len(learners) * learned_from(config, learners[MAIN], prompts) if learners[MAIN].on_policy else 0
+        say(f"{run.plan.responses(on_policy)} `latentknobs status {run.path} --watch` shows how long they take.")
         if config.account:
             say(f"The account reads {sum(evaluation.get(name, 0) for name in ('evaluation', 'controls')):,} of these again.")
         run.track = trackers.log
@@ -207,6 +208,11 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
             write_accounts(run.path, report, adapter, sources, config)
         processes.barrier()
     return Run(run.path, adapter, report, report_path, processes.is_main)
+
+
+def learned_from(config: TrainConfig, learner: Learner, prompts: int) -> int:
+    """The responses that a head of a run learns from: those of its steps where it learns on policy, else those of the rounds."""
+    return config.rounds * (config.steps * config.pairs_per_step if learner.on_policy else prompts * config.rollouts)
 
 
 def make_learners(config: TrainConfig, space: KnobSpace, segmenter: Segmenter) -> dict[str, Learner]:
@@ -291,7 +297,7 @@ def _adapter(config: TrainConfig, learner: Learner, sources: Sources, modules: M
     training |= {name: json.dumps(v, ensure_ascii=False) if isinstance(v := values[name], list) else str(v) for name in shown}
     inputs, base = learner.inputs, describe_model(sources.model)
     if sources.preferences is None:
-        count = len(sources.train) * config.rollouts * config.rounds
+        count = learned_from(config, learner, len(sources.train))
         training["trained on"] = f"{count:,} responses to {len(sources.train):,} prompts"
     return KnobAdapter(
         inputs.space, modules.main, inputs.segmenter, config.features, base, modules.rival, config.rival_features, training

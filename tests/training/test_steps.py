@@ -56,7 +56,14 @@ def test_a_step_says_what_it_earned_and_how_many_responses_it_took_so_far(whole:
     assert [row["rollouts"] for row in rows(whole)] == [8, 16, 24]
     assert all({"reward", "examples", "failed", "loss", "gradient_norm", "head_entropy"} <= row.keys() for row in rows(whole))
     assert read_status(whole).finished
-    assert lk.KnobAdapter.from_pretrained(whole / "adapter").training["learner"] == "reinforce"
+    notes = lk.KnobAdapter.from_pretrained(whole / "adapter").training
+    assert notes["learner"] == "reinforce" and notes["trained on"] == "24 responses to 5 prompts"
+
+
+def test_a_run_says_beforehand_what_its_steps_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lk.train(**SETTINGS | {"steps": 1}, output_dir=tmp_path)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "Responses to sample: at most 36 (16 for the steps of the head and its rival, 20 for round-1)." in said
 
 
 def test_rollouts_are_those_of_the_head_of_now_and_the_gradient_never_runs_the_lm(
