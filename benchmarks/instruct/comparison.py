@@ -97,10 +97,11 @@ def compare(arena: Arena, head: str, only: Sequence[str], sizes: Sizes) -> None:
 
 def report(path: Path, head: str, mine_SP: Floats, rows: dict[str, Floats]) -> None:
     """A table with one Holm correction; seeds are paired where both have them."""
+    rows = {name: other_SP[: len(mine_SP)] for name, other_SP in rows.items()}
     intervals = {}
     for name, other_SP in rows.items():
-        seeds = min(len(mine_SP), len(other_SP)) if len(other_SP) > 1 else len(mine_SP)
-        intervals[name] = estimate(mine_SP[:seeds] - (other_SP[:seeds] if len(other_SP) > 1 else other_SP), ends=(-1, 1))
+        ours_SP = mine_SP[: len(other_SP)] if len(other_SP) > 1 else mine_SP
+        intervals[name] = estimate(ours_SP - other_SP, ends=(-1, 1))
     corrected = holm([interval.p for interval in intervals.values()])
     lines = [{"policy": head, "reward": float(mine_SP.mean()), "seeds": mine_SP.mean(1).tolist()}]
     for (name, interval), p in zip(intervals.items(), corrected, strict=True):
