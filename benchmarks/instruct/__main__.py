@@ -100,10 +100,13 @@ def train(
 @PROMPTS
 @COPIES
 @TUNE
+@click.option("--constants", is_flag=True, help="also every constant of the heads' own grid")
 @click.pass_context
-def compare(context: click.Context, task: str, head: str, only: tuple[str, ...], prompts: int, copies: int, tune: int) -> None:
+def compare(
+    context: click.Context, task: str, head: str, only: tuple[str, ...], prompts: int, copies: int, tune: int, constants: bool
+) -> None:
     """Heads, controls and rivals; differences are paired by prompt, with 95 % intervals over prompts and training seeds."""
-    comparison.compare(arena_of(context, task), head, only, comparison.Sizes(prompts, copies, tune))
+    comparison.compare(arena_of(context, task), head, only, comparison.Sizes(prompts, copies, tune), constants)
 
 
 @main.command()

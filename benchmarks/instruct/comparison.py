@@ -79,7 +79,13 @@ def tuned(arena: Arena, sizes: Sizes) -> dict[str, Floats]:
     return out
 
 
-def compare(arena: Arena, head: str, only: Sequence[str], sizes: Sizes) -> None:
+def grid(arena: Arena, space: lk.KnobSpace, sizes: Sizes) -> dict[str, Floats]:
+    """(1, P) of every constant of a head's own grid."""
+    names = ["constant:" + ",".join(f"{name}={value:g}" for name, value in one.items()) for one in space.options]
+    return {name: score(arena, [name], sizes)[0] for name in names}
+
+
+def compare(arena: Arena, head: str, only: Sequence[str], sizes: Sizes, constants: bool = False) -> None:
     """Prints and writes (comparison-HEAD.json) how far one variant is ahead of its controls, its rival and everything else."""
     found = heads(arena.folder / "adapters")
     subject = found.pop(head)
@@ -92,7 +98,8 @@ def compare(arena: Arena, head: str, only: Sequence[str], sizes: Sizes) -> None:
             continue
         rows[name], text = score(arena, policies, sizes)
         print(f"{name}: {rows[name].mean():.3f} {text[:120]!r}", flush=True)
-    report(arena.folder / f"comparison-{head}.json", head, mine_SP, rows | tuned(arena, sizes))
+    every = grid(arena, subject[0].space, sizes) if constants else {}
+    report(arena.folder / f"comparison-{head}.json", head, mine_SP, rows | tuned(arena, sizes) | every)
 
 
 def report(path: Path, head: str, mine_SP: Floats, rows: dict[str, Floats]) -> None:
