@@ -1,6 +1,5 @@
 """What `python -m benchmarks.reinforce` runs on: prompts, policies that answer them, and short training runs of both learners."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 import latentknobs as lk
 from benchmarks.fitting import fit_pairs
+from benchmarks.on_policy import heads
 from latentknobs import testbed
 from latentknobs.config import TrainConfig, make_config
 from latentknobs.data.columns import ALL
@@ -37,9 +37,6 @@ from latentknobs.models.sources import Sources
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
 from latentknobs.policies.controls import Choices
 from latentknobs.rewards import resolve_rewards
-from latentknobs.training.checkpoint import Checkpoint
-from latentknobs.training.rundir import RunDir
-from latentknobs.training.steps import OnPolicy
 
 JUDGED, COPIES, TUNED, LONGEST = 192, 2, 192, 64
 Rewards = NDArray[np.float64]  # (prompts, copies)
@@ -113,21 +110,11 @@ class Case:
         config = make_config(settings | dict(self.more))
         segmenter = parse_level(config.level)
         inputs = Inputs(self.space, segmenter, config.features, seed=self.seed, rollouts=config.rollouts)
-        learner = Reinforce(config["learner"], inputs)
         train = prompts_of(self.task, "training", 256, self.seed)
         sources = Sources(*lm(), engine(), train, [], [], resolve_rewards("testbed"), None)
-        found: dict[int, HeadPolicy] = {}
-        with TemporaryDirectory() as folder, RunDir(folder) as run:
-            lesson = OnPolicy(run, config, sources, {"main": learner}, 1)
-            torch.manual_seed(self.seed)
-            module = learner.module(*lesson.moments("main"))
-
-            def log(row: dict[str, Any]) -> None:
-                if row["rollouts"] in points:
-                    found[row["rollouts"]] = HeadPolicy(copy.deepcopy(module).eval(), self.space, segmenter, config.features)
-
-            lesson.learn("main", module, Checkpoint(Path(folder) / "checkpoint", ""), log)
-        return found
+        with TemporaryDirectory() as folder:
+            found = heads(config, inputs, sources, [size // 64 for size in points], Path(folder))
+        return {64 * step: HeadPolicy(head, self.space, segmenter, config.features) for step, head in found.items()}
 
 
 def lpo_heads(

@@ -16,6 +16,7 @@ import click
 import latentknobs as lk
 from benchmarks.instruct import comparison
 from benchmarks.instruct.arena import Arena, load
+from benchmarks.instruct.heads import trained
 from benchmarks.instruct.rivals import CONSTANTS, LAST, VARIANTS, rules
 from benchmarks.instruct.tasks import TASKS
 
@@ -80,14 +81,9 @@ def train(
         for name in variant:
             adapter = arena.folder / "adapters" / f"{name}-{number}"
             if not adapter.exists():
-                settings = {"level": "token", "rollouts": 8} | VARIANTS[name]
-                run = lk.train(
-                    model=arena.model, tokenizer=arena.tokenizer, prompts=arena.task.rows(False, train_prompts),
-                    eval_prompts=arena.task.rows(True, 16), eval_size=0, reward=arena.task.reward,
-                    max_new_tokens=arena.task.max_new_tokens, seed=number, train_prompts=train_prompts, feature_dtype="bfloat16",
-                    output_dir=str(arena.folder / f"{name}-{number}"), **settings,
-                )  # fmt: skip
-                run.adapter.save_pretrained(adapter)
+                trained(arena, f"{name}-{number}", number, {"train_prompts": train_prompts} | VARIANTS[name]).save_pretrained(
+                    adapter
+                )
             policy = lk.KnobAdapter.from_pretrained(adapter).policy()
             reward_PC, _ = arena.score(policy, held_out=True, count=prompts, copies=copies)
             print(f"{task} {name} {number}: {reward_PC.mean():.3f}", flush=True)

@@ -25,6 +25,7 @@ class Task:
     Attributes:
         templates: what the user writes, and how the answer begins; `{}` is a subject in both.
         kind: which hand rules are tried, see `rivals.RULES`.
+        more: further templates, for heads that train on many; the rest never sees them.
     """
 
     name: str
@@ -33,10 +34,16 @@ class Task:
     reward: Reward
     kind: str
     max_new_tokens: int = 48
+    more: Sequence[tuple[str, str]] = ()
 
-    def rows(self, held_out: bool, count: int) -> list[Row]:
-        """The first so many prompts, each a conversation, in an order that mixes templates and subjects."""
-        pairs = [(template, subject) for template in self.templates[held_out] for subject in self.subjects[held_out]]
+    def rows(self, held_out: bool, count: int, many: bool = False) -> list[Row]:
+        """The first so many prompts, each a conversation, in an order that mixes templates and subjects.
+
+        Args:
+            many: with the further templates.
+        """
+        templates = [*self.templates[held_out], *(self.more if many else ())]
+        pairs = [(template, subject) for template in templates for subject in self.subjects[held_out]]
         random.Random(0).shuffle(pairs)
         rows = {str(row["prompt"]): row for row in (self._row(*template, subject) for template, subject in pairs)}
         return list(rows.values())[:count]
@@ -107,7 +114,27 @@ def stories(opener: str) -> Task:
              f"{opener} a tale of {{}} was told. {opener} the evening came. {opener}"),
         ],
     )  # fmt: skip
-    return Task(opener.lower(), templates, words.SUBJECTS, Opener(opener), "sentences")
+    more = [
+        (f"Compose a tale on {{}}, and let {opener} be the first word of every sentence.",
+         f"{opener} listen to the tale of {{}}. {opener} it is an old one. {opener}"),
+        (f"I need a text about {{}}. Its sentences all start with the word {opener}.",
+         f"{opener} let me tell you of {{}}. {opener} nobody knew the end. {opener}"),
+        (f"Topic: {{}}. Rule: the first word of each sentence is {opener}. Write.",
+         f"{opener} the topic is {{}}. {opener} much can be said. {opener}"),
+        (f"Could you describe {{}}? Use {opener} to open each sentence, please.",
+         f"{opener} picture {{}}. {opener} the air is still. {opener}"),
+        (f"A story on {{}}, every sentence of it opening with {opener}.",
+         f"{opener} once there was {{}}. {opener} people talked. {opener}"),
+        (f"Let us talk about {{}}. Whatever you say, start with {opener}.",
+         f"{opener} I thought about {{}}. {opener} it made me smile. {opener}"),
+        (f"{opener}, {opener}, {opener}: that is how your sentences should start. The subject is {{}}.",
+         f"{opener} my subject is {{}}. {opener} I will begin. {opener}"),
+        (f"Tell me more on {{}}, but start every single sentence with {opener}.",
+         f"{opener} more about {{}}. {opener} there is a lot. {opener}"),
+        (f"Give a short account of {{}}; sentences must open with the word {opener}.",
+         f"{opener} here comes {{}}. {opener} it was a long road. {opener}"),
+    ]  # fmt: skip
+    return Task(opener.lower(), templates, words.SUBJECTS, Opener(opener), "sentences", more=more)
 
 
 def listed(name: str, train: Sequence[str], held_out: Sequence[str], subjects: Any, reward: Reward, kind: str = "items") -> Task:
