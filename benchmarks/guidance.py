@@ -24,6 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import latentknobs as lk
@@ -129,6 +130,18 @@ class Lab:
         values = torch.tensor([value for one in rollouts for value in one.values], dtype=torch.float64)
         return MeanShift(policy.space, Choices(values))
 
+    def run(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """All outcomes of some training seeds."""
+        for seed in seeds:
+            heads = {name: self.learned(name, seed) for name in LEARNED}
+            self.discriminate(self.out / f"learned_temperature-{seed}")
+            for family in FAMILIES:
+                self.tuned(family, seed)
+            for name, head in heads.items():
+                self.outcome(f"{name} {seed}", lambda head=head: head)
+            self.outcome(f"{MEAN} {seed}", lambda head=heads[JOINT], seed=seed: self.mean_of(head, seed))
+        return self.known
+
     def _outcome(self, policy: Policy) -> dict[str, Any]:
         rollouts = self._responses(self.held_out, policy, 2, 1)
         found = account_of(self.engine, self.held_out, rollouts, policy.space, batch_size=512)
@@ -214,41 +227,35 @@ HEADER = (
 @click.option("--from", "folders", type=click.Path(exists=True, path_type=Path), multiple=True, help="Print what these hold.")
 def main(model: Path, corrupted: Path, out: Path, prompts: int, seeds: tuple[int, ...], folders: tuple[Path, ...]) -> None:
     """Runs what is missing, and prints the tables of docs/guidance.md."""
-    known = {name: value for folder in folders or (out,) for name, value in results_of(folder).items()}
+    known: dict[str, Any] = {}
+    own = [results_of(folder) for folder in folders or (out,)]
+    for one in own:
+        known |= one
     bad = {name: value for folder in folders or (out,) for name, value in results_of(folder / "corrupted").items()}
     if not folders:
-        run(Lab(model, out, prompts, known), seeds)
+        own = [Lab(model, out, prompts, known).run(seeds)]
         if corrupted.exists():
             badly = Lab(corrupted, out / "corrupted", prompts, bad)
             for spec in ALIGNED:
                 badly.outcome(spec)
     every = {name.removeprefix("held_out "): value for name, value in known.items() if name.startswith("held_out ")}
-    found = [seed for seed in SEEDS if f"held_out {MEAN} {seed}" in known]
+    found = [(seed, one) for seed in SEEDS for one in own if f"held_out {MEAN} {seed}" in one]  # a classifier is of its folder
     print(f"\n1 and 2: temperature against greedy decoding, and the trade-off of guidance\n\n{HEADER}")
     for spec in (spec for family in ("static temperature", "CFG", "classifier") for spec in FAMILIES[family]):
         print(line(f"`{spec}`", every[spec]))
-    picked = {family: [known[f"tuned {seed} {family}"][0] for seed in found] for family in FAMILIES}
-    chosen = {family: [every[spec] for spec in specs] for family, specs in picked.items()}
-    chosen |= {name: [every[f"{name} {seed}"] for seed in found] for name in (*LEARNED, MEAN)}
+    picked = {family: [one[f"tuned {seed} {family}"][0] for seed, one in found] for family in FAMILIES}
+    chosen = {
+        family: [one[f"held_out {spec}"] for (_, one), spec in zip(found, specs, strict=True)] for family, specs in picked.items()
+    }
+    chosen |= {name: [one[f"held_out {name} {seed}"] for seed, one in found] for name in (*LEARNED, MEAN)}
     compared(chosen, picked)
+    plot(every, chosen)
     predicted(list(every.values()))
     if bad:
         print(f"\n5: the LM after corrupted text, and before\n\n{HEADER}")
         for spec in ALIGNED:
             print(line(f"`{spec}`, corrupted", bad[f"held_out {spec}"]))
             print(line(f"`{spec}`, before", every[spec]))
-
-
-def run(lab: Lab, seeds: Sequence[int]) -> None:
-    """All outcomes of some training seeds."""
-    for seed in seeds:
-        heads = {name: lab.learned(name, seed) for name in LEARNED}
-        lab.discriminate(lab.out / f"learned_temperature-{seed}")
-        for family in FAMILIES:
-            lab.tuned(family, seed)
-        for name, head in heads.items():
-            lab.outcome(f"{name} {seed}", lambda head=head: head)
-        lab.outcome(f"{MEAN} {seed}", lambda head=heads[JOINT], seed=seed: lab.mean_of(head, seed))
 
 
 def compared(chosen: dict[str, list[dict[str, Any]]], picked: dict[str, list[str]]) -> None:
@@ -266,6 +273,30 @@ def compared(chosen: dict[str, list[dict[str, Any]]], picked: dict[str, list[str
     print("\n| | against | gain in reward [95 %, prompts and seeds] | p, corrected by Holm |\n|---|---|---|---|")
     for (ours, theirs), gain, p in zip(pairs, gains, holm([gain.p for gain in gains]), strict=True):
         print(f"| {ours} | {theirs} | {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {p:.3g} |")
+
+
+def plot(every: dict[str, Any], chosen: dict[str, list[dict[str, Any]]]) -> None:
+    """Trade-off curves along the temperature: guidance at each scale, and what tuning and learning chose."""
+    figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    hot = (0.7, 1, 1.3, 1.6)
+    curves = {"temperature": (FAMILIES["static temperature"], "black", "-")}
+    curves |= {f"CFG {scale:g}": ([f"cfg:scale={scale:g},temperature={t}" for t in hot], colour, "-")
+               for scale, colour in ((1.5, "#9ecae1"), (2, "#4292c6"), (3, "#08519c"))}  # fmt: skip
+    curves |= {f"classifier {scale:g}": ([f"classifier:scale={scale:g},temperature={t}" for t in hot], colour, "--")
+               for scale, colour in ((1, "#fdae6b"), (4, "#d94801"))}  # fmt: skip
+    for axis, key, label in zip(
+        axes, ("attribution", "grounded"), ("attribution, nats per token", "share grounded"), strict=True
+    ):
+        for name, (specs, colour, style) in curves.items():
+            points = [(every[spec]["diversity"], np.mean(every[spec][key])) for spec in specs]
+            axis.plot(*zip(*points, strict=True), style, marker=".", color=colour, linewidth=1, label=name)
+        for name, mark in (("KL-guided", "s"), ("learned temperature", "^"), (JOINT, "*")):
+            means = [np.mean([np.mean(one[term]) for one in chosen[name]]) for term in ("diversity", key)]
+            axis.plot(*means, mark, color="#31a354", markersize=7, label=name.replace(" temperature x guidance", " T x guidance"))
+        axis.set(xlabel="diversity, nats per token", ylabel=label)
+    axes[1].legend(frameon=False, fontsize=6)
+    figure.savefig("docs/images/guidance.png", dpi=160)
 
 
 def predicted(outcomes: list[dict[str, Any]]) -> None:
