@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from latentknobs import errors as errors
     from latentknobs.adapter import KnobAdapter as KnobAdapter
     from latentknobs.adapter import attach as attach
-    from latentknobs.evaluation.api import evaluate as evaluate
     from latentknobs.heads.discriminator import Discriminator as Discriminator
     from latentknobs.heads.discriminator import load_discriminator as load_discriminator
     from latentknobs.knobs.context import Context as Context
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from latentknobs.policies import Policy as Policy
     from latentknobs.training.accounts import account as account
     from latentknobs.training.discriminate import discriminator as discriminator
+    from latentknobs.training.evaluate import evaluate as evaluate
     from latentknobs.training.headroom import headroom as headroom
     from latentknobs.training.steering import steer as steer
     from latentknobs.training.strategies import find_strategies as find_strategies
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "adapter": "KnobAdapter attach",
-    "evaluation.api": "evaluate",
     "heads.discriminator": "Discriminator load_discriminator",
     "knobs.context": "Context Observation",
     "knobs.knob": "ContextKnob DecodingKnob ScalingKnob Stage TruncationKnob",
@@ -50,6 +49,7 @@ _NAMES = {
     "policies": "Choice Policy",
     "training.accounts": "account",
     "training.discriminate": "discriminator",
+    "training.evaluate": "evaluate",
     "training.headroom": "headroom",
     "training.steering": "steer",
     "training.strategies": "find_strategies",

@@ -36,6 +36,12 @@ def refused(*args: object) -> str:
     return error
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands write to runs/ of the working directory by default."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A tiny run, made with a YAML file and flags that win over it."""
@@ -132,6 +138,10 @@ class TestSavedRuns:
         choice = first["notes"].pop("choice")  # of the training; evaluate judges what it finds
         assert choice and first["verdict"].startswith(again["verdict"])
         assert again | {"verdict": ""} == first | {"verdict": ""}
+        page = (tmp_path / "runs/evaluation/report.html").read_text(encoding="utf-8")
+        assert "All settings of this evaluation" in page and "runs/evaluation/report.html" in result.stdout
+        assert latent("report", "runs/evaluation").stdout.split("Report:")[0] == result.stdout.split("Report:")[0]
+        assert "holds a run" in refused("evaluate", trained[0], "--output-dir", trained[0])
 
     def test_evaluate_against_policies_by_name_and_adapters(self, trained: tuple[Path, Result], tmp_path: Path) -> None:
         names = ["edt:base=1.4,theta=3", "greedy", str(trained[0] / "adapter")]

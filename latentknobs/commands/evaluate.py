@@ -13,6 +13,7 @@ from latentknobs.commands.settings import config_options, parse_flags
 FIELDS = (
     "model", "gguf_file", "trust_remote_code", "device", "device_map", "dtype", "prompts", "eval_prompts",
     "reward", "reward_weights", "eval_size", "tune_size", "pick", "max_new_tokens", "batch_size", "seed",
+    "account",
 )  # fmt: skip
 
 
@@ -22,6 +23,8 @@ FIELDS = (
 @click.option("--seeds", metavar="INTEGER", help="Times that every policy answers every prompt.  [default: as in training]")
 @click.option("--against", multiple=True, metavar="POLICY", help="Also compare with this policy: a name, e.g. "
               "`edt:base=1.4,theta=3`, or an adapter's folder; several times for several.")  # fmt: skip
+@click.option("--output-dir", metavar="FOLDER", default="runs/evaluation", show_default=True,
+              help="Where all responses and the report go.")  # fmt: skip
 @config_options("engine")  # not that of training: its server may be gone
 @config_options(*FIELDS, default="as in training")
 def evaluate(
@@ -30,11 +33,12 @@ def evaluate(
     """Compare an adapter with every constant option, the tuned best constant, greedy, the uniform mixture, a rival, and controls.
 
     Several runs are taken for training seeds of one training: intervals are then over prompts and seeds. Settings left out are
-    those the (first) adapter was trained with. With --eval-prompts, the best constant is tuned on
-    --prompts; without, --prompts is split by hash.
+    those the (first) adapter was trained with. With --eval-prompts, the best constant is tuned on --prompts; without,
+    --prompts is split by hash.
     """
-    from latentknobs.evaluation.api import evaluate as run_evaluation
     from latentknobs.reporting import print_report
+    from latentknobs.reporting.account import print_accounts
+    from latentknobs.training.evaluate import evaluate as run_evaluation
 
     chosen = parse_flags(flags | {"eval_seeds": seeds})
     opened = [open_saved(path) for path in adapters_or_runs]
@@ -56,5 +60,8 @@ def evaluate(
         settings["seeds"] = settings.pop("eval_seeds")
     report = run_evaluation([one for one, _ in opened], against=against, **settings)
     print_report(report)
+    if report.accounts:
+        print_accounts(report.accounts, report)
+    click.echo(f"Report: {Path(chosen['output_dir']) / 'report.html'}")
     if json_path is not None:
         json_path.write_text(json.dumps(report.to_dict()) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ section holds its name and the settings that the learner itself declares, so an 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -169,14 +169,16 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return values if LEARNER in settings else {name: value for name, value in values.items() if name != LEARNER}
 
 
-def write_yaml(config: TrainConfig, path: Path) -> None:
-    """Writes all settings by section, defaults included, with their help as comments."""
-    write_text(path, "\n".join(_lines(config)) + "\n")
+def write_yaml(config: TrainConfig, path: Path, names: Container[str] | None = None) -> None:
+    """Writes all settings (or those of some names) by section, defaults included, with their help as comments."""
+    known = {name: one for name, one in fields(config.learner).items() if names is None or name in names}
+    write_text(path, "\n".join(_lines(config, known)) + "\n")
 
 
-def _lines(config: TrainConfig) -> Iterator[str]:
-    known = fields(config.learner)
+def _lines(config: TrainConfig, known: Mapping[str, Setting]) -> Iterator[str]:
     for section, values in config.sections().items():
+        if section not in (one.section for one in known.values()):
+            continue
         kind = SECTIONS[section]
         yield f"# {kind.__doc__}" if kind else "# The learner and its own settings."
         yield f"{section}:"

@@ -45,6 +45,7 @@ class Account(BaseModel):
     Attributes:
         attribution: None where a prompt names no evidence.
         log_prob: of the text under the LM itself.
+        runs: training seeds, whose equally many responses follow each other.
     """
 
     prompts: list[int] = Field(min_length=1)
@@ -53,15 +54,38 @@ class Account(BaseModel):
     diversity: list[float]
     attribution: list[float] | None
     log_prob: list[float]
+    runs: int = 1
 
     def of(self, term: str, unit: Unit = "token") -> Interval | None:
-        """The mean of a term per token or per response, with its interval over prompts; None where it was not read."""
+        """The mean of a term per token or per response, with its interval over prompts (and runs); None where it was not read."""
         if (value := getattr(self, term)) is None:
             return None
-        total_P, tokens_P, responses_P = (
-            np.bincount(self.prompts, weights)[np.unique(self.prompts)] for weights in (value, self.tokens, None)
-        )
-        return estimate(total_P / (tokens_P if unit == "token" else responses_P))
+        prompt_R = np.unique(self.prompts, return_inverse=True)[1]
+        cell_R = prompt_R + (prompt_R.max() + 1) * np.repeat(np.arange(self.runs), len(prompt_R) // self.runs)
+        total_C, tokens_C, responses_C = (np.bincount(cell_R, weights) for weights in (value, self.tokens, None))
+        mean_C = total_C / (tokens_C if unit == "token" else responses_C)
+        if np.ptp(mean_C) == 0:  # by what the policy is: a greedy one has no entropy anywhere
+            return Interval(*[float(mean_C[0])] * 3)
+        return estimate(mean_C.reshape(self.runs, -1))
+
+    @classmethod
+    def join(cls, parts: Sequence["Account"]) -> "Account":
+        """One account of several training seeds."""
+        return cls._rows([(part, range(len(part.prompts))) for part in parts], sum(part.runs for part in parts))
+
+    @classmethod
+    def select(cls, accounts: Mapping[str, "Account"], policy_P: Sequence[str]) -> "Account":
+        """The account of what answers each prompt as one of several policies does."""
+        rows = {name: [r for r, p in enumerate(one.prompts) if policy_P[p] == name] for name, one in accounts.items()}
+        return cls._rows([(accounts[name], found) for name, found in rows.items()])
+
+    @classmethod
+    def _rows(cls, parts: Sequence[tuple["Account", Sequence[int]]], runs: int = 1) -> "Account":
+        columns: dict[str, Any] = {"runs": runs}
+        for name in ("prompts", "tokens", *TERMS):
+            lists = [getattr(part, name) for part, _ in parts]
+            columns[name] = None if None in lists else [one[r] for one, (_, rows) in zip(lists, parts, strict=True) for r in rows]
+        return cls(**columns)
 
 
 class SavedAccounts(BaseModel):

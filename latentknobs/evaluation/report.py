@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError
+from latentknobs.evaluation.accounting import Account
 from latentknobs.evaluation.statistics import ALPHA, Floats, Interval, estimate, holm, wins
 from latentknobs.files import fit
 
@@ -73,6 +74,7 @@ class Report:
         runs: training seeds; what depends on none has the same rewards in each.
         level: at which choices are made.
         notes: by policy, what it is in detail; under `numbers`, how many responses trained and tuned what.
+        accounts: by policy, what it trades; empty where nobody accounted for them.
     """
 
     rewards: dict[str, NDArray[np.float64]]
@@ -83,6 +85,7 @@ class Report:
     runs: int = 1
     level: str = "token"
     notes: dict[str, str] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
 
     @cached_property
     def judged_P(self) -> NDArray[np.bool_]:
@@ -147,6 +150,12 @@ class Report:
 
     def _prompts(self, task: str) -> NDArray[np.bool_]:
         return self.judged_P & np.array([task in (ALL, t) for t in self.tasks])
+
+    @property
+    def constants_by_task(self) -> list[str]:
+        """For each prompt the constant that is best for its task, by the notes; see `make_report`."""
+        known = self.notes.get(PER_TASK, "").split("; ")
+        return [next((name for name in self.tuning if f"{task}: {name}" in known), self.tuned) for task in self.tasks]
 
     def verdict(self) -> str:
         """In words: better than the tuned constant? than its own mean? than its choices in random places? Only then: control.
@@ -226,7 +235,9 @@ class Report:
             "choice": " ".join(f"Seed {n}: {one.notes['choice']}" for n, one in enumerate(reports) if "choice" in one.notes)
         }
         kept = {key: text for key, text in notes.items() if text}
-        return cls(rewards, first.tasks, tuned, tuning, rollouts, sum(one.runs for one in reports), first.level, kept)
+        accounted = [name for name in first.accounts if all(name in one.accounts for one in reports)]
+        accounts = {name: Account.join([one.accounts[name] for one in reports]) for name in accounted}
+        return cls(rewards, first.tasks, tuned, tuning, rollouts, sum(one.runs for one in reports), first.level, kept, accounts)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import latentknobs
-from latentknobs.config import make_config, read_yaml
+from latentknobs.config import flat, make_config, read_yaml
 from latentknobs.data.disk import write_text
 from latentknobs.errors import LatentKnobsError, RunError
 from latentknobs.evaluation.accounting import read_accounts
@@ -47,7 +47,7 @@ def write_report(run: str | Path, report: Report, path: str | Path | None = None
     table = {(row.policy, row.task): row for row in report.table()}
     scale = Scale.of(samples.knobs[0], samples.options)
     training, stops = _training(run)
-    accounts = read_accounts(run, report.rewards)
+    accounts = report.accounts or read_accounts(run, report.rewards)
     environment = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"signed": signed, "percent": percent, "probability": probability}
     html = environment.get_template("report.html").render(
@@ -122,9 +122,10 @@ def _training(run: Path) -> tuple[Markup | None, list[str]]:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """What the report shows of the config: without the folders of this machine."""
+    """What the report shows of the config, as far as its file has it: without the folders of this machine."""
     try:
-        settings = make_config(read_yaml(run / "config.yaml")).flat()
+        saved = flat(read_yaml(run / "config.yaml"))
+        settings = {name: value for name, value in make_config(saved).flat().items() if name in saved}
     except LatentKnobsError as error:
         raise RunError(f"The settings in {str(run)!r} cannot be shown: {error} Train again with the same settings.") from None
     return {name: without_folders(value) if isinstance(value, str) else value for name, value in settings.items()}

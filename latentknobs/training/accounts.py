@@ -1,6 +1,7 @@
 """`account()`: what every policy of a finished run's evaluation traded, from its files and the model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.accounting import FILE, Account, SavedAccounts, account_of, accounts_key
 from latentknobs.evaluation.comparison import same_as
-from latentknobs.evaluation.report import BINNED, MEAN, SHUFFLED, TRAINED, Report
+from latentknobs.evaluation.report import BINNED, MEAN, PER_TASK, SHUFFLED, TRAINED, Report
 from latentknobs.files import path_of
+from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
 from latentknobs.progress import progress, say
@@ -54,11 +56,40 @@ def write_accounts(
     run: Path, report: Report, adapter: KnobAdapter, sources: Sources, config: TrainConfig
 ) -> dict[str, Account]:  # fmt: skip
     """The accounts of a finished run on its own sources, written into its files and its report."""
-    found = _accounts(run, report, adapter, sources, config)
-    saved_accounts = SavedAccounts(key=accounts_key(report.rewards), policies=found)
-    write_text(run / FILE, json.dumps(saved_accounts.model_dump()) + "\n")
+    add_accounts(report, sources, _answers(run, report, adapter, sources, config), config.batch_size)
+    save_accounts(run, report)
     write_report(run, report)
-    return found
+    return report.accounts
+
+
+def add_accounts(
+    report: Report, sources: Sources, answers: Mapping[str, tuple[list[Rollout], KnobSpace]], batch_size: int,
+    known: dict[int, Account] | None = None,
+) -> None:  # fmt: skip
+    """Puts the accounts of its policies into a report; says first what they cost.
+
+    Args:
+        answers: of each policy, its responses to the held-out prompts, and its knobs. One list is read once.
+        known: accounts by the `id` of their lists, to which it adds.
+    """
+    prompts, known = sources.evaluation, {} if known is None else known
+    new = {id(rollouts): (rollouts, space) for rollouts, space in answers.values() if id(rollouts) not in known}
+    count = sum(len(rollouts) for rollouts, _ in new.values())
+    tokens = sum(len(rollout.ids) for rollouts, _ in new.values() for rollout in rollouts)
+    passes = "two forward passes" if all(prompt.second_ids for prompt in prompts) else "one forward pass"
+    say(f"Reads {count} responses of {len(new)} policies again, {tokens} tokens: {passes} for each.")
+    with progress("account", count) as advance:
+        for key, (rollouts, space) in new.items():
+            known[key] = account_of(sources.engine, prompts, rollouts, space, batch_size=batch_size, advance=advance)
+    report.accounts = {name: known[id(rollouts)] for name, (rollouts, _) in answers.items()}
+    if PER_TASK in report.rewards:
+        report.accounts[PER_TASK] = Account.select(report.accounts, report.constants_by_task)
+
+
+def save_accounts(folder: Path, report: Report) -> None:
+    """Writes the accounts of an evaluation beside it."""
+    saved = SavedAccounts(key=accounts_key(report.rewards), policies=report.accounts)
+    write_text(folder / FILE, json.dumps(saved.model_dump()) + "\n")
 
 
 def reopened(run: Path, settings: dict[str, Any]) -> tuple[TrainConfig, Sources]:
@@ -76,7 +107,9 @@ def reopened(run: Path, settings: dict[str, Any]) -> tuple[TrainConfig, Sources]
     return config, gather(config, reward="repetition", **objects)
 
 
-def _accounts(run: Path, report: Report, adapter: KnobAdapter, sources: Sources, config: TrainConfig) -> dict[str, Account]:
+def _answers(
+    run: Path, report: Report, adapter: KnobAdapter, sources: Sources, config: TrainConfig
+) -> dict[str, tuple[list[Rollout], KnobSpace]]:
     prompts = sources.evaluation
     if len(prompts) != len(report.tasks):
         raise RunError(
@@ -85,22 +118,14 @@ def _accounts(run: Path, report: Report, adapter: KnobAdapter, sources: Sources,
         )
     everyone = stages_of(config, adapter.space, sources)[1].policies(adapter, config.pick)
     built = {name: policy for name, policy in everyone.items() if name in report.rewards}
-    spaces = {name: built[same_as(name, built)].space for name in built}
-    found = {name: _rollouts(run, "evaluation", same_as(name, built), len(prompts)) for name in built}
+    same = {name: same_as(name, built) for name in built}
+    read = {name: _rollouts(run, "evaluation", name, len(prompts)) for name in set(same.values())}
+    found = {name: (read[one], built[one].space) for name, one in same.items()}
     if TRAINED in report.rewards:  # what the adapter holds is simpler than the head that was trained, in the same space
-        found[TRAINED], spaces[TRAINED] = _rollouts(run, "evaluation", TRAINED, len(prompts)), adapter.space
+        found[TRAINED] = _rollouts(run, "evaluation", TRAINED, len(prompts)), adapter.space
     for name in filter(report.rewards.__contains__, (MEAN, SHUFFLED, BINNED)):  # controls of the head choose in its space
-        found[name], spaces[name] = _rollouts(run, "controls", name, len(prompts)), adapter.space
-    count = sum(map(len, found.values()))
-    tokens = sum(len(rollout.ids) for rollouts in found.values() for rollout in rollouts)
-    passes = "two forward passes" if all(prompt.second_ids for prompt in prompts) else "one forward pass"
-    say(f"Reads {count} responses of {len(found)} policies again, {tokens} tokens: {passes} for each.")
-    size = config.batch_size
-    with progress("account", count) as advance:
-        return {
-            name: account_of(sources.engine, prompts, rollouts, spaces[name], batch_size=size, advance=advance)
-            for name, rollouts in found.items()
-        }
+        found[name] = _rollouts(run, "controls", name, len(prompts)), adapter.space
+    return found
 
 
 def _rollouts(run: Path, stage: str, policy: str, prompts: int) -> list[Rollout]:

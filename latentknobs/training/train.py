@@ -128,12 +128,8 @@ def settle(
     `named` may be names or objects; None was not passed.
     """
     base = config.chosen() if isinstance(config, TrainConfig) else read_yaml(config) if config else {}
-    objects: dict[str, Any] = {}
-    for name, value in named.items():
-        if value is not None:
-            settings[name] = known = _named(value, name == "reward")
-            if any(text.endswith(OBJECT) for text in ([known] if isinstance(known, str) else known)):
-                objects[name] = value
+    notes, objects = noted(named)
+    settings |= notes
     specs = [knobs] if isinstance(knobs, str | DecodingKnob | Mapping) else knobs
     if specs is not None and not isinstance(specs, Iterable):
         raise ConfigError(f"knobs={knobs!r} is not a list of knobs. Write e.g. knobs=['temperature', 'top_p:0.9,1'].")
@@ -147,6 +143,13 @@ def settle(
     if chosen.strategies is not None:
         space = only(space, saved.strategies if saved else chosen.strategies)
     return chosen, space, objects
+
+
+def noted(named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the config says of arguments that may be names or objects, and those that are objects, which `gather` takes."""
+    notes = {name: _named(value, name == "reward") for name, value in named.items() if value is not None}
+    texts = {name: (known,) if isinstance(known, str) else known for name, known in notes.items()}
+    return notes, {name: named[name] for name in notes if any(text.endswith(OBJECT) for text in texts[name])}
 
 
 def run_training(

@@ -19,15 +19,18 @@ from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import roll_out
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.errors import ConfigError, RunError
-from latentknobs.evaluation.accounting import FILE, Account, account_of, read_accounts, token_account
-from latentknobs.evaluation.report import GREEDY, HEAD
+from latentknobs.evaluation.accounting import FILE, TERMS, Account, account_of, read_accounts, token_account
+from latentknobs.evaluation.report import GREEDY, HEAD, PER_TASK
 from latentknobs.heads.segmenters import Every
 from latentknobs.policies import GreedyPolicy, UniformPolicy
 from latentknobs.reporting.account import front
 from latentknobs.training.judging import read_report
 
 NAMES = ("Tom", "Lily", "Sam", "Mia", "Ben", "Sue")
-ROWS = [{"prompt": f"Story: {name} has a ball. {name} has", "prompt_without_evidence": f"Story: {name} has"} for name in NAMES]
+ROWS = [
+    {"prompt": f"Story: {name} has a ball. {name} has", "prompt_without_evidence": f"Story: {name} has", "task": name[-1]}
+    for name in NAMES
+]
 SMALL: dict[str, Any] = {
     "train_prompts": 4, "rollouts": 3, "eval_size": 3, "tune_size": 2, "eval_seeds": 2, "max_new_tokens": 6, "steps": 2,
     "hidden": 8, "pairs_per_step": 4,
@@ -100,6 +103,10 @@ def test_means_are_per_token_or_per_response_by_prompt() -> None:
     assert one.of("sensibleness").mean == pytest.approx(np.mean([-4 / 4, -4 / 2]))
     assert one.of("sensibleness", "response").mean == pytest.approx(np.mean([-4 / 2, -4]))
     assert one.of("attribution") is None
+    assert str(one.of("diversity")) == "0.000 [0.000, 0.000]", "no prompt could differ"
+    warm = one.model_copy(update={"sensibleness": [-3.0, -3.0, -6.0]})
+    both = Account.join([one, warm])
+    assert both.runs == 2 and both.of("sensibleness").mean == pytest.approx(np.mean([-4 / 4, -4 / 2, -6 / 4, -6 / 2]))
 
 
 def test_the_front_holds_what_nothing_beats_in_both() -> None:
@@ -152,6 +159,34 @@ def test_a_run_accounts_for_itself_where_that_is_set_and_says_so_first(tmp_path:
     assert said.index("The account reads") < said.index("round-1/rollouts") < said.index("responses of")
     assert run.report is not None and set(read_accounts(run.path, run.report.rewards)) == set(run.report.rewards)
     assert "What each policy trades" in (run.path / "report.html").read_text()
+
+
+def test_an_evaluation_accounts_for_its_policies_as_their_run_does(run: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"prompts": run.parent / "held_out.jsonl", "tune_prompts": run.parent / "rows.jsonl"}
+    settings |= {"reward": length, "eval_size": 3, "tune_size": 2, "train_prompts": 4, "max_new_tokens": 6, "seeds": 2}
+    settings |= {"against": "edt:base=1,theta=1", "account": True, "output_dir": tmp_path}
+    found = lk.evaluate([run / "adapter"] * 2, **settings)  # as if of two seeds
+    accounts = lk.account(run)
+    assert set(found.accounts) == set(found.rewards) and PER_TASK in accounts
+    for name in found.accounts.keys() & accounts.keys():
+        one, both = accounts[name], found.accounts[name]
+        assert both.runs == 2 and both.of("diversity").mean == pytest.approx(one.of("diversity").mean, abs=1e-5)
+        for term in ("prompts", *TERMS):
+            assert getattr(both, term) == pytest.approx(getattr(one, term) * 2, abs=1e-5), (name, term)
+    assert read_accounts(tmp_path, found.rewards) == found.accounts
+    page = (tmp_path / "report.html").read_text()
+    assert "What each policy trades" in page and "edt:base=1,theta=1" in page and "length (a Python object)" in page
+
+
+def test_what_answers_each_prompt_as_another_policy_has_parts_of_their_accounts() -> None:
+    one, other = (
+        Account(
+            prompts=[0, 0, 1], tokens=[1, 2, 3], sensibleness=[n, n, n], diversity=[n] * 3, attribution=None, log_prob=[n] * 3
+        )
+        for n in (1.0, 2.0)
+    )
+    found = Account.select({"one": one, "other": other}, ["other", "one"])
+    assert (found.prompts, found.tokens, found.diversity, found.attribution) == ([1, 0, 0], [3, 1, 2], [1.0, 2.0, 2.0], None)
 
 
 def test_a_model_with_other_weights_is_refused(run: Path) -> None:

@@ -142,7 +142,7 @@ def test_policies_by_name_and_adapters_are_compared_too(adapter, tmp_path):
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_generated(adapter, against, words, monkeypatch):
-    monkeypatch.setattr("latentknobs.evaluation.api.roll_out", lambda *_, **__: pytest.fail("generated"))
+    monkeypatch.setattr("latentknobs.training.evaluate.roll_out", lambda *_, **__: pytest.fail("generated"))
     with pytest.raises(LatentKnobsError, match=words):
         lk.evaluate(adapter, against=against, **SMALL)
 
@@ -228,7 +228,7 @@ def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):
 
 
 def test_adapters_of_several_seeds_share_constants_and_are_judged_together(adapter, monkeypatch):
-    from latentknobs.evaluation import api
+    from latentknobs.training import evaluate as api
 
     warm = OptionHead(adapter.space, adapter.head.in_features, 8)
     torch.nn.init.constant_(warm.mlp[-1].bias[1:], 50.0)

@@ -1,7 +1,10 @@
 """`evaluate()`: judge a saved adapter on prompts of your own."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentknobs.adapter import KnobAdapter, read_adapter
-from latentknobs.config import TrainConfig, make_config
+from latentknobs.config import TrainConfig, make_config, write_yaml
+from latentknobs.data.disk import write_text
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout, roll_out
+from latentknobs.data.rollouts import Rollout, roll_out, write_lines
 from latentknobs.data.scores import score_rollouts
 from latentknobs.engines.served import measure_drift
 from latentknobs.errors import ConfigError
+from latentknobs.evaluation.accounting import Account
 from latentknobs.evaluation.comparison import (
+    CONTROLLED,
     Stage,
     controls,
     fixed,
@@ -29,15 +35,26 @@ from latentknobs.evaluation.comparison import (
 )  # fmt: skip
 from latentknobs.evaluation.controls import choices_of
 from latentknobs.evaluation.report import HEAD, Report
+from latentknobs.files import path_of
 from latentknobs.heads.base import Head
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.policies import Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import Advance, progress, say
+from latentknobs.reporting import write_report, write_samples
+from latentknobs.reporting.samples import RESPONSES
 from latentknobs.rewards import RewardSpec
+from latentknobs.training.accounts import add_accounts, save_accounts
+from latentknobs.training.judging import SUMMARY
+from latentknobs.training.rundir import explained
+from latentknobs.training.train import noted
 
 Opponent = Policy | KnobAdapter | str | Path
+SHOWN = (
+    "model", "gguf_file", "device", "dtype", "prompts", "eval_prompts", "train_prompts", "reward", "reward_weights", "engine",
+    "max_new_tokens", "batch_size", "eval_size", "eval_seeds", "tune_size", "pick", "account", "seed",
+)  # fmt: skip
 Kept = dict[tuple[int, str], tuple[NDArray[np.float64], list[Rollout]]]  # by stage and policy
 
 
@@ -69,7 +86,8 @@ def evaluate(
             policies. The report calls a name or a folder what it is called here, an object by its class.
         extra: the same, under names of your own.
         settings: fields of `TrainConfig` that concern evaluation: `eval_size`, `tune_size`, `pick`, `max_new_tokens`,
-            `batch_size`, `seed`, `device`, `dtype`, `reward_weights`.
+            `batch_size`, `seed`, `device`, `dtype`, `reward_weights`; `account` accounts for every policy, too; `output_dir` is a
+            folder for all responses and the report as a page, by default none.
 
     Raises:
         AdapterError: an adapter cannot be read, or was trained on a model of another shape.
@@ -83,15 +101,45 @@ def evaluate(
     named: dict[str, Any] = {"model": model, "reward": reward}
     named |= {"prompts": prompts if tune_prompts is None else tune_prompts}
     named |= {"eval_prompts": None if tune_prompts is None else prompts}
-    objects = {name: value for name, value in named.items() if value is not None and not isinstance(value, str | Path)}
-    paths = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
-    config = make_config({**paths, **settings, "eval_seeds": seeds})
+    notes, objects = noted(named)
+    config = make_config({**notes, **settings, "eval_seeds": seeds})
+    folder = _folder(config) if "output_dir" in config.changed else None
     with left_as_it_was(model), in_ordinary_mode():
         sources = gather(config, tokenizer=tokenizer, **objects)
         with closing(sources.engine):
-            kept: Kept = {}
-            reports = [_evaluate(one, config, sources, against, extra or {}, kept) for one in adapters]
-            return reports[0] if len(reports) == 1 else Report.join(reports)
+            kept, known = Kept(), dict[int, Account]()
+            reports = [_evaluate(one, config, sources, against, extra or {}, kept, known) for one in adapters]
+            joint = reports[0] if len(reports) == 1 else Report.join(reports)
+            if folder:
+                _write(folder, joint, config, reports[0], adapters[0], sources)
+            return joint
+
+
+def _folder(config: TrainConfig) -> Path:
+    """The folder of the page; a ConfigError before any work that would be lost."""
+    folder = path_of(config.output_dir)
+    if (folder / "manifest.jsonl").exists() or (folder / "adapter").exists():
+        raise ConfigError(f"{str(folder)!r} holds a run, whose own evaluation would be lost. Choose another output_dir.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {str(folder)!r} cannot be created: {error.strerror}. Choose another output_dir.") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"You may not write to the folder {str(folder)!r}. Choose another output_dir.")
+    return folder
+
+
+def _write(folder: Path, report: Report, config: TrainConfig, first: Report, adapter: KnobAdapter, sources: Sources) -> None:
+    """An evaluation as files of a run, and its page, which shows the choices of the first adapter."""
+    with explained(folder, "the evaluation"):
+        write_yaml(config, folder / "config.yaml", SHOWN)
+        write_lines(folder / RESPONSES.replace("*", "00000"), first.rollouts[HEAD])
+        rows = ({"policy": name} | asdict(row) for name, rollouts in report.rollouts.items() for row in rollouts)
+        write_lines(folder / "evaluation" / "responses.jsonl", rows)
+        write_text(folder / SUMMARY, json.dumps(report.to_dict()) + "\n")
+        save_accounts(folder, report)
+        write_samples(folder, adapter.space, sources.evaluation, report.tasks, sources.tokenizer)
+        write_report(folder, report)
 
 
 def check_alike(adapters: Sequence[KnobAdapter]) -> None:
@@ -107,7 +155,7 @@ def check_alike(adapters: Sequence[KnobAdapter]) -> None:
 
 def _evaluate(
     adapter: KnobAdapter, config: TrainConfig, sources: Sources, against: Opponent | Sequence[Opponent],
-    extra: Mapping[str, Opponent], kept: Kept,
+    extra: Mapping[str, Opponent], kept: Kept, accounts: dict[int, Account],
 ) -> Report:  # fmt: skip
     if not sources.evaluation:
         raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
@@ -121,8 +169,12 @@ def _evaluate(
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"Two policies are called {twice[0]!r}. Give one of them another name: extra={{'name': policy}}.")
     both = stages(compared, sources.dev, sources.evaluation, config.eval_seeds)
-    for policy in both[1].policies(adapter, config.pick).values():
+    policies = both[1].policies(adapter, config.pick)
+    for policy in policies.values():
         sources.engine.check(policy)
+    if config.account:
+        most = both[1].responses + CONTROLLED * len(sources.evaluation) * config.eval_seeds
+        say(f"The account reads the responses to held-out prompts again, {most:,} at most.")
     with progress("evaluation", sum(stage.responses for stage in both)) as advance:
         tuning, _ = _scored(adapter, config, sources, both[0], kept, advance)
         rewards, rollouts = _scored(adapter, config, sources, both[1], kept, advance)
@@ -135,10 +187,15 @@ def _evaluate(
     with progress("controls", more.responses) as advance:
         also, answers = _scored(adapter, config, sources, more, kept, advance)
     tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
-    return make_report(
+    report = make_report(
         rewards | also, tuning, tasks, rollouts | answers, tuned_tasks=tuned_tasks, level=adapter.segmenter.level,
         notes=more.notes | {"numbers": numbers_of(adapter, both[0], tuning)},
     )  # fmt: skip
+    if config.account:
+        spaces = {name: policies[same_as(name, policies)].space for name in policies}  # of others it is that of the adapter
+        each = {name: (rows, spaces.get(name, adapter.space)) for name, rows in (rollouts | answers).items()}
+        add_accounts(report, sources, each, config.batch_size, accounts)
+    return report
 
 
 def _policy(spec: Opponent, sources: Sources, config: TrainConfig) -> Policy:
