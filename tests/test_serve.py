@@ -63,6 +63,7 @@ def test_other_plug_ins_stay_on(monkeypatch: pytest.MonkeyPatch) -> None:
     (["testbed", "--adapter", "a=greedy", "--", "--speculative_config", "{}"], "policies cannot follow drafts yet"),
     (["testbed", "--adapter", "a=greedy", "--", "--logprobs-mode", "processed_logprobs"], "log-probability 0"),
     (["testbed", "--adapter", "a=greedy", "--", "--additional-config={}"], "the adapters are listed there"),
+    (["testbed", "--adapter", "a=greedy", "--", "--grpc"], "requests are checked in vLLM's HTTP server"),
 ])  # fmt: skip
 def test_mistakes_are_found_before_vllm_starts(arguments: list[str], words: str, tested: None) -> None:
     found = serve(*arguments)
@@ -92,16 +93,28 @@ def test_flags_that_are_no_trouble_pass() -> None:
     check_flags(["--logprobs-mode", "raw_logits", "--max-num-seqs=64", "-tp", "2"])
 
 
+GOOD: dict[str, Any] = {
+    "speculative_config": None, "additional_config": {"latentknobs": {}}, "watermark_config": None,
+    "model_config": SimpleNamespace(logprobs_mode="raw_logprobs", enable_prompt_embeds=False),
+    "parallel_config": SimpleNamespace(enable_batch_sharded_sampling=False),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(("more", "words"), [
     ({"speculative_config": object()}, "--speculative-config"),
     ({"parallel_config": SimpleNamespace(enable_batch_sharded_sampling=True)}, "--enable-batch-sharded-sampling"),
-    ({"model_config": SimpleNamespace(logprobs_mode="processed_logits")}, "--logprobs-mode processed"),
+    ({"model_config": SimpleNamespace(logprobs_mode="processed_logits", enable_prompt_embeds=False)}, "--logprobs-mode proc"),
+    ({"model_config": SimpleNamespace(logprobs_mode="raw_logprobs", enable_prompt_embeds=True)}, "--enable-prompt-embeds"),
+    ({"watermark_config": object()}, "--watermark-config"),
     ({"additional_config": {}}, "no 'latentknobs'"),
 ])  # fmt: skip
 def test_a_vllm_that_was_started_by_hand_is_checked_too(more: dict[str, Any], words: str) -> None:
-    good = {"speculative_config": None, "additional_config": {"latentknobs": {}},
-            "model_config": SimpleNamespace(logprobs_mode="raw_logprobs"),
-            "parallel_config": SimpleNamespace(enable_batch_sharded_sampling=False)}  # fmt: skip
-    check_config(SimpleNamespace(**good))
+    check_config(SimpleNamespace(**GOOD))
     with pytest.raises(ConfigError, match=words):
-        check_config(SimpleNamespace(**good | more))
+        check_config(SimpleNamespace(**GOOD | more))
+
+
+def test_requests_that_another_front_end_takes_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ConfigError, match="started with VLLM_USE_RUST_FRONTEND"):
+        check_config(SimpleNamespace(**GOOD))

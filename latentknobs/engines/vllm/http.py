@@ -1,4 +1,4 @@
-"""Two routes of the server (`vllm.endpoint_plugins`), under /v1 like those that vLLM's API key protects.
+"""Two routes of the server (`vllm.endpoint_plugins`), under /v1, which vLLM's API key protects, and a check of all requests.
 
 GET  /v1/latentknobs/policies                          names, knobs, levels and identities
 POST /v1/latentknobs/choices {"keys": ["a", "b"]}      {"choices": [{"ids", "options", "values", "logps"}, ...]}
@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from latentknobs.engines.vllm import policies
+from latentknobs.engines.vllm.request import left_out
 from latentknobs.engines.vllm.worker import first
 
 
@@ -20,7 +21,8 @@ class Endpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Adds the routes."""
+        """Adds the routes, and `Refusing` behind vLLM's own check of keys."""
+        app.add_middleware(Refusing)
 
         @app.get("/v1/latentknobs/policies")
         async def known(raw: Request) -> dict[str, Any]:
@@ -33,8 +35,7 @@ class Endpoints:
                 if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
                     raise TypeError
             except (ValueError, KeyError, TypeError):
-                message = 'The body is {"keys": [...]}: the latentknobs_key of each response to fetch.'
-                return JSONResponse({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+                return _refusal('The body is {"keys": [...]}: the latentknobs_key of each response to fetch.')
             found = await _ask(raw.app.state.latentknobs_engine, "latentknobs_take", keys)
             return {"choices": [next(filter(None, answers), None) for answers in zip(*found, strict=True)]}
 
@@ -43,6 +44,35 @@ class Endpoints:
         state.latentknobs_engine = engine_client
         [found, *_] = await _ask(engine_client, "latentknobs_policies")
         policies.learn({name: tuple(one["picks"]) for name, one in found.items()})
+
+
+class Refusing:
+    """Middleware that refuses requests whose policy vLLM would leave out (`left_out`); bodies go on as they came."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """A request, as ASGI has it."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        seen = [await receive()]
+        while seen[-1].get("more_body"):
+            seen.append(await receive())
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if reason := left_out(path, b"".join(part.get("body", b"") for part in seen)):
+            return await _refusal(reason)(scope, receive, send)
+        waiting = iter(seen)
+
+        async def again() -> Any:
+            return next(waiting, None) or await receive()
+
+        await self.app(scope, again, send)
+
+
+def _refusal(message: str) -> JSONResponse:
+    """As vLLM says it."""
+    return JSONResponse({"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}}, 400)
 
 
 async def _ask(client: Any, method: str, *args: Any) -> list[Any]:

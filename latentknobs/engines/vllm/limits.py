@@ -1,5 +1,6 @@
 """Ways of running vLLM in which tokens would not be drawn by policies, or would be reported wrongly."""
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,10 @@ UNFIT = {
     "--enable-batch-sharded-sampling": "policies see whole batches",
     "--logprobs-mode processed": "vLLM would report the log-probability 0 for every token that a policy drew; those under the "
     "values that were chosen come with the choices",
+    "--enable-prompt-embeds": "policies see prompts as ids",
+    "--watermark-config": "policies draw the tokens themselves, and no text would carry the mark",
+    "--grpc": "requests are checked in vLLM's HTTP server",
+    "VLLM_USE_RUST_FRONTEND": "requests are checked in vLLM's HTTP server in Python",
 }
 
 
@@ -37,6 +42,9 @@ def check_config(vllm_config: Any) -> None:
         "--speculative-config": vllm_config.speculative_config is not None,
         "--enable-batch-sharded-sampling": getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False),
         "--logprobs-mode processed": str(vllm_config.model_config.logprobs_mode).startswith("processed"),
+        "--enable-prompt-embeds": vllm_config.model_config.enable_prompt_embeds,
+        "--watermark-config": vllm_config.watermark_config is not None,
+        "VLLM_USE_RUST_FRONTEND": os.environ.get("VLLM_USE_RUST_FRONTEND", "0") != "0",
     }
     for flag, is_set in found.items():
         if is_set:

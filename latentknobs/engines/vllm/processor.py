@@ -39,7 +39,7 @@ class PolicyProcessor(V1, V2):
         self.states = rest[0] if len(rest) == 1 else None  # of runner V2
         self.device = rest[0] if self.states is None else self.states.device
         self.responses = Responses(
-            Chance(f"{vllm_config.parallel_config.data_parallel_rank} {vllm_config.instance_id}"),
+            Chance(f"{vllm_config.parallel_config.data_parallel_index} {vllm_config.instance_id}"),  # vLLM resets the rank
             ASIDE * vllm_config.scheduler_config.max_num_seqs,
         )
         self.rows: dict[int, Progress] = {}  # by row (V1) or slot (V2)

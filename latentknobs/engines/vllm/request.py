@@ -10,6 +10,7 @@ A request asks for a policy in `vllm_xargs` over HTTP, in `SamplingParams.extra_
     latentknobs_key       under which choices and log-probabilities are kept for the client to fetch
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,8 +21,15 @@ from latentknobs.errors import ConfigError, did_you_mean
 PREFIX = "latentknobs"
 KINDS: dict[str, type] = {"pick": str, "seed": int, "row": int, "samples": int, "key": str}
 NEUTRAL = {"temperature": (1.0,), "top_p": (1.0,), "min_p": (0.0,), "top_k": (0, -1)}
-EDITS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0}
+EDITS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
+         "thinking_token_budget": None}  # fmt: skip
 LONGEST_KEY = 256  # characters
+DEAF = {  # routes of vLLM that generate and do not hand `vllm_xargs` on, and what to do instead
+    "/cohere/v2/chat": "Send it to /v1/chat/completions",
+    "/inference/v1/generate": "Write it into sampling_params.extra_args",
+    "/generative_scoring": "Leave it out: nothing is drawn there",
+    "/v1/systemone": "Leave it out: nothing is drawn there",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,35 @@ def read_request(params: Any, known: Mapping[str, Sequence[str]] | None = None) 
         )
     fields.setdefault("seed", params.seed)
     return Request(policy, max_tokens=params.max_tokens or 1, is_edited=_is_edited(params), **fields)
+
+
+def left_out(path: str, body: bytes) -> str | None:
+    """Why vLLM would leave out the policy that the body of a request names, or its choices; None where it does not."""
+    if PREFIX.encode() not in body:
+        return None
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        return None  # vLLM says so
+    if not isinstance(fields, dict):
+        return None
+    if stray := next((name for name in fields if name.startswith(PREFIX)), None):
+        return f"The field {stray!r} stands beside vllm_xargs, where vLLM does not read it. Write it into vllm_xargs."
+    extra = fields.get("vllm_xargs")
+    if not isinstance(extra, dict) or not any(name.startswith(PREFIX) for name in extra):
+        return None
+    policy = extra.get(PREFIX)
+    if instead := DEAF.get(path):
+        return f"{path} does not read vllm_xargs, which ask for the adapter {policy!r}. {instead}."
+    if fields.get("use_beam_search"):
+        return (
+            f"The request asks for the adapter {policy!r}, which chooses how tokens are drawn, and for use_beam_search, which "
+            "draws none. Leave use_beam_search out (n responses are drawn with n), or leave the adapter out."
+        )
+    prompts = fields.get("messages" if path.endswith("/batch") else "prompt")
+    if f"{PREFIX}_key" in extra and isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int):
+        return f"The request has {len(prompts)} prompts, and '{PREFIX}_key' would be the same for all of them. Send one each."
+    return None
 
 
 def _check_fields(policy: str, fields: dict[str, Any], known: Mapping[str, Sequence[str]] | None) -> None:

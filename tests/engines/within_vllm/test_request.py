@@ -1,5 +1,7 @@
 """What a request may say beside a policy, and what is refused before it costs anything."""
 
+import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentknobs.engines.vllm.request import Request, read_request, row_of
+from latentknobs.engines.vllm.request import Request, left_out, read_request, row_of
 from latentknobs.errors import ConfigError
 
 KNOWN = {"mine": ("greedy", "sample"), "rule": ()}
 PLAIN: dict[str, Any] = {
     "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "n": 1, "seed": None, "max_tokens": 9, "presence_penalty": 0.0,
     "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0, "logit_bias": None, "allowed_token_ids": None,
-    "bad_words": [], "structured_outputs": None, "trace_decode_token_ids": None,
+    "bad_words": [], "structured_outputs": None, "trace_decode_token_ids": None, "thinking_token_budget": None,
 }  # fmt: skip
 
 
@@ -36,7 +38,8 @@ def test_what_a_request_says() -> None:
 
 
 @pytest.mark.parametrize("edit", [{"presence_penalty": 1.0}, {"repetition_penalty": 1.2}, {"min_tokens": 2},
-                                  {"logit_bias": {3: 1.0}}, {"bad_words": ["x"]}, {"structured_outputs": "json"}])  # fmt: skip
+                                  {"logit_bias": {3: 1.0}}, {"bad_words": ["x"]}, {"structured_outputs": "json"},
+                                  {"thinking_token_budget": 0}])  # fmt: skip
 def test_logits_that_vllm_changes_are_noticed(edit: dict[str, Any]) -> None:
     found = read_request(params({"latentknobs": "mine"}, **edit), KNOWN)
     assert found is not None and found.is_edited
@@ -68,6 +71,33 @@ MINE = {"latentknobs": "mine"}
 def test_what_does_not_fit_is_refused(extra: dict[str, Any], more: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_request(params(extra, **more), KNOWN)
+
+
+XARGS = {"vllm_xargs": MINE}
+
+
+@pytest.mark.parametrize(("path", "body", "words"), [
+    ("/v1/completions", XARGS | {"use_beam_search": True}, r"adapter 'mine'.*and for use_beam_search, which draws none\. Leave"),
+    ("/invocations", XARGS | {"use_beam_search": True}, "use_beam_search"),
+    ("/v1/completions", {"latentknobs": "mine"}, "'latentknobs' stands beside vllm_xargs"),
+    ("/v1/chat/completions", XARGS | {"latentknobs_seed": 3}, "'latentknobs_seed' stands beside vllm_xargs"),
+    ("/inference/v1/generate", XARGS, r"does not read vllm_xargs, which ask for the adapter 'mine'\. Write it into sampling"),
+    ("/cohere/v2/chat", XARGS, "Send it to /v1/chat/completions"), ("/v1/systemone", XARGS, "nothing is drawn there"),
+    ("/v1/completions", {"prompt": ["a", "b"], "vllm_xargs": MINE | {"latentknobs_key": "k"}}, "The request has 2 prompts, and"),
+    ("/v1/chat/completions/batch", {"messages": [[], [], []], "vllm_xargs": MINE | {"latentknobs_key": "k"}}, "has 3 prompts"),
+])  # fmt: skip
+def test_what_vllm_would_leave_out_is_noticed(path: str, body: dict[str, Any], words: str) -> None:
+    assert re.search(words, left_out(path, json.dumps(body).encode()) or "")
+
+
+@pytest.mark.parametrize("body", [
+    XARGS, XARGS | {"use_beam_search": False}, {"use_beam_search": True}, {"use_beam_search": True, "vllm_xargs": {"theirs": 1}},
+    {"use_beam_search": True, "prompt": "latentknobs", "vllm_xargs": None}, [MINE], "latentknobs",
+    {"prompt": [3, 4], "vllm_xargs": MINE | {"latentknobs_key": "k"}}, {"prompt": ["a", "b"], "vllm_xargs": MINE},
+])  # fmt: skip
+def test_everything_else_goes_on(body: Any) -> None:
+    assert left_out("/v1/completions", json.dumps(body).encode()) is None
+    assert left_out("/v1/completions", b"--form latentknobs use_beam_search\xff") is None
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31), max_size=5), unique_by=tuple, max_size=8))

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
-from vllm_cases import MODEL, TOKENIZER, V2, prompts
+from vllm_cases import MODEL, TOKENIZER, V2, preemptions, prompts
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.engines.base import Response
@@ -77,10 +77,6 @@ def ask(policy: str, row: int, key: str, **more: Any) -> SamplingParams:
         "latentknobs_key": key,
     }
     return SamplingParams(max_tokens=TOKENS, extra_args=extra, detokenize=False, **more)
-
-
-def preemptions(llm: Any) -> int:
-    return next(int(metric.value) for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
 
 
 def test_a_mixed_batch_says_what_transformers_says(adapters: dict[str, KnobAdapter]) -> None:

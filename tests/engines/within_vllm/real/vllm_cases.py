@@ -1,6 +1,7 @@
 """What the tests of vLLM share: the testbed's model and prompts, and which model runner this process tries."""
 
 import os
+from typing import Any
 
 from latentknobs import testbed
 
@@ -23,3 +24,8 @@ MODEL, TOKENIZER = testbed.load_model(), testbed.load_tokenizer()
 def prompts(count: int) -> list[list[int]]:
     """Prompts of the testbed, of several lengths."""
     return [TOKENIZER(row["prompt"]).input_ids for row in testbed.prompts("mixture", "eval", count)]
+
+
+def preemptions(llm: Any) -> int:
+    """How often vLLM has set a response aside; its metrics count for all engines of the process."""
+    return next(int(metric.value) for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
