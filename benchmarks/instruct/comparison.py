@@ -32,15 +32,15 @@ TUNE_COPIES = 8
 
 
 def heads(folder: Path, only: Sequence[str] = (), rivals: bool = False) -> dict[str, list[Policy]]:
-    """The policies of each trained variant, one for each training seed; or their rivals, which see statistics alone."""
+    """The policies of each trained variant, one for each training seed; or their rivals, where they have one, which see statistics alone."""
     found: dict[str, list[Policy]] = {}
     for path in sorted(folder.glob("*-*")):
         name = path.name.rpartition("-")[0]
         if not only or name in only:
             adapter = lk.KnobAdapter.from_pretrained(path)
             policy = adapter.rival_policy() if rivals else adapter.policy()
-            assert policy is not None
-            found.setdefault(name, []).append(policy)
+            if policy is not None:  # a head that was trained alone has no rival
+                found.setdefault(name, []).append(policy)
     return found
 
 
@@ -92,7 +92,9 @@ def compare(arena: Arena, head: str, only: Sequence[str], sizes: Sizes, constant
     rows: dict[str, Floats] = {}
     mine_SP, text = score(arena, subject, sizes)
     print(f"{head}: {mine_SP.mean():.3f} {mine_SP.mean(1).round(3).tolist()} {text[:200]!r}", flush=True)
-    statistics = ("its rival on statistics", heads(arena.folder / "adapters", [head], rivals=True)[head])
+    rivals = heads(arena.folder / "adapters", [head, *only], rivals=True)
+    whose = head if head in rivals else next(iter(rivals))
+    statistics = (f"the rival of {whose} on statistics", rivals[whose])
     for name, policies in [*controls(arena, subject, sizes.tune), statistics, *found.items()]:
         if name in found and only and name not in only:
             continue
