@@ -32,7 +32,7 @@ TUNE_COPIES = 8
 
 
 def heads(folder: Path, only: Sequence[str] = (), rivals: bool = False) -> dict[str, list[Policy]]:
-    """The policies of each trained variant, one for each training seed; or their rivals, where they have one, which see statistics alone."""
+    """The policies of each trained variant, one for each seed; or their rivals, of statistics alone, if any."""
     found: dict[str, list[Policy]] = {}
     for path in sorted(folder.glob("*-*")):
         name = path.name.rpartition("-")[0]
