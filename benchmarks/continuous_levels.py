@@ -15,6 +15,7 @@ from benchmarks.continuous_world import RUNS, TOKENS, World
 from latentknobs import testbed
 from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import roll_out
+from latentknobs.data.scores import score_rollouts
 from latentknobs.engines.transformers import Attached, TransformersEngine
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import Every
@@ -92,46 +93,58 @@ def head_on_own_text(world: World, easy_mask: float, reweight: str) -> dict[str,
     return {name: round(last[name], 3) for name in ("temperature_mean", "temperature_std", "top_p_mean", "top_p_std")}
 
 
+COMMANDS = {"low": "Rule: Then\n{prompt}", "plain": "{prompt}", "high": "Rule: So\n{prompt}"}
+
+
 @click.command()
 @click.option("--prompts", default=768, show_default=True, help="To steer on.")
 @click.option("--copies", default=4, show_default=True, help="Responses whose mean values are compared.")
-@click.option("--margin", default=0.1, show_default=True)
-@click.option("--anchor", default=0.3, show_default=True)
-@click.option("--fit-steps", default=300, show_default=True)
-@click.option("--fit-copies", default=1, show_default=True)
+@click.option("--margin", default=0.5, show_default=True)
+@click.option("--anchor", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def steering(prompts: int, copies: int, margin: float, anchor: float, fit_steps: int, fit_copies: int, seed: int) -> None:
-    """Control words of the testbed as commands: on how many of 200 held-out prompts they move the mean values the right way."""
+def steering(prompts: int, copies: int, margin: float, anchor: float, seed: int) -> None:
+    """Control words of the testbed as commands: on how many of 200 held-out prompts they move the mean values the right way.
+
+    Those 200 chose no setting. Also the reward at plain prompts, before and after.
+    """
     model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
-    name = f"steering-{prompts}-{margin:g}-{anchor:g}-{fit_steps}-{fit_copies}-{seed}"
+    name = f"steering-{prompts}-{margin:g}-{anchor:g}-{seed}"
     run = lk.train(
         knobs=["temperature:0.2,1,2", "top_p:0.5,1"], learner="end_to_end", model=model, tokenizer=tokenizer,
         prompts=testbed.prompts("stories", "train", 48), eval_prompts=testbed.prompts("stories", "eval", 4), eval_size=0,
         output_dir=RUNS / name, train_prompts=48, rollouts=4, max_new_tokens=32, steps=40, pairs_per_step=16, device="cpu",
         seed=seed,
     )  # fmt: skip
-    commands = {"low": "Rule: Then\n{prompt}", "plain": "{prompt}", "high": "Rule: So\n{prompt}"}
     steered = lk.steer(
-        run.adapter, testbed.prompts("stories", "train", prompts, seed=1), low=commands["low"], high=commands["high"],
-        model=model, tokenizer=tokenizer, max_new_tokens=48, margin=margin, anchor=anchor, steps=fit_steps, copies=fit_copies,
-        seed=seed,
+        run.adapter, testbed.prompts("stories", "train", prompts, seed=1), low=COMMANDS["low"], high=COMMANDS["high"],
+        model=model, tokenizer=tokenizer, max_new_tokens=48, margin=margin, anchor=anchor, seed=seed,
     )  # fmt: skip
-    texts = [row["prompt"] for row in testbed.prompts("stories", "eval", 200)]
     found: dict[str, Any] = {}
     for when, adapter in (("before", run.adapter), ("after", steered)):
-        mean_CPJ = []
-        for command in commands.values():
-            commanded = make_prompts([command.replace("{prompt}", text) for text in texts], tokenizer)
-            answers = roll_out(
-                model, tokenizer, commanded, adapter.policy(), copies=copies, max_new_tokens=48, batch_size=256, seed=5
-            )  # fmt: skip
-            mean_CPJ.append(np.array([np.mean(one.values, 0) for one in answers]).reshape(len(texts), copies, -1).mean(1))
-        low_PJ, plain_PJ, high_PJ = mean_CPJ
-        shares = {"low < plain": low_PJ < plain_PJ, "plain < high": plain_PJ < high_PJ, "low < high": low_PJ < high_PJ}
-        found[when] = {"means of low, plain, high": np.mean(mean_CPJ, 1).round(3).tolist()}
-        found[when] |= {words: share_PJ.mean(0).round(3).tolist() for words, share_PJ in shares.items()}
+        found[when] = moved(adapter, testbed.prompts("stories", "eval", 400)[200:], copies, 5 + seed)
         print(f"{when}: {found[when]}", flush=True)
     (RUNS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def moved(adapter: lk.KnobAdapter, rows: list[Any], copies: int, seed: int) -> dict[str, Any]:
+    """Mean values after each command, shares of prompts that these order, by all responses and by one, and the plain reward."""
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    mean_CPNJ, found = [], {}
+    for command, text in COMMANDS.items():
+        prompts = make_prompts([row | {"prompt": text.replace("{prompt}", row["prompt"])} for row in rows], tokenizer)
+        answers = roll_out(
+            model, tokenizer, prompts, adapter.policy(), copies=copies, max_new_tokens=48, batch_size=256, seed=seed
+        )  # fmt: skip
+        mean_CPNJ.append(np.array([np.mean(one.values, 0) for one in answers]).reshape(len(rows), copies, -1))
+        if command == "plain":
+            scores = score_rollouts(testbed.testbed_reward, prompts, answers)  # type: ignore[arg-type]
+            found["reward, plain"] = round(float(np.mean([score.value for score in scores])), 4)
+    found["means of low, plain, high"] = np.mean(mean_CPNJ, (1, 2)).round(3).tolist()
+    for words, used in ((f"{copies} responses", slice(None)), ("1 response", slice(1))):
+        low_PJ, plain_PJ, high_PJ = (mean_PNJ[:, used].mean(1) for mean_PNJ in mean_CPNJ)
+        for order, less_PJ, more_PJ in (("low < plain", low_PJ, plain_PJ), ("plain < high", plain_PJ, high_PJ)):
+            found[f"{order}, {words}"] = (less_PJ < more_PJ).mean(0).round(3).tolist()
+    return found
 
 
 @click.command()

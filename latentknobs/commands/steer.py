@@ -13,11 +13,11 @@ from latentknobs.data.tables import read_rows
 from latentknobs.errors import ConfigError
 
 FIELDS = ("model", "gguf_file", "trust_remote_code", "device", "device_map", "dtype")
-NUMBERS = {"margin": "Least difference of mean values, as a share of their ranges.",
+NUMBERS = {"margin": "Least difference of mean values, in log-odds of their share of a range.",
            "anchor": "How strongly the values at plain prompts are held.",
            "copies": "Responses to each version of a prompt.", "max_new_tokens": "Their longest length.",
            "steps": "Steps of the optimiser.", "seed": "Of everything random."}  # fmt: skip
-DEFAULTS: dict[str, Any] = {"margin": 0.1, "anchor": 0.3, "copies": 1, "max_new_tokens": 64, "steps": 300, "seed": 0}
+DEFAULTS: dict[str, Any] = {"margin": 0.5, "anchor": 1.0, "copies": 1, "max_new_tokens": 64, "steps": 300, "seed": 0}
 
 
 def _numbers(command: Any) -> Any:

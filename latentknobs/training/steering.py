@@ -2,7 +2,8 @@
 
 The head reads hidden states, and these know the instruction. A ranking loss on prompts with and without commands orders the mean
 values of a response: below those of the plain prompt after a command for less chance, above them after one for more. At plain
-prompts an anchor holds the head to what it chose before. The paper gives no formula; this one is ours.
+prompts an anchor holds the head to what it chose before. Both count in log-odds, log(s / (1 - s)) of the share s of a
+range: near an end, where differences of shares have no room, they still order. The paper gives no formula; this one is ours.
 """
 
 import copy
@@ -28,6 +29,7 @@ from latentknobs.models.world import left_as_it_was
 
 TEXT = "{prompt}"  # where the prompt stands in a command
 TOP, BATCH, READ = 256, 256, 32  # logits kept for statistics; responses sampled, and read, together
+END = 1e-6  # share of a range at which log-odds stop growing
 
 
 class Seen(NamedTuple):
@@ -40,7 +42,7 @@ class Seen(NamedTuple):
 
 def steer(
     adapter: KnobAdapter, prompts: Iterable[Any], *, low: str | Sequence[str], high: str | Sequence[str], model: Any,
-    tokenizer: Any, margin: float = 0.1, anchor: float = 0.3, copies: int = 1, max_new_tokens: int = 64, steps: int = 300,
+    tokenizer: Any, margin: float = 0.5, anchor: float = 1.0, copies: int = 1, max_new_tokens: int = 64, steps: int = 300,
     batch: int = 32, learning_rate: float = 1e-3, weight_decay: float = 0.1, seed: int = 0,
 ) -> KnobAdapter:  # fmt: skip
     """A copy of an adapter that follows commands. Its prompts are answered once for each of the three versions.
@@ -50,8 +52,8 @@ def steer(
         prompts: texts, or rows with a text in `prompt`.
         low, high: commands for less and for more chance, with `{prompt}` where the prompt stands; several take turns.
         model, tokenizer: the LM of the adapter, which must be able to read them.
-        margin: least difference of mean values, as a share of their ranges.
-        anchor: weight of the mean squared change at plain prompts, in the same unit.
+        margin: least difference of mean values, in log-odds: 0.5 is from half of a range to .62 of it, and from .95 to .97.
+        anchor: weight of the mean squared change at plain prompts, in log-odds.
         copies, max_new_tokens: responses to each version, and their longest length.
         steps, batch, learning_rate, weight_decay: of AdamW; a batch is of prompts.
 
@@ -146,15 +148,17 @@ def _fit(
     head.train()
     optimiser = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=decay)
     with torch.no_grad():
-        before_RTJ = shares(head, seen[1])
+        before_RTJ = shares(head, seen[1]).logit(END)
     for _ in range(steps):
         picked = torch.randint(P, (min(batch, P),), device=before_RTJ.device)
         row_R = (picked.unsqueeze(-1) * copies + torch.arange(copies, device=picked.device)).flatten()
         parts = [Seen(*(None if part is None else part[row_R] for part in one)) for one in seen]  # type: ignore[arg-type]
         share = [shares(head, part) for part in parts]
-        less_PJ, plain_PJ, more_PJ = (mean_shares(one, part.mask_RT, copies) for one, part in zip(share, parts, strict=True))
+        less_PJ, plain_PJ, more_PJ = (
+            mean_shares(one, part.mask_RT, copies).logit(END) for one, part in zip(share, parts, strict=True)
+        )
         ranked = ranking_loss(less_PJ, plain_PJ, margin) + ranking_loss(plain_PJ, more_PJ, margin)
-        moved_RT = (share[1] - before_RTJ[row_R]).square().mean(-1) * parts[1].mask_RT
+        moved_RT = (share[1].logit(END) - before_RTJ[row_R]).square().mean(-1) * parts[1].mask_RT
         loss = ranked.mean() + anchor * moved_RT.sum() / parts[1].mask_RT.sum()
         optimiser.zero_grad()
         loss.backward()
