@@ -9,6 +9,7 @@ range: near an end, where differences of shares have no room, they still order. 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -59,8 +60,8 @@ def steer(
 
     Raises:
         AdapterError: the adapter is for another model.
-        ConfigError: its head gives no values, or a command does not say where the prompt stands.
-        DataError: prompts that are not texts.
+        ConfigError: its head gives no values, a command does not say where the prompt stands, prompts that are not texts, or a
+            number out of its range.
     """
     head = adapter.head
     if not isinstance(head, ValueHead) or head.cap is not None:
@@ -69,7 +70,13 @@ def steer(
             "learner='end_to_end'."
         )
     check_base(adapter.base, describe_model(model), strict=False)
-    versions = [_versions(prompts_of(prompts), command) for command in (low, TEXT, high)]
+    counts = {"copies": copies, "max_new_tokens": max_new_tokens, "steps": steps, "batch": batch}
+    weights = {"margin": margin, "anchor": anchor, "learning_rate": learning_rate, "weight_decay": weight_decay}
+    for name, value in (counts | weights).items():
+        if not (least := int(name in counts)) <= value < inf:
+            raise ConfigError(f"{name}={value!r} cannot be steered with. Choose a finite number of at least {least}.")
+    texts, low, high = prompts_of(prompts), *([one] if isinstance(one, str) else list(one) for one in (low, high))
+    versions = [_versions(texts, commands) for commands in (low, [TEXT], high)]
     engine = engine_of("transformers", model, tokenizer)
     with left_as_it_was(model), torch.inference_mode(False), torch.enable_grad():
         seen = [
@@ -79,7 +86,7 @@ def steer(
         torch.manual_seed(seed)
         steered = copy.deepcopy(head).to(engine.device)
         _fit(steered, seen, len(versions[0]), copies, margin, anchor, steps, batch, learning_rate, weight_decay)
-    notes = {"steered low": _shown(low), "steered high": _shown(high)}
+    notes = {"steered low": " / ".join(low), "steered high": " / ".join(high)}
     kept = {name: note for name, note in adapter.training.items() if name not in (RESULT, "choice") and not name.startswith(GAIN)}
     return replace(adapter, head=steered.eval(), training=kept | notes)  # what was measured was another head
 
@@ -92,18 +99,13 @@ def prompts_of(prompts: Iterable[Any]) -> list[str]:
     return found
 
 
-def _versions(texts: Sequence[str], command: str | Sequence[str]) -> list[str]:
-    commands = [command] if isinstance(command, str) else list(command)
-    for one in commands:
+def _versions(texts: Sequence[str], commands: Sequence[str]) -> list[str]:
+    for one in commands or [""]:
         if TEXT not in one:
             raise ConfigError(
                 f"The command {one!r} does not say where the prompt stands. Write it with {TEXT}, e.g. {TEXT!r} last."
             )
     return [commands[p % len(commands)].replace(TEXT, text) for p, text in enumerate(texts)]
-
-
-def _shown(command: str | Sequence[str]) -> str:
-    return command if isinstance(command, str) else " / ".join(command)
 
 
 def _read(adapter: KnobAdapter, engine: Engine, prompts: list[Prompt], copies: int, tokens: int, seed: int) -> Seen:
@@ -154,9 +156,7 @@ def _fit(
         row_R = (picked.unsqueeze(-1) * copies + torch.arange(copies, device=picked.device)).flatten()
         parts = [Seen(*(None if part is None else part[row_R] for part in one)) for one in seen]  # type: ignore[arg-type]
         share = [shares(head, part) for part in parts]
-        less_PJ, plain_PJ, more_PJ = (
-            mean_shares(one, part.mask_RT, copies).logit(END) for one, part in zip(share, parts, strict=True)
-        )
+        less_PJ, plain_PJ, more_PJ = (mean_shares(s, p.mask_RT, copies).logit(END) for s, p in zip(share, parts, strict=True))
         ranked = ranking_loss(less_PJ, plain_PJ, margin) + ranking_loss(plain_PJ, more_PJ, margin)
         moved_RT = (share[1].logit(END) - before_RTJ[row_R]).square().mean(-1) * parts[1].mask_RT
         loss = ranked.mean() + anchor * moved_RT.sum() / parts[1].mask_RT.sum()

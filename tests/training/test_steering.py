@@ -68,8 +68,8 @@ def test_commands_move_the_values_and_the_adapter_itself_stays(world: tuple[Any,
     settings: dict[str, Any] = {"low": f"{words[0]} {words[0]} {{prompt}}", "high": [f"{words[7]} {words[7]} {{prompt}}"]}
     state = torch.random.get_rng_state()
     steered = lk.steer(
-        adapter, texts, model=model, tokenizer=tokenizer, max_new_tokens=5, steps=80, copies=2, learning_rate=1e-2, anchor=0.0,
-        **settings,
+        adapter, iter(texts), model=model, tokenizer=tokenizer, max_new_tokens=5, steps=80, copies=2, learning_rate=1e-2,
+        anchor=0.0, **settings,
     )  # fmt: skip
     assert adapter.policy().identity() == before and torch.equal(torch.random.get_rng_state(), state)
     assert steered.training["steered high"] == settings["high"][0]
@@ -90,6 +90,9 @@ def test_commands_move_the_values_and_the_adapter_itself_stays(world: tuple[Any,
     ({"low": "be precise"}, r"'be precise' does not say where the prompt stands. Write it with \{prompt\}"),
     ({"prompts": []}, "Steering needs at least one prompt"),
     ({"prompts": [{"text": "x"}]}, "each must be a text or a row with a text in `prompt`"),
+    ({"high": []}, "'' does not say where the prompt stands"),
+    ({"steps": 0}, "steps=0 cannot be steered with. Choose a finite number of at least 1"),
+    ({"margin": float("nan")}, "margin=nan cannot be steered with. Choose a finite number of at least 0"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_refused(world: tuple[Any, Any], change: dict[str, Any], message: str) -> None:
     model, tokenizer = world
