@@ -97,12 +97,23 @@ def train(
 @COPIES
 @TUNE
 @click.option("--constants", is_flag=True, help="also every constant of the heads' own grid")
+@click.option("--few", nargs=2, type=int, help="prompts and copies of controls and constants, where they answer fewer")
+@click.option("--statistics/--no-statistics", default=True, show_default=True, help="also the rival on statistics")
 @click.pass_context
 def compare(
-    context: click.Context, task: str, head: str, only: tuple[str, ...], prompts: int, copies: int, tune: int, constants: bool
+    context: click.Context,
+    task: str,
+    head: str,
+    only: tuple[str, ...],
+    prompts: int,
+    copies: int,
+    tune: int,
+    constants: bool,
+    few: tuple[int, int] | None,
+    statistics: bool,
 ) -> None:
     """Heads, controls and rivals; differences are paired by prompt, with 95 % intervals over prompts and training seeds."""
-    comparison.compare(arena_of(context, task), head, only, comparison.Sizes(prompts, copies, tune), constants)
+    comparison.compare(arena_of(context, task), head, only, comparison.Sizes(prompts, copies, tune, few), constants, statistics)
 
 
 @main.command()

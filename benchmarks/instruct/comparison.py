@@ -21,11 +21,20 @@ Floats = NDArray[np.float64]
 
 
 class Sizes(NamedTuple):
-    """Held-out prompts, responses to each, and training prompts (`TUNE_COPIES` responses) to tune rivals on."""
+    """Held-out prompts, responses to each, and training prompts (`TUNE_COPIES` responses) to tune rivals on.
+
+    Controls and constants of a head's grid may answer the first `few` prompts, so often, alone: then all are compared on these.
+    """
 
     prompts: int
     copies: int
     tune: int
+    few: tuple[int, int] | None = None
+
+    @property
+    def controls(self) -> "Sizes":
+        """What controls answer."""
+        return Sizes(*self.few, self.tune) if self.few else self
 
 
 TUNE_COPIES = 8
@@ -85,28 +94,31 @@ def grid(arena: Arena, space: lk.KnobSpace, sizes: Sizes) -> dict[str, Floats]:
     return {name: score(arena, [name], sizes)[0] for name in names}
 
 
-def compare(arena: Arena, head: str, only: Sequence[str], sizes: Sizes, constants: bool = False) -> None:
+def compare(
+    arena: Arena, head: str, only: Sequence[str], sizes: Sizes, constants: bool = False, statistics: bool = True
+) -> None:  # fmt: skip
     """Prints and writes (comparison-HEAD.json) how far one variant is ahead of its controls, its rival and everything else."""
     found = heads(arena.folder / "adapters")
     subject = found.pop(head)
     rows: dict[str, Floats] = {}
     mine_SP, text = score(arena, subject, sizes)
     print(f"{head}: {mine_SP.mean():.3f} {mine_SP.mean(1).round(3).tolist()} {text[:200]!r}", flush=True)
-    rivals = heads(arena.folder / "adapters", [head, *only], rivals=True)
-    whose = head if head in rivals else next(iter(rivals))
-    statistics = (f"the rival of {whose} on statistics", rivals[whose])
-    for name, policies in [*controls(arena, subject, sizes.tune), statistics, *found.items()]:
-        if name in found and only and name not in only:
-            continue
-        rows[name], text = score(arena, policies, sizes)
+    others = {name: policies for name, policies in found.items() if not only or name in only}
+    if statistics:
+        rivals = heads(arena.folder / "adapters", [head, *only], rivals=True)
+        whose = head if head in rivals else next(iter(rivals))
+        others = {f"the rival of {whose} on statistics": rivals[whose]} | others
+    for name, policies in [*controls(arena, subject, sizes.tune), *others.items()]:
+        rows[name], text = score(arena, policies, sizes if name in others else sizes.controls)
         print(f"{name}: {rows[name].mean():.3f} {text[:120]!r}", flush=True)
-    every = grid(arena, subject[0].space, sizes) if constants else {}
+    every = grid(arena, subject[0].space, sizes.controls) if constants else {}
     report(arena.folder / f"comparison-{head}.json", head, mine_SP, rows | tuned(arena, sizes) | every)
 
 
 def report(path: Path, head: str, mine_SP: Floats, rows: dict[str, Floats]) -> None:
-    """A table with one Holm correction; seeds are paired where both have them."""
-    rows = {name: other_SP[: len(mine_SP)] for name, other_SP in rows.items()}
+    """A table with one Holm correction, on the prompts that all answered; seeds are paired where both have them."""
+    P = min(one_SP.shape[1] for one_SP in (mine_SP, *rows.values()))
+    mine_SP, rows = mine_SP[:, :P], {name: other_SP[: len(mine_SP), :P] for name, other_SP in rows.items()}
     intervals = {}
     for name, other_SP in rows.items():
         ours_SP = mine_SP[: len(other_SP)] if len(other_SP) > 1 else mine_SP
