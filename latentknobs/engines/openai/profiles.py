@@ -126,7 +126,7 @@ PROFILES: dict[str, Profile] = {
             "temperature": _TEMPERATURE, "top_k": Field("top_k", 0, 1, LARGEST_K, strong=1), "top_p": _TOP_P, "min_p": _MIN_P,
             "repetition_penalty": _REPEAT,
         },
-        others=_PENALTIES, reports={"logprobs": 0, "return_token_ids": True},
+        others=_PENALTIES | {"use_beam_search": False}, reports={"logprobs": 0, "return_token_ids": True},
     ),
     "sglang": Profile(
         "sglang", "sglang", order="transformers", ids=None, stops="stop_token_ids", exclusive=frozenset({"top_k", "top_p"}),

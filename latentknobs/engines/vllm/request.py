@@ -20,6 +20,7 @@ from latentknobs.errors import ConfigError, did_you_mean
 
 PREFIX = "latentknobs"
 KINDS: dict[str, type] = {"pick": str, "seed": int, "row": int, "samples": int, "key": str}
+FIELDS = (PREFIX, *(f"{PREFIX}_{kind}" for kind in KINDS))
 NEUTRAL = {"temperature": (1.0,), "top_p": (1.0,), "min_p": (0.0,), "top_k": (0, -1)}
 EDITS = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
          "thinking_token_budget": None}  # fmt: skip
@@ -55,15 +56,13 @@ def read_request(params: Any, known: Mapping[str, Sequence[str]] | None = None) 
     Raises:
         ConfigError: an unknown field or name, a value of another kind, or a field beside it that also shapes the distribution.
     """
-    extra = {key: value for key, value in (params.extra_args or {}).items() if key.startswith(PREFIX)}
+    extra = {key: value for key, value in (params.extra_args or {}).items() if _is_meant(key)}
     if not extra:
         return None
+    for key in extra:
+        if key not in FIELDS:
+            raise ConfigError(f"There is no field {key!r}. {did_you_mean(key, FIELDS)}")
     fields = {key.removeprefix(PREFIX).removeprefix("_"): value for key, value in extra.items()}
-    for name in fields:
-        if name not in ("", *KINDS):
-            raise ConfigError(
-                f"There is no field {f'{PREFIX}_{name}'!r}. {did_you_mean(name, KINDS)} Each with {PREFIX}_ in front."
-            )
     policy = fields.pop("", None)
     if not isinstance(policy, str) or not policy:
         raise ConfigError(f"The field {PREFIX!r} is {policy!r}. Give the name of one of the server's adapters.")
@@ -84,18 +83,18 @@ def read_request(params: Any, known: Mapping[str, Sequence[str]] | None = None) 
 
 def left_out(path: str, body: bytes) -> str | None:
     """Why vLLM would leave out the policy that the body of a request names, or its choices; None where it does not."""
-    if PREFIX.encode() not in body:
-        return None
+    if b"atent" not in body:
+        return None  # most requests: JSON of megabytes is not read twice
     try:
         fields = json.loads(body)
     except ValueError:
         return None  # vLLM says so
     if not isinstance(fields, dict):
         return None
-    if stray := next((name for name in fields if name.startswith(PREFIX)), None):
+    if stray := next(filter(_is_meant, fields), None):
         return f"The field {stray!r} stands beside vllm_xargs, where vLLM does not read it. Write it into vllm_xargs."
     extra = fields.get("vllm_xargs")
-    if not isinstance(extra, dict) or not any(name.startswith(PREFIX) for name in extra):
+    if not isinstance(extra, dict) or not any(map(_is_meant, extra)):
         return None
     policy = extra.get(PREFIX)
     if instead := DEAF.get(path):
@@ -109,6 +108,11 @@ def left_out(path: str, body: bytes) -> str | None:
     if f"{PREFIX}_key" in extra and isinstance(prompts, list) and len(prompts) > 1 and not isinstance(prompts[0], int):
         return f"The request has {len(prompts)} prompts, and '{PREFIX}_key' would be the same for all of them. Send one each."
     return None
+
+
+def _is_meant(key: str) -> bool:
+    """Whether a field is ours, or means to be: misspelt ones must not be taken for another program's."""
+    return key.lower().replace("_", "").replace("-", "").startswith(PREFIX[:-1])
 
 
 def _check_fields(policy: str, fields: dict[str, Any], known: Mapping[str, Sequence[str]] | None) -> None:

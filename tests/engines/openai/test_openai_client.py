@@ -126,6 +126,7 @@ def test_budgets_come_from_the_request(server: CompletionsServer, plain: OpenAI)
         ({"temperature": 0.5}, "temperature=0.5 would act on top of the policy, which chooses temperature, min_p"),
         ({"extra_body": {"top_k": 5}}, "top_k=5 would act on top"),
         ({"frequency_penalty": 1.0}, "frequency_penalty=1.0 would act on top"),
+        ({"extra_body": {"use_beam_search": True}}, "use_beam_search=True would act on top"),
         ({"n": 3}, "n=3 responses of one request would share what the policy draws"),
         ({"prompt": ["a", "b"]}, "not one text, one list of token ids"),
     ],

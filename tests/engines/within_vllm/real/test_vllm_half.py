@@ -16,7 +16,7 @@ NEAR, TOKENS = 0.02, 60  # nats
 
 
 def test_in_bfloat16_every_difference_is_a_near_tie() -> None:
-    model, texts = testbed.load_model().to(torch.bfloat16), prompts(16 if V2 else 32)
+    model, texts = testbed.load_model().to(torch.bfloat16), prompts(32)
     space = KnobSpace.of({"temperature": [0.0, 0.5, 1.0, 1.3]}, {"min_p": [0.0, 0.05, 0.2]})
     torch.manual_seed(0)
     head = OptionHead(space, model.config.hidden_size)

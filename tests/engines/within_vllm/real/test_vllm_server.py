@@ -1,19 +1,17 @@
 """`latentknobs serve` and the real client of OpenAI: many streams at once, choices, refusals, keys."""
 
 import asyncio
+import json
 import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import openai
 import pytest
 from vllm_cases import MODEL, TOKENIZER, V2, prompts
+from vllm_serving import KEY, Server, serving
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.engines.base import engine_of
@@ -24,85 +22,18 @@ from latentknobs.policies.names import policy_of
 
 pytestmark = pytest.mark.skipif(V2, reason="the server is tried with runner V1")
 RULES = {"edt": "edt:base=1.4,theta=0.3", "mirostat": "mirostat:tau=3"}
-KEY, TOKENS = "a-key", 40
+TOKENS = 40
 SOAK = float(os.environ.get("SOAK_SECONDS", "15"))
-FLAGS = [
-    "--dtype",
-    "float32",
-    "--enforce-eager",
-    "--max-num-seqs",
-    "64",
-    "--max-model-len",
-    "256",
-    "--api-key",
-    KEY,
-    "--block-size",
-    "32",
-    "--num-gpu-blocks-override",
-    "400",
-]  # a cache that is soon in use as a whole
-
-
-class Server(NamedTuple):
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def get(self, path: str, key: str = KEY) -> httpx.Response:
-        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {key}"}, timeout=60)
-
-    def choices(self, body: Any) -> httpx.Response:
-        return httpx.post(self.url + "/v1/latentknobs/choices", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
-
-    def client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=self.url + "/v1", api_key=KEY, timeout=300, max_retries=0)
-
-    def memory(self) -> int:
-        """Bytes that all of its processes hold."""
-        ids = subprocess.run(["ps", "-o", "pid=", "-g", str(os.getpgid(self.process.pid))], capture_output=True, text=True).stdout
-        status = [Path(f"/proc/{pid}/statm") for pid in ids.split()]
-        return sum(int(path.read_text().split()[1]) * 4096 for path in status if path.exists())
+FLAGS = ["--max-num-seqs=64", "--block-size=32", "--num-gpu-blocks-override=400"]  # a cache that is soon in use as a whole
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 @pytest.fixture(scope="session")
 def server(adapters: dict[str, KnobAdapter], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    named = [f"--adapter={name}={adapter.save_pretrained(folder / name)}" for name, adapter in adapters.items()]
-    named += [f"--adapter={name}={spec}" for name, spec in RULES.items()]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "latentknobs",
-        "serve",
-        "testbed",
-        *named,
-        "--",
-        "--host=127.0.0.1",
-        f"--port={port}",
-        *FLAGS,
-    ]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        server = Server(f"http://127.0.0.1:{port}", process)
-        try:
-            until = time.monotonic() + 400
-            while not is_up(server):
-                assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()[-3000:]
-                time.sleep(0.5)
-            yield server
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def is_up(server: Server) -> bool:
-    try:
-        return server.get("/health").status_code == 200
-    except httpx.TransportError:
-        return False
+    specs = {name: str(adapter.save_pretrained(folder / name)) for name, adapter in adapters.items()} | RULES
+    with serving(folder, specs, *FLAGS, f"--chat-template={TEMPLATE}", "--enable-scale-out") as found:
+        yield found
 
 
 class Job(NamedTuple):
@@ -207,6 +138,55 @@ def test_refusals_are_400_in_our_words(server: Server, xargs: dict[str, Any], mo
         client.completions.create(model="testbed", prompt=[3, 4], max_tokens=3, extra_body=body, **more)
     assert words in str(caught.value)
     assert server.get("/health").status_code == 200
+
+
+PROMPT, MESSAGES, EDT = "Once upon a time", [{"role": "user", "content": "2 + 3 ="}], {"latentknobs": "edt"}
+CHAT = {"model": "testbed", "messages": MESSAGES, "max_tokens": 6}
+PLAIN = {"model": "testbed", "prompt": PROMPT, "max_tokens": 6}
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/completions", PLAIN | {"echo": True, "logprobs": 2}), ("/v1/completions", PLAIN | {"prompt_logprobs": 1}),
+    ("/v1/completions", PLAIN | {"structured_outputs": {"choice": [" there", " was"]}}), ("/invocations", PLAIN),
+    ("/v1/chat/completions", CHAT | {"response_format": {"type": "json_object"}}),
+    ("/v1/chat/completions/batch", CHAT | {"messages": [MESSAGES]}), ("/v1/messages", CHAT),
+    ("/v1/responses", {"model": "testbed", "input": PROMPT, "max_output_tokens": 6}),
+    ("/inference/v1/generate", {"token_ids": [3, 4], "sampling_params": {"max_tokens": 6}}),
+])  # fmt: skip
+def test_policies_act_on_every_route_that_generates(server: Server, path: str, body: dict[str, Any]) -> None:
+    xargs = EDT | {"latentknobs_key": f"{path} {body}"[:256], "latentknobs_seed": 1}
+    if "sampling_params" in body:
+        body = body | {"sampling_params": body["sampling_params"] | {"extra_args": xargs}}
+    answer = server.post(path, body | ({} if "sampling_params" in body else {"vllm_xargs": xargs}))
+    assert answer.status_code == 200, answer.text
+    [trace] = server.choices({"keys": [xargs["latentknobs_key"]]}).json()["choices"]
+    text = json.dumps(TOKENIZER.decode(trace["ids"], skip_special_tokens=True))[1:-1]
+    assert text and (text in answer.text or str(trace["ids"]).replace(" ", "") in answer.text.replace(" ", ""))
+
+
+@pytest.mark.parametrize(("path", "body", "words"), [
+    ("/v1/completions", PLAIN | {"use_beam_search": True, "n": 2}, "and for use_beam_search, which draws none"),
+    ("/v1/chat/completions", CHAT | {"use_beam_search": True, "n": 2}, "and for use_beam_search, which draws none"),
+    ("/invocations", PLAIN | {"use_beam_search": True}, "and for use_beam_search, which draws none"),
+    ("/inference/v1/generate", {"token_ids": [3, 4], "sampling_params": {"max_tokens": 3}}, "Write it into sampling_params"),
+    ("/generative_scoring", {"query": "a", "items": ["b"], "label_token_ids": [3]}, "nothing is drawn there"),
+    ("/v1/completions", PLAIN | EDT, "stands beside vllm_xargs"),
+    ("/v1/completions", PLAIN | {"prompt": ["a", "b"]}, "has 2 prompts, and 'latentknobs_key' would be the same"),
+])  # fmt: skip
+def test_what_vllm_would_leave_out_is_refused(server: Server, path: str, body: dict[str, Any], words: str) -> None:
+    answer = server.post(path, body | {"vllm_xargs": EDT | {"latentknobs_key": "left out"}})
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"]
+    if path.startswith("/v1"):
+        assert server.post(path, body | {"vllm_xargs": EDT}, Authorization="Bearer wrong").status_code == 401, "keys come first"
+
+
+def test_requests_without_a_policy_are_vllms_alone(server: Server) -> None:
+    assert server.post("/v1/completions", PLAIN | {"use_beam_search": True, "n": 2}).status_code == 200
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    body = json.dumps(PLAIN | {"prompt": "latentknobs " * 200_000, "truncate_prompt_tokens": 20}).encode()  # 2.4 MB
+    parts = (body[n : n + 65_536] for n in range(0, len(body), 65_536))
+    answer = httpx.post(server.url + "/v1/completions", content=parts, headers=headers, timeout=300)
+    assert "maximum context length" in answer.text or answer.status_code == 200, answer.text
 
 
 def test_keys_can_be_fetched_once_and_bad_bodies_are_refused(server: Server, adapters: dict[str, KnobAdapter]) -> None:
