@@ -14,6 +14,7 @@ its mean shift, or over its shuffle, holds 0.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from latentknobs.policies import ConstantPolicy, GreedyPolicy, Policy
 from latentknobs.policies.controls import MeanShift, Shuffle
 
 WORLDS = {"testbed": 4, "stories": 4, "math": 8}  # times that a held-out prompt is answered
+PASSES = {"testbed": 1.0, "math": 0.5}  # least reward of a response that counts as right
 CONTROLS = ("mean shift", "shuffle", "shuffle in bins")
 RIVALS, TUNED = "rivals", "best static, tuned"
 
@@ -120,8 +122,8 @@ def table(folder: Path) -> None:
         print(f"\n## {world}: {len(seeds)} training seeds; tuned constants: {', '.join(one['tuned'] for one in seeds)}\n")
         levels(seeds)
         controls(seeds)
-        if world == "math":
-            passes(seeds, copies)
+        if world in PASSES:
+            passes(seeds, copies, PASSES[world])
 
 
 def labels(seeds: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -157,16 +159,16 @@ def controls(seeds: list[dict[str, Any]]) -> None:
         print(f"| {name} | {' | '.join(cells[i * len(CONTROLS) : (i + 1) * len(CONTROLS)])} |")
 
 
-def passes(seeds: list[dict[str, Any]], copies: int) -> None:
-    """Pass@k by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374)."""
-    print("\n| policy | Pass@1 | Pass@4 | Pass@8 |\n|---|---|---|---|")
+def passes(seeds: list[dict[str, Any]], copies: int, least: float) -> None:
+    """Pass@k by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), for 1, half and all of the responses."""
+    counts = (1, copies // 2, copies)
+    print(f"\n| policy, reward of {least:g} or more | {' | '.join(f'Pass@{k}' for k in counts)} |\n|---|---|---|---|")
     for label, own in labels(seeds).items():
-        cells = [
-            str(estimate(worth(own, label, lambda reward_CP, k=k: [  # type: ignore[misc]
-                unbiased(copies, int(c), k) for c in (reward_CP >= 0.5).sum(0)
-            ])))
-            for k in (1, 4, 8)
-        ]  # fmt: skip
+        cells = []
+        for k in counts:
+            pass_SP = worth(own, label, lambda reward_CP, k=k: [unbiased(copies, int(c), k) for c in (reward_CP >= least).sum(0)])  # type: ignore[misc]
+            found = estimate(pass_SP, ends=(0, 1))
+            cells.append(str(replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))))
         print(f"| {label} | {' | '.join(cells)} |")
 
 
