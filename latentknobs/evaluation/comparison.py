@@ -6,7 +6,7 @@ here. All policies of a stage answer the same prompts with the same random numbe
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -36,6 +36,8 @@ from latentknobs.heads.features import PORTABLE
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import Choices, ConstantPolicy, GreedyPolicy, MeanShift, Pick, Policy, Shuffle, UniformPolicy
 
+Rewards = Mapping[str, NDArray[np.float64]]  # (S, P) by policy
+WIDER = 8  # constants beyond the grids at most
 TUNING, JUDGING, CHOOSING = 101, 1001, 2001  # what stages add to the seed of a run, so that no two share their draws
 
 
@@ -127,23 +129,70 @@ def controls(policy: Policy, choices: Choices, prompts: Sequence[Prompt], seeds:
     return Stage("controls", found, prompts, seeds, JUDGING, {MEAN: mean.label})
 
 
-def numbers_of(adapter: KnobAdapter, tuning: Stage, rewards: Mapping[str, NDArray[np.float64]]) -> str:
-    """How many responses trained the head and tuned each constant, and what lies beyond the best one if it is at the edge."""
-    space, kept = adapter.space, judged(rewards)
-    best = max(range(space.K), key=lambda k: float(rewards[space.label(k)][:, kept].sum()))
-    specs = [f"constant:{','.join(f'{name}={value:g}' for name, value in option.items())}" for option in space.options]
-    further = [spec.partition(":")[2] for spec in beyond(specs[best], specs) if space.is_product and _is_possible(space, spec)]
-    edge = f" The best, {space.label(best)}, is at the edge of the options: {further[0]} was not tried." if further else ""
-    tuned = f"very constant was tuned on {len(tuning.prompts) * tuning.copies:,} responses.{edge}"
+def widen(space: KnobSpace, tuning: Stage, rewards: Rewards, score: Callable[[Stage], Rewards]) -> Rewards:
+    """The rewards of all constants that are tuned: of those of the space, then of values beyond its grids, as long as the best
+    one stands on their edge; `score` answers a stage.
+    """
+    rewards, stage = dict(rewards), "wider"
+    while True:
+        more = _beyond(space, rewards)[: space.K + WIDER - len(rewards)]
+        if more or stage == "wider":  # which a run has planned
+            compared = [fixed(name, one, "constant") for name, one in more]
+            rewards |= score(replace(tuning, name=stage, compared=compared))
+        if not more:
+            return rewards
+        stage = f"wider-{len(rewards) - space.K + 1}"
+
+
+def most_wider(space: KnobSpace, tuning: Stage) -> int:
+    """How many responses `widen` takes at most."""
+    return WIDER * len(tuning.prompts) * tuning.copies * space.is_product
+
+
+def judging(evaluation: Stage, space: KnobSpace, tuned: Rewards) -> Stage:
+    """The stage that judges, with the best constant where that is beyond the grids."""
+    best, known = best_of(tuned), list(evaluation.compared)
+    if best not in {one.name for one in known}:
+        known.insert(1 + space.K, fixed(best, constant_of(space, best), "constant"))
+    return replace(evaluation, compared=known)
+
+
+def best_of(tuned: Rewards) -> str:
+    """The constant with the best mean reward on the prompts of which all scores are known."""
+    kept = judged(tuned)
+    return max(tuned, key=lambda name: float(tuned[name][:, kept].sum()))
+
+
+def constant_of(space: KnobSpace, name: str) -> ConstantPolicy:
+    """A constant of the knobs of a space by its label; GridError if a knob takes no such value."""
+    values = settings_of(_spec(name))
+    knobs = [type(knob)(**dict(knob) | {"options": (values[knob.name],)}) for knob in space.knobs]
+    return ConstantPolicy(KnobSpace.of(*knobs, order=list(space.names)))
+
+
+def _beyond(space: KnobSpace, tuned: Rewards) -> list[tuple[str, ConstantPolicy]]:
+    """The neighbours of the best constant that were not tuned: those beyond the grids, if it stands on their edge."""
+    found = []
+    for spec in beyond(_spec(best_of(tuned)), [_spec(name) for name in tuned]) if space.is_product else ():
+        name = spec.partition(":")[2].replace("=", " ").replace(",", ", ")
+        with suppress(GridError):
+            found.append((name, constant_of(space, name)))
+    return found
+
+
+def _spec(label: str) -> str:
+    return "constant:" + label.replace(", ", ",").replace(" ", "=")
+
+
+def numbers_of(adapter: KnobAdapter, tuning: Stage, tuned: Rewards) -> str:
+    """How many responses trained the head and tuned each constant, and what was tried, or not, where the best is at the edge."""
+    space, further = adapter.space, _beyond(adapter.space, tuned)
+    wider = [name for name in tuned if name not in {space.label(k) for k in range(space.K)}]
+    edge = f" The best of the options was at their edge, so these were tuned, too: {', '.join(wider)}." if wider else ""
+    edge += f" The best, {best_of(tuned)}, is at the edge: {further[0][0]} was not tried." if further else ""
+    count = f"very constant was tuned on {len(tuning.prompts) * tuning.copies:,} responses.{edge}"
     trained = adapter.training.get("trained on")
-    return f"The head was trained on {trained}; e{tuned}" if trained else f"E{tuned}"
-
-
-def _is_possible(space: KnobSpace, spec: str) -> bool:
-    """Whether the knobs of a space may have the values of a constant."""
-    with suppress(GridError):
-        return all(type(knob)(**dict(knob) | {"options": (settings_of(spec)[knob.name],)}) for knob in space.knobs)
-    return False
+    return f"The head was trained on {trained}; e{count}" if trained else f"E{count}"
 
 
 def task_of(prompt: Prompt) -> str:

@@ -73,8 +73,9 @@ def win_rates(report: Report, table: Table) -> Markup:
 
 def rewards_of_constants(report: Report, table: Table, samples: Samples) -> Markup:
     """Mean reward of every constant option against its value of the first knob, with the head as a line."""
-    knob, constants = samples.knobs[0], [name for name in samples.labels if name in report.tuning and name in report.rewards]
-    value_K = [samples.value(knob, samples.labels.index(name)) for name in constants]
+    knob = samples.knobs[0]
+    labels = [name for name in report.tuning if name in report.rewards and name.split()[0] == knob]
+    value_K, constants = zip(*sorted((float(name.split()[1].strip(",")), name) for name in labels), strict=True)
 
     def draw() -> Figure:
         figure, axes = svg.panels(len(report.task_names), WIDTH, 2.3)

@@ -121,6 +121,8 @@ def _answers(
     same = {name: same_as(name, built) for name in built}
     read = {name: _rollouts(run, "evaluation", name, len(prompts)) for name in set(same.values())}
     found = {name: (read[one], built[one].space) for name, one in same.items()}
+    for name in report.tuning.keys() & report.rewards.keys() - found.keys():  # the best constant, beyond the grids
+        found[name] = _rollouts(run, "evaluation", name, len(prompts)), adapter.space
     if TRAINED in report.rewards:  # what the adapter holds is simpler than the head that was trained, in the same space
         found[TRAINED] = _rollouts(run, "evaluation", TRAINED, len(prompts)), adapter.space
     for name in filter(report.rewards.__contains__, (MEAN, SHUFFLED, BINNED)):  # controls of the head choose in its space

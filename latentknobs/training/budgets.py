@@ -9,7 +9,7 @@ from pathlib import Path
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import TrainConfig
 from latentknobs.data.disk import write_text
-from latentknobs.evaluation.comparison import JUDGING, lineup, same_as
+from latentknobs.evaluation.comparison import JUDGING, constant_of, lineup, same_as
 from latentknobs.learners.base import Budget, Learner
 from latentknobs.models.sources import Sources
 from latentknobs.progress import Advance
@@ -27,18 +27,21 @@ def budgets_of(config: TrainConfig, learner: Learner) -> list[Budget]:
 def planned_budgets(config: TrainConfig, learner: Learner, sources: Sources) -> dict[str, int]:
     """The most responses to held-out prompts under each budget."""
     budgets = budgets_of(config, learner) if sources.evaluation else []
-    policies = len(lineup(learner.inputs.space, config.rival_features))
+    policies = len(lineup(learner.inputs.space, config.rival_features)) + 1  # one constant may be beyond the options
     return {_name(one): policies * len(sources.evaluation) * _copies(config, budgets) for one in budgets}
 
 
 def judge_budgets(
-    run: RunDir, config: TrainConfig, sources: Sources, learner: Learner, adapter: KnobAdapter, key: str
+    run: RunDir, config: TrainConfig, sources: Sources, learner: Learner, adapter: KnobAdapter, key: str, tuned: str
 ) -> None:  # fmt: skip
-    """Writes what each policy of the evaluation earns on held-out prompts under each budget, for the report's curves."""
+    """Writes what each policy of the evaluation, with the `tuned` constant, earns on held-out prompts under each budget, for the
+    report's curves.
+    """
     budgets = budgets_of(config, learner)
     if not budgets and run.processes.is_main:
         (run.path / FILE).unlink(missing_ok=True)
     built = {one.name: one.build(adapter, config.pick) for one in lineup(adapter.space, config.rival_features)}
+    built.setdefault(tuned, constant_of(adapter.space, tuned))
     everyone = {name: policy for name, policy in built.items() if policy is not None}
     policies = {name: policy for name, policy in everyone.items() if same_as(name, everyone) == name}
     found: dict[str, list[list[float | None]]] = {name: [] for name in policies}

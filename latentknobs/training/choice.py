@@ -8,7 +8,9 @@ No evaluation prompt takes part.
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from latentknobs.errors import LatentKnobsError
 from latentknobs.evaluation.controls import segment_starts
 from latentknobs.evaluation.report import Floats
 from latentknobs.evaluation.statistics import estimate
-from latentknobs.heads.option_head import OptionHead
+from latentknobs.heads.option_head import OptionHead, OptionShape
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import MeanShift, Policy, reads
 from latentknobs.tensors import pick
@@ -29,14 +31,17 @@ from latentknobs.tensors import pick
 HEAD, SHARPENED, MEAN, CONSTANT = "trained head", "sharpened head", "mean of the head's choices", "best constant"
 CANDIDATES = 4
 MOST = 64  # responses that the strength of sharpening is read off
-SURE = 50.0  # nats: an option that is always taken
+SURE, NEVER = 50.0, 1e4  # nats: of an option that is always taken, and of one that never is
 
 
-def candidates(adapter: KnobAdapter, option: int, mean: MeanShift, margin: float | None) -> dict[str, KnobAdapter]:
+def candidates(
+    adapter: KnobAdapter, option: int, best: Sequence[float], mean: MeanShift, margin: float | None
+) -> dict[str, KnobAdapter]:  # fmt: skip
     """What the adapter may hold, the head first.
 
     Args:
-        option: the best constant.
+        option: the best constant of the space.
+        best: values of the best constant at all.
         mean: of the head's choices.
         margin: see `sharpened`; None leaves the sharpened head out.
     """
@@ -44,13 +49,10 @@ def candidates(adapter: KnobAdapter, option: int, mean: MeanShift, margin: float
     if margin is not None:
         assert isinstance(adapter.head, OptionHead)
         found[SHARPENED] = replace(adapter, head=sharpened(adapter.head, option, margin))
-    found[CONSTANT] = constant(adapter, adapter.space, option)
-    try:
-        space, extra = with_option(adapter.space, mean.value_J.tolist())
-    except LatentKnobsError:  # a knob that takes no such value
-        return found
-    if extra != option:
-        found[MEAN] = constant(adapter, space, extra)
+    found[CONSTANT] = constant(adapter, *with_option(adapter.space, best))
+    with suppress(LatentKnobsError):  # of a knob that takes no such value
+        if not torch.allclose(mean.value_J, torch.tensor(best, dtype=mean.value_J.dtype), atol=1e-9):
+            found[MEAN] = constant(adapter, *with_option(adapter.space, mean.value_J.tolist()))
     return found
 
 
@@ -75,7 +77,25 @@ def constant(adapter: KnobAdapter, space: KnobSpace, option: int) -> KnobAdapter
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         last.bias[option] = SURE
-    return replace(adapter, space=space, head=head.eval(), features=("entropy",))
+    rival = adapter.rival
+    if isinstance(rival, OptionHead) and space.K > adapter.space.K:
+        rival = widened(rival, adapter.space, space)
+    return replace(adapter, space=space, head=head.eval(), features=("entropy",), rival=rival)
+
+
+def widened(head: OptionHead, space: KnobSpace, wider: KnobSpace) -> OptionHead:
+    """The same head in a space with one more option, which it never takes."""
+    found = OptionHead.of_shape(wider, head.in_features, OptionShape(**head.shape()))
+    places = list(range(space.K))
+    if head.factorised:
+        starts = [sum(found.sizes[:j]) for j in range(len(found.sizes))]
+        knobs = zip(starts, space.knobs, wider.knobs, strict=True)
+        places = [start + new.options.index(value) for start, old, new in knobs for value in old.options]
+    known = found.state_dict()
+    for name, value in head.state_dict().items():
+        where: Any = slice(None) if known[name].shape == value.shape else places
+        known[name].fill_(-NEVER if value.ndim == 1 else 0)[where] = value
+    return found.eval()
 
 
 def with_option(space: KnobSpace, values: Sequence[float]) -> tuple[KnobSpace, int]:

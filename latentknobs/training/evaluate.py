@@ -25,13 +25,16 @@ from latentknobs.evaluation.comparison import (
     Stage,
     controls,
     fixed,
+    judging,
     lineup,
     make_report,
+    most_wider,
     numbers_of,
     rewards_of,
     same_as,
     stages,
     task_of,
+    widen,
 )  # fmt: skip
 from latentknobs.evaluation.controls import choices_of
 from latentknobs.evaluation.report import HEAD, Report
@@ -173,11 +176,15 @@ def _evaluate(
     for policy in policies.values():
         sources.engine.check(policy)
     if config.account:
-        most = both[1].responses + CONTROLLED * len(sources.evaluation) * config.eval_seeds
+        most = both[1].responses + (1 + CONTROLLED) * len(sources.evaluation) * config.eval_seeds
         say(f"The account reads the responses to held-out prompts again, {most:,} at most.")
+    if not kept and (most := most_wider(adapter.space, both[0])):
+        say(f"Up to {most:,} more responses if the best constant is at the edge of the options.")
     with progress("evaluation", sum(stage.responses for stage in both)) as advance:
         tuning, _ = _scored(adapter, config, sources, both[0], kept, advance)
-        rewards, rollouts = _scored(adapter, config, sources, both[1], kept, advance)
+        tuned = widen(adapter.space, both[0], tuning, lambda stage: _scored(adapter, config, sources, stage, kept, advance)[0])
+        evaluation = judging(both[1], adapter.space, tuned)
+        rewards, rollouts = _scored(adapter, config, sources, evaluation, kept, advance)
     head = adapter.policy(config.pick)
     if sources.engine.drifts:
         ids = [sources.evaluation[rollout.prompt].ids for rollout in rollouts[HEAD]]
@@ -188,8 +195,9 @@ def _evaluate(
         also, answers = _scored(adapter, config, sources, more, kept, advance)
     tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
     report = make_report(
-        rewards | also, tuning, tasks, rollouts | answers, tuned_tasks=tuned_tasks, level=adapter.segmenter.level,
-        notes=more.notes | {"numbers": numbers_of(adapter, both[0], tuning)},
+        rewards | also, {name: tuned[name] for name in tuned if name in rewards}, tasks, rollouts | answers,
+        tuned_tasks=tuned_tasks, level=adapter.segmenter.level,
+        notes=more.notes | {"numbers": numbers_of(adapter, both[0], tuned)},
     )  # fmt: skip
     if config.account:
         spaces = {name: policies[same_as(name, policies)].space for name in policies}  # of others it is that of the adapter

@@ -22,17 +22,23 @@ from latentknobs.errors import RunError
 from latentknobs.evaluation.comparison import (
     CONTROLLED,
     Compared,
+    Rewards,
     Stage,
+    best_of,
     choosing,
+    constant_of,
     controls,
     fixed,
+    judging,
     lineup,
     make_report,
+    most_wider,
     numbers_of,
     rewards_of,
     same_as,
     stages,
     task_of,
+    widen,
 )  # fmt: skip
 from latentknobs.evaluation.controls import choices_of
 from latentknobs.evaluation.report import HEAD, TRAINED, Report, judged
@@ -63,9 +69,8 @@ def planned(config: TrainConfig, space: KnobSpace, sources: Sources) -> dict[str
     tuning, evaluation = (stage.responses for stage in both)
     dev, held_out = (len(stage.prompts) * config.eval_seeds for stage in both)
     chosen = {} if config.keep_head else {"choice": CANDIDATES * dev}
-    return (
-        {"tuning": tuning + len(sources.dev)} | chosen | {"evaluation": evaluation + held_out, "controls": CONTROLLED * held_out}
-    )
+    tuned = {"tuning": tuning + len(sources.dev), "wider": most_wider(space, both[0])}
+    return tuned | chosen | {"evaluation": evaluation + 2 * held_out, "controls": CONTROLLED * held_out}
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,14 @@ class Judge:
     def choose(self) -> tuple[KnobAdapter, str]:
         """What the adapter of the run holds, and why in a sentence; see `training.choice`."""
         config, sources, engine = self.config, self.sources, self.sources.engine
-        adapter, (tuning, means, _) = self.trained, self.tuned
-        kept = judged(means)
-        option = max(range(adapter.space.K), key=lambda k: float(means[adapter.space.label(k)][:, kept].mean()))
+        adapter, (tuning, tuned, _) = self.trained, self.tuned
+        labels = [adapter.space.label(k) for k in range(adapter.space.K)]
+        option, best = labels.index(best_of({name: tuned[name] for name in labels})), constant_of(adapter.space, best_of(tuned))
         policy, answers = adapter.policy(config.pick), responses(self.run.path, tuning.name, HEAD)
         choices = self._same(choices_of(engine, sources.dev, answers, policy))
         margin = typical_margin(policy, engine, sources.dev, answers, option, config.max_new_tokens)
-        found = candidates(adapter, option, MeanShift(adapter.space, choices), self._same(margin))
+        mean = MeanShift(adapter.space, choices)
+        found = candidates(adapter, option, best.space.values_KJ()[0].tolist(), mean, self._same(margin))
         rewards, _ = self.scored(adapter, choosing(found, config.pick, sources.dev, config.eval_seeds))
         kept = judged(rewards)
         rewards = {name: reward_SP[:, kept] for name, reward_SP in rewards.items()} if kept.any() else rewards
@@ -103,7 +109,7 @@ class Judge:
         """
         config, sources, trained = self.config, self.sources, self.trained
         tuning, tuned, tuned_by = self.tuned
-        _, evaluation = stages_of(config, trained.space, sources)
+        evaluation = judging(stages_of(config, trained.space, sources)[1], trained.space, tuned)
         if adapter is not trained:
             before = fixed(TRAINED, trained.policy(config.pick))
             evaluation = replace(evaluation, compared=[*evaluation.compared, before])
@@ -114,6 +120,7 @@ class Judge:
         also, compared_by = self.scored(adapter, more)
         tasks, tuned_tasks = ([task_of(prompt) for prompt in prompts] for prompts in (sources.evaluation, sources.dev))
         notes = more.notes | {"numbers": numbers_of(trained, tuning, tuned)} | ({"choice": choice} if choice else {})
+        tuned = {name: tuned[name] for name in tuned if name in rewards}
 
         def make(path: Path, advance: Advance) -> None:
             report = make_report(rewards | also, tuned, tasks, tuned_tasks=tuned_tasks, level=config.level, notes=notes)
@@ -125,13 +132,21 @@ class Judge:
         return read_report(self.run.path)
 
     @cached_property
-    def tuned(self) -> tuple[Stage, dict[str, NDArray[np.float64]], str]:
-        """The stage that tunes, the rewards of each constant, and a digest of all: the head answers these prompts, too, unless
-        there is no choice."""
+    def tuned(self) -> tuple[Stage, Rewards, str]:
+        """The stage that tunes, the rewards of each constant, also beyond the grids, and a digest of all: the head answers these
+        prompts, too, unless there is no choice."""
         tuning, _ = stages_of(self.config, self.trained.space, self.sources)
         own = [] if self.config.keep_head else [Compared(HEAD, "head", KnobAdapter.policy)]
-        rewards, digest_of = self.scored(self.trained, replace(tuning, compared=[*tuning.compared, *own]))
-        return tuning, {one.name: rewards[one.name] for one in tuning.compared}, digest_of
+        rewards, content = self.scored(self.trained, replace(tuning, compared=[*tuning.compared, *own]))
+        contents, space = [content], self.trained.space
+
+        def score(stage: Stage) -> Rewards:
+            found, content = self.scored(self.trained, stage)
+            contents.append(content)
+            return found
+
+        wider = widen(space, tuning, {one.name: rewards[one.name] for one in tuning.compared}, score)
+        return tuning, wider, digest(*contents)
 
     def _same(self, value: T) -> T:
         """What the main process found: a GPU reads a little differently in every process."""

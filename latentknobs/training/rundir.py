@@ -158,7 +158,7 @@ class RunDir:
         for n in todo:
             if not tasks[n].fresh and (wrong := self.manifest.damaged(tasks[n].file, tasks[n].key)):
                 self.say(f"{str(self.path / tasks[n].file)!r} {wrong}: it is computed again")
-        if not todo:
+        if tasks and not todo:
             self.say(f"{name}: already done, reused")
         elif len(todo) < len(tasks):
             self.say(f"{name}: {len(tasks) - len(todo)} of {len(tasks)} files already done, reused")

@@ -204,7 +204,7 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
                 adapter.training |= {"choice": why}
                 say(why)
             report = judge.report(adapter, why)
-            judge_budgets(run, config, sources, learners[MAIN], adapter, key)
+            judge_budgets(run, config, sources, learners[MAIN], adapter, key, report.tuned)
         run.forget_metrics(lambda row: bool(row["round"] > config.rounds))
         report_path = _finish(run, sources, adapter, report, facts, findings) if processes.is_main else None
         if config.account and report is not None and processes.is_main:

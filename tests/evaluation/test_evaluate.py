@@ -14,7 +14,17 @@ from latentknobs import testbed
 from latentknobs.adapter import describe_model
 from latentknobs.data.prompts import make_prompts
 from latentknobs.errors import AdapterError, LatentKnobsError, RewardError
-from latentknobs.evaluation.comparison import Stage, lineup, make_report, numbers_of, stages
+from latentknobs.evaluation.comparison import (
+    Stage,
+    best_of,
+    judging,
+    lineup,
+    make_report,
+    most_wider,
+    numbers_of,
+    stages,
+    widen,
+)
 from latentknobs.evaluation.report import BINNED, CONTROLS, GREEDY, HEAD, MEAN, MIXTURE, SHUFFLED, Report
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
@@ -213,7 +223,7 @@ def test_a_best_constant_at_the_edge_of_the_options_is_said_to_be_one():
     said = "The head was trained on 8 responses; every constant was tuned on 4 responses."
     assert numbers(0, 1, 0) == said, "inside"
     assert numbers(1, 0, 0) == said, "nothing is below 0"
-    assert numbers(0, 0, 1) == f"{said} The best, temperature 1, is at the edge of the options: temperature=1.5 was not tried."
+    assert numbers(0, 0, 1) == f"{said} The best, temperature 1, is at the edge: temperature 1.5 was not tried."
     adapter.space = KnobSpace.of("typical_p:0.5,0.95,1")
     assert numbers(0, 0, 1) == said, "nothing is above 1"
     adapter.space = KnobSpace.of("top_k:1,2,4")
@@ -221,6 +231,39 @@ def test_a_best_constant_at_the_edge_of_the_options_is_said_to_be_one():
     adapter.space = KnobSpace.of("temperature:0,0.5,1", "top_p:0.5,1")
     adapter.space = adapter.space.select([adapter.space.options[0], adapter.space.options[3]])
     assert numbers(1, 0) == said, "chosen options have no edge"
+
+
+@pytest.mark.parametrize(
+    ("grids", "earned", "best", "tried"),
+    [
+        (["temperature:0,0.5,1"], lambda t: -abs(t - 2.1), "temperature 2", ["1.5", "2", "2.5"]),
+        (["temperature:0,0.5,1"], lambda t: -abs(t - 0.4), "temperature 0.5", []),
+        (["top_p:0.5,0.9"], lambda p: p, "top_p 1", ["1"]),
+        (["temperature:0,0.5,1"], lambda t: t, "temperature 5", ["1.5", "2", "2.5", "3", "3.5", "4", "4.5", "5"]),
+        (
+            ["temperature:0,0.5,1", "top_p:0.8,0.9,1"],
+            lambda t, p: -abs(t - 1.5) - abs(p - 0.9),
+            "temperature 1.5, top_p 0.9",
+            None,
+        ),
+    ],
+)
+def test_a_grid_gets_wider_until_the_best_constant_is_not_at_its_edge(grids, earned, best, tried):
+    space, stages = KnobSpace.of(*grids), []
+
+    def score(stage):
+        stages.append(stage)
+        policies = stage.policies(None, "greedy")
+        return {name: np.full((1, 4), earned(*policy.space.options[policy.option].values())) for name, policy in policies.items()}
+
+    first = Stage("tuning", [one for one in lineup(space) if one.role == "constant"], [None] * 4, 1, 0)
+    found = widen(space, first, score(first), score)
+    assert best_of(found) == best and len({stage.name for stage in stages}) == len(stages) >= 2, "a run plans one"
+    extra = [name for name in found if name not in {space.label(k) for k in range(space.K)}]
+    assert tried is None or extra == [f"{space.names[0]} {value}" for value in tried]
+    assert len(extra) * 4 <= most_wider(space, first)
+    head = judging(Stage("evaluation", lineup(space), [], 2, 0), space, found)
+    assert [one.name for one in head.compared].count(best) == 1 and head.compared[0].name == HEAD
 
 
 def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):
@@ -237,7 +280,7 @@ def test_adapters_of_several_seeds_share_constants_and_are_judged_together(adapt
     monkeypatch.setattr(api, "roll_out", lambda *args, **settings: calls.append(args[3]) or roll_out(*args, **settings))
     both = lk.evaluate([adapter, other], **SMALL)
     assert both.runs == 2 and both.rewards[HEAD].shape == (4, 6)
-    assert len({(policy.identity(), n) for n, policy in enumerate(calls)}) == 2 + 2 + 1 + 2, "tuning, constants, mixture, heads"
+    assert len({(policy.identity(), n) for n, policy in enumerate(calls)}) == 3 + 2 + 1 + 2, "tuning, constants, mixture, heads"
     assert (both.rewards[HEAD][:2] == both.rewards["temperature 0"][:2]).all()
     assert (both.rewards[HEAD][2:] == both.rewards["temperature 1"][2:]).all()
     by_sentence = lk.KnobAdapter(adapter.space, adapter.head, parse_level("every:2"), ("hidden",), adapter.base)

@@ -17,12 +17,13 @@ from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import Choices, MeanShift
 from latentknobs.training.choice import CONSTANT, HEAD, MEAN, SHARPENED, candidates, sharpened, winner, with_option
 
+SEEN = lk.Context(hidden_ND=torch.zeros(1, 192), logits_NV=torch.zeros(1, 9))
 SPACE = lk.KnobSpace.of("temperature:0,0.5,1", "top_p:0.5,1")
 
 
-def random_head(factorised: bool, seed: int = 0) -> OptionHead:
+def random_head(factorised: bool, seed: int = 0, width: int = 6) -> OptionHead:
     torch.manual_seed(seed)
-    head = OptionHead(SPACE, 6, 8, factorised)
+    head = OptionHead(SPACE, width, 8, factorised)
     torch.nn.init.normal_(head.mlp[-1].weight, std=3.0)
     return head
 
@@ -47,17 +48,23 @@ def test_a_space_gets_one_more_option_or_finds_it(values):
     assert space.options[:6] == SPACE.options and 6 + (values != [0.5, 1.0]) == space.K
 
 
-def test_candidates_do_what_they_are_called_and_survive_saving(tmp_path):
-    adapter = lk.KnobAdapter(SPACE, random_head(False), parse_level("token"), ("hidden",), {"name": "x", "type": "llama",
-        "hidden_size": 6, "layers": 1, "vocabulary": 9})  # fmt: skip
+@pytest.mark.parametrize("factorised", [False, True])
+def test_candidates_do_what_they_are_called_and_survive_saving(tmp_path, factorised):
+    base = {"name": "x", "type": "llama", "hidden_size": 6, "layers": 1, "vocabulary": 9}
+    rival = random_head(factorised, width=5)
+    adapter = lk.KnobAdapter(SPACE, random_head(False), parse_level("token"), ("hidden",), base, rival)
     mean = MeanShift(SPACE, Choices(torch.tensor([[0.4, 0.7], [0.6, 0.9]])))
-    found = candidates(adapter, 3, mean, 1.0)
+    beyond_J = torch.tensor([1.5, 1.0])
+    found = candidates(adapter, 3, beyond_J.tolist(), mean, 1.0)
     assert list(found) == [HEAD, SHARPENED, CONSTANT, MEAN] and found[HEAD] is adapter
     seen = lk.Context(hidden_ND=torch.randn(5, 6), logits_NV=torch.randn(5, 9))
-    for name, value_J in ((CONSTANT, SPACE.values_KJ()[3]), (MEAN, mean.value_J)):
+    for name, value_J in ((CONSTANT, beyond_J.double()), (MEAN, mean.value_J)):
         again = lk.KnobAdapter.from_pretrained(found[name].save_pretrained(tmp_path / name[:4]))
         assert torch.allclose(again.policy().choose(seen, torch.zeros(5)).value_NJ, value_J.expand(5, -1)), name
-    assert list(candidates(adapter, 3, MeanShift(SPACE, Choices(SPACE.values_KJ()[3:4])), None)) == [HEAD, CONSTANT]
+        before_NK, after_NK = (one.rival_policy().log_pi(seen) for one in (adapter, again))
+        assert torch.allclose(after_NK[:, :6], before_NK, atol=1e-5) and (after_NK[:, 6] < -1000).all()
+    third = SPACE.values_KJ()[3:4]
+    assert list(candidates(adapter, 3, third[0].tolist(), MeanShift(SPACE, Choices(third)), None)) == [HEAD, CONSTANT]
 
 
 def test_equal_candidates_leave_the_head():
@@ -102,3 +109,27 @@ def test_a_run_saves_the_best_constant_where_the_head_is_worse(rows, tmp_path):
     assert (kept.report.rewards[JUDGED] == run.report.rewards[TRAINED]).all()
     plan = json.loads((tmp_path / "plan.json").read_text())["stages"]
     assert "choice/rollouts" not in plan and plan["controls/rollouts"] >= 0
+
+
+def test_a_best_constant_at_the_edge_gets_a_wider_grid_and_the_adapter_may_hold_it(rows, tmp_path):
+    run = lk.train(
+        prompts=rows[:30], eval_prompts=rows[30:], reward=warmer, knobs=["temperature:0.1,0.4"], learning_rate=1e-30,
+        output_dir=tmp_path, account=True, **SMALL,
+    )  # fmt: skip
+    tuned = run.report.tuned
+    assert float(tuned.split()[1]) > 0.4 and tuned in run.report.rewards and tuned in run.report.accounts
+    assert "so these were tuned, too: temperature 0.7" in run.report.notes["numbers"]
+    assert run.adapter.policy().choose(SEEN, torch.zeros(1)).value_NJ.tolist() == [[float(tuned.split()[1])]]
+    plan = json.loads((tmp_path / "plan.json").read_text())["stages"]
+    assert plan["wider/rollouts"] == SMALL["tune_size"]
+    again = lk.evaluate(
+        run.path / "adapter",
+        prompts=rows[30:],
+        tune_prompts=rows[:30],
+        reward=warmer,
+        eval_size=6,
+        tune_size=4,
+        train_prompts=10,
+        max_new_tokens=8,
+    )
+    assert again.rewards[tuned].mean() == again.rewards[JUDGED].mean()

@@ -69,8 +69,8 @@ def test_an_interrupted_run_shows_what_is_done_and_estimates_the_rest(tmp_path):
     assert stages["evaluation/rollouts"].left > 0  # rollouts were
     assert (stages["tuning/rollouts"].items, stages["evaluation/rollouts"].items) == (
         2 * 2 + 2,
-        3 * 6 + 3,
-    )  # at most: with the head, and with the head before the choice
+        3 * 6 + 2 * 3,
+    )  # at most: with the head, with the head before the choice and a constant beyond the options
 
 
 def test_a_run_that_is_killed_inside_a_file_shows_its_responses_and_samples_only_the_rest(tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def test_a_run_leaves_everything_it_promises(finished):
 def test_every_baseline_is_in_the_report(finished):
     assert set(finished.report.rewards) - {*CONTROLS, TRAINED} == {
         "learned head", "temperature 0", "temperature 0.5", "temperature 1", "greedy decoding", "uniform mixture",
-        "statistics-only head", "best constant per task",
+        "statistics-only head", "best constant per task", finished.report.tuned,
     }  # fmt: skip
     assert all(values.shape == (2, 6) for values in finished.report.rewards.values())
     assert finished.report.tuned in finished.report.tuning
