@@ -31,8 +31,8 @@ def headroom(count: int, samples: int, resume: bool, **flags: Any) -> None:
     """Ask whether adapting would pay, and how, on a few dozen prompts.
 
     Compares the best constant with a constant for each task and each prompt, with families of simple rules, and with one choice
-    at the right place; what chooses never judges. Says first what it costs. Writes headroom.json, headroom.png and samples.md to
-    the output directory, runs/headroom by default; `latentknobs train --after` it reuses its rollouts.
+    at the right place; what chooses never judges. Says first what it costs. Writes headroom.json, headroom.png, samples.md and
+    config.yaml to the output directory, runs/headroom by default; `latentknobs train --config ... --after` reuses the rollouts.
     """
     from latentknobs.reporting.console import stdout
     from latentknobs.reporting.gains import write_gains

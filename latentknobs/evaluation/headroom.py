@@ -31,22 +31,23 @@ def choosing_among(rival_CSP: Floats, member_MSP: Floats) -> Floats:
     return gain_P
 
 
-def recommendation(gains: dict[str, Interval], p: dict[str, float], best: str, by_token: Sequence[str], command: str) -> str:
-    """What the gains come to, in words.
+def recommendation(
+    gains: dict[str, Interval], p: dict[str, float], best: str, by_token: Sequence[str]
+) -> tuple[str, str | None]:  # fmt: skip
+    """What the gains come to, in words; and the level at which to train, None for not at all.
 
     Args:
         gains: by the kind of adapting; `p` corrected for all of them.
         best: the best constant.
         by_token: the kinds that choose within a response.
-        command: that trains.
     """
     shown = [name for name in gains if p[name] < ALPHA and gains[name].mean > 0]
     most = max(gains.values(), key=lambda gain: gain.high)
     if not shown:
         return (
             f"Use {best} and stop: no kind of adapting is shown to pay. The largest gain that these samples leave possible is "
-            f"{most.high:.3f}; more prompts (--count) would say more."
-        )
+            f"{most.high:.3f}; more prompts (--count) would say more.", None,
+        )  # fmt: skip
     found = max(shown, key=lambda name: gains[name].mean)
     level = "token" if any(name in by_token for name in shown) else "sequence"
-    return f"Adapting pays: {found} adds {gains[found]} to {best}. Train at level {level}: {command} --level {level}"
+    return f"Adapting pays: {found} adds {gains[found]} to {best}.", level

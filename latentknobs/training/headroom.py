@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from latentknobs.config import TrainConfig
+from latentknobs.config import TrainConfig, fields, write_yaml
 from latentknobs.data.disk import write_text
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import ConfigError, LatentKnobsError, RewardError
-from latentknobs.evaluation.comparison import rewards_of, task_of
+from latentknobs.evaluation.comparison import Rewards, Stage, constant_of, lineup, most_wider, rewards_of, task_of, widen
 from latentknobs.evaluation.headroom import choosing_among, choosing_by_group, recommendation
 from latentknobs.evaluation.report import judged
 from latentknobs.evaluation.statistics import Floats, Interval, estimate, holm
@@ -28,9 +28,10 @@ from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import in_ordinary_mode, left_as_it_was
-from latentknobs.policies import Branch, ConstantPolicy, Policy
+from latentknobs.policies import Branch, Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import say
+from latentknobs.training.choice import with_option
 from latentknobs.training.modules import MAIN
 from latentknobs.training.rundir import HEADROOM, RunDir
 from latentknobs.training.sampling import PolicyRun, read_all, read_scored, sample, score_each, score_files
@@ -129,16 +130,25 @@ class _Study:
         """Samples what it says first, judges it, and recommends."""
         rules = {family: self._policies(names) for family, names in RULES.items()}
         few, P, K = max(2, self.samples // 2), len(self.prompts), self.space.K
-        parts = {f"{K} constants": P * K * self.samples, "rules": P * few * sum(map(len, rules.values())),
+        constant = [one for one in lineup(self.space) if one.role == "constant"]
+        options = Stage("constants", constant, self.prompts, self.samples, 0)
+        parts = {f"{K} constants": options.responses, "values beyond their edge": most_wider(self.space, options),
+                 "rules": P * few * sum(map(len, rules.values())),
                  "the mixture that training begins with": P * self.config.rollouts,
-                 "branches": min(PREFIXES, P) * K * BRANCHES}  # fmt: skip
+                 "branches": min(PREFIXES, P) * (K + 1) * BRANCHES}  # fmt: skip
         listed = ", ".join(f"{what} {number:,}" for what, number in parts.items())
-        say(f"{sum(parts.values()):,} responses of at most {self.config.max_new_tokens} tokens: {listed}")
-        fixed: dict[str, Policy] = {self.space.label(k): ConstantPolicy(self.space, k) for k in range(K)}
-        constants, texts = self._rated("constants", fixed, self.samples)
+        say(f"At most {sum(parts.values()):,} responses of at most {self.config.max_new_tokens} tokens: {listed}")
+        texts = dict[str, list[Rollout]]()
+
+        def rate(stage: Stage) -> Rewards:
+            policies: dict[str, Policy] = {one.name: constant_of(self.space, one.name) for one in stage.compared}
+            rewards, answers = self._rated(stage.name, policies, self.samples)
+            texts.update(answers)
+            return rewards
+
+        constants = widen(self.space, options, rate(options), rate)
         found, more = self._rated("rules", {name: policy for part in rules.values() for name, policy in part.items()}, few)
-        self._explore()
-        kept = judged(constants | found)
+        kept = judged({**constants, **found})
         if not kept.any():
             raise RewardError("No prompt has a reward for every response, so nothing can be compared. Repair the reward.")
         reward_CSP = np.stack([reward_SP[:, kept] for reward_SP in constants.values()])
@@ -149,12 +159,18 @@ class _Study:
         gains[BY_PROMPT] = choosing_by_group(reward_CSP, range(len(tasks)))
         families = {family: np.stack([found[name][:, kept] for name in part]) for family, part in rules.items() if part}
         gains |= {family: choosing_among(reward_CSP, member_MSP) for family, member_MSP in families.items()}
-        gains[BRANCHED] = self._branches(list(constants).index(best), texts[best])
+        space, option = with_option(self.space, constant_of(self.space, best).space.values_KJ()[0].tolist())
+        gains[BRANCHED] = self._branches(space, option, texts[best])
         intervals = {name: estimate(gain_P, _reach(reward_CSP)) for name, gain_P in gains.items()}
         p = dict(zip(intervals, holm([one.p for one in intervals.values()]), strict=True))
         top = {family: max(rules[family], key=lambda name: float(found[name][:, kept].mean())) for family in families}
-        command = f"latentknobs train --after {self.run.path}"
-        verdict = recommendation(intervals, p, best, [*families, BRANCHED], command)
+        verdict, level = recommendation(intervals, p, best, [*families, BRANCHED])
+        config = self.config.replace(level=level or self.config.level)
+        write_yaml(config, path := self.run.path / "config.yaml", {*fields(config.learner)} - {"output_dir"})
+        if level:
+            what = f"{', '.join(self.space.names)} at level {level} with the learner {config.learner}"
+            verdict += f" Train {what}: latentknobs train --config {path} --after {self.run.path}"
+        self._explore(config.level)
         result = Headroom(self.run.path, shown, best, intervals, p, top, verdict)
         self._write(result, texts | more)
         return result
@@ -184,16 +200,16 @@ class _Study:
             answers[name] = [rollout for rollout, _ in pairs]
         return rewards, answers
 
-    def _explore(self) -> None:
+    def _explore(self, level: str) -> None:
         """The rollouts of the first round of a training that comes after, on these prompts."""
-        segmenter = parse_level(self.config.level, self.sources.tokenizer)
+        segmenter = parse_level(level, self.sources.tokenizer)
         policy = make_learners(self.config, self.space, segmenter)[MAIN].explorer(None)
         if policy is not None:
-            how = {"copies": self.config.rollouts, "seed": self.config.seed * 1009 + 1, "key": self._key(self.config.level)}
+            how = {"copies": self.config.rollouts, "seed": self.config.seed * 1009 + 1, "key": self._key(level)}
             [files] = sample(self.run, self.config, self.sources, "mixture", self.prompts, [PolicyRun("", policy)], **how)
             score_files(self.run, self.sources.reward, "mixture", self.prompts, files)
 
-    def _branches(self, best: int, answers: Sequence[Rollout]) -> Floats:
+    def _branches(self, space: KnobSpace, best: int, answers: Sequence[Rollout]) -> Floats:
         """(N,) what the best option at each of N places adds to the best one at all; before and after, the best constant acts."""
         first = {rollout.prompt: rollout for rollout in reversed(answers)}
         some = [first[p] for p in sorted(first)][:: max(1, self.count // PREFIXES)][:PREFIXES]
@@ -204,8 +220,8 @@ class _Study:
         begun = [replace(prompt, ids=(*prompt.ids, *ids)) for prompt, ids in zip(original, before, strict=True)]
         how = {"copies": BRANCHES, "seed": self.config.seed + 4001, "key": self._key("token"), "samples": 1}
         parts = []
-        for k in range(self.space.K):
-            runs = [PolicyRun("", Branch(self.space, k, best))]
+        for k in range(space.K):
+            runs = [PolicyRun("", Branch(space, k, best))]
             [files] = sample(self.run, self.config, self.sources, f"branch-{k}", begun, runs, **how)
             rows = sorted(read_all(files), key=lambda row: row.prompt)
             whole = [[*before[row.prompt], *row.ids][: self.config.max_new_tokens] for row in rows]

@@ -31,15 +31,13 @@ def test_a_recommendation_names_the_level_or_says_stop():
     gain, nothing = Interval(0.2, 0.1, 0.3, 0.001), Interval(0.0, -0.1, 0.12, 1.0)
 
     def words(rule, prompt, p):
-        return recommendation({"rule": rule, "prompt": prompt}, p, "temperature 0.8", ["rule"], "train")
+        return recommendation({"rule": rule, "prompt": prompt}, p, "temperature 0.8", ["rule"])
 
-    assert words(gain, nothing, {"rule": 0.002, "prompt": 1.0}) == (
-        "Adapting pays: rule adds 0.200 [0.100, 0.300] to temperature 0.8. Train at level token: train --level token"
-    )
-    sequence = words(nothing, gain, {"rule": 1.0, "prompt": 0.002})
-    assert sequence.endswith("Train at level sequence: train --level sequence")
-    stop = words(gain, nothing, {"rule": 0.2, "prompt": 1.0})
-    assert stop.startswith("Use temperature 0.8 and stop") and "0.300" in stop, "not shown after correction"
+    pays = "Adapting pays: rule adds 0.200 [0.100, 0.300] to temperature 0.8."
+    assert words(gain, nothing, {"rule": 0.002, "prompt": 1.0}) == (pays, "token")
+    assert words(nothing, gain, {"rule": 1.0, "prompt": 0.002})[1] == "sequence"
+    stop, level = words(gain, nothing, {"rule": 0.2, "prompt": 1.0})
+    assert level is None and stop.startswith("Use temperature 0.8 and stop") and "0.300" in stop, "not shown after correction"
 
 
 def test_intervals_of_what_choosing_is_worth_cover():
