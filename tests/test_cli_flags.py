@@ -89,6 +89,7 @@ class TestSettings:
             (("temperature",), ["temperature"]),
             (("temperature", "top_p:0.5,0.9,1"), ["temperature", "top_p:0.5,0.9,1"]),
             (("temperature:0,1,top_p:0.5,1,min_p",), ["temperature:0,1", "top_p:0.5,1", "min_p"]),
+            (("kl_half_life:0.5,inf,temperature:0,1",), ["kl_half_life:0.5,inf", "temperature:0,1"]),
             (("{top_p: [0.5, 1]}",), [{"top_p": [0.5, 1]}]),
             (("[temperature, {top_p: [0.5, 1]}]",), ["temperature", {"top_p": [0.5, 1]}]),
         ],

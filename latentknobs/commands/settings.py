@@ -15,7 +15,7 @@ from latentknobs.entry_points import load
 from latentknobs.errors import ConfigError
 
 LISTS = ("knobs", "order", "features", "rival_features", "reward", "reward_weights", "trackers")
-NAMES = r",(?=\s*[A-Za-z_])"  # `temperature,top_p:0.5,1` is two knobs: a comma separates where a name follows it
+NAMES = r",(?!\s*inf\b)(?=\s*[A-Za-z_])"  # `temperature,top_p:0.5,1` is two knobs: a comma separates where a name follows it
 SEPARATORS = {"reward": None, "reward_weights": ","}  # a reward may hold commas of its own: one reward per option
 F = TypeVar("F", bound=Callable[..., Any])
 
