@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from latentknobs.evaluation.statistics import estimate
+from latentknobs.evaluation.statistics import Interval, estimate, holm
 
 OUT, IMAGES = Path("runs/reinforce"), Path("docs/images")
 SIZES, SEEDS, RATES = ("256", "512", "1024", "2048"), range(1, 9), ("0.003", "0.01", "0.03")
@@ -46,13 +46,20 @@ def head(*cells: str) -> None:
     row(*["---"] * len(cells))
 
 
-def gain(ours: Rewards | None, theirs: Rewards | None) -> str:
+def difference(ours: Rewards, theirs: Rewards) -> Interval:
     """Paired by prompt and, where both were trained, by seed."""
-    if ours is None or theirs is None:
-        return ""
     seeds = min(len(ours), len(theirs)) if len(theirs) > 1 else len(ours)
-    interval = estimate(ours[:seeds] - (theirs[:seeds] if len(theirs) > 1 else theirs))
+    return estimate(ours[:seeds] - (theirs[:seeds] if len(theirs) > 1 else theirs))
+
+
+def shown(interval: Interval) -> str:
+    """The mean and its ends."""
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def gain(ours: Rewards | None, theirs: Rewards | None) -> str:
+    """The same as text, empty where one is missing."""
+    return "" if ours is None or theirs is None else shown(difference(ours, theirs))
 
 
 def runs(task: str, learner: str) -> dict[int, dict[str, Any]]:
@@ -160,17 +167,27 @@ def ratio(score_BB: NDArray[np.float64], marginal_BB: NDArray[np.float64]) -> st
     return f"{np.exp(middle):.1f} [{np.exp(middle - half):.1f}, {np.exp(middle + half):.1f}]"
 
 
-def compare(title: str, points: Sequence[str], policies: Mapping[str, Sequence[Rewards | None]], ours: str) -> None:
-    """A table of policies at some budgets, and what the first gains over each."""
-    head(title, *points, *(f"{ours}, over it: {point}" for point in points))
-    for name, found in policies.items():
-        if all(one is not None for one in found):
-            means = [f"{one.mean():.3f}" for one in found if one is not None]
-            gains = ["" if name == ours else gain(mine, one) for mine, one in zip(policies[ours], found, strict=True)]
-            row(name, *means, *gains)
+Policies = Mapping[str, Sequence[Rewards | None]]  # by name, at each budget
 
 
-def plot(axis: Any, points: Sequence[int], policies: Mapping[str, Sequence[Rewards | None]]) -> None:
+def compare(tables: Sequence[tuple[str, Sequence[str], Policies]], ours: str) -> None:
+    """Tables of policies at some budgets, and what one gains over each; p is corrected (Holm) over all of them."""
+    gains = {
+        (title, name): [difference(mine, one) for mine, one in zip(policies[ours], found, strict=True)]  # type: ignore[arg-type]
+        for title, _, policies in tables
+        for name, found in policies.items()
+        if name != ours and all(one is not None for one in (*found, *policies[ours]))
+    }
+    corrected = iter(holm([interval.p for each in gains.values() for interval in each]))
+    for title, points, policies in tables:
+        head(title, *points, *(f"{ours}, over it: {point}" for point in points))
+        for name, found in policies.items():
+            if all(one is not None for one in found):
+                means = [f"{one.mean():.3f}" for one in found if one is not None]
+                row(name, *means, *(f"{shown(one)}, p {next(corrected):.2g}" for one in gains.get((title, name), ())))
+
+
+def plot(axis: Any, points: Sequence[int], policies: Policies) -> None:
     """Means against a budget, with intervals for what was trained."""
     for colour, (name, found) in zip(COLOURS * 2, policies.items(), strict=False):
         if all(one is not None for one in found):
@@ -189,12 +206,13 @@ def budgets() -> None:
     axes = figure.subplots(1, 2)
     heads = ("with the budget", "without it", "statistics")
     shuffled = ("mean shift", "shuffle", "shuffle within bins")
+    tables: list[tuple[str, Sequence[str], Policies]] = []
     for task, sizes in (("mixture", (16, 32, 64)), ("math", (16, 20, 24))):
         found = {name: [by_seed(f"tokens/{task} {name}", "head", n) for n in range(3)] for name in heads}
         found |= {name: [by_seed(f"tokens/{task} {heads[0]}", name, n) for n in range(3)] for name in shuffled}
         found |= {name: [by_seed(f"tokens/{task} constants", name, n) for n in range(3)] for name in ("greedy", "tuned")}
         found |= {name: [by_seed(f"tokens/{task} {name}", n) for n in range(3)] for name in ("uniform mixture", "TURN")}
-        compare(f"{task}, tokens", [str(size) for size in sizes], found, heads[0])
+        tables.append((f"{task}, tokens", [str(size) for size in sizes], found))
         print((read(f"tokens/{task} constants") or {}).get("chosen"))
         if task == "mixture":
             plot(axes[0], sizes, found)
@@ -207,7 +225,8 @@ def budgets() -> None:
         found["tuned"] = [np.array([constants[k]["held out"][B]]) for B, k in best.items()]
         print(best)
     found |= {name: [by_seed(f"parallel/{name}", "held out", B) for B in ("1", "4", "8")] for name in ("uniform mixture", "TURN")}
-    compare("best of B", ["1", "4", "8"], found, heads[0])
+    tables.append(("best of B", ["1", "4", "8"], found))
+    compare(tables, heads[0])
     plot(axes[1], (1, 4, 8), found)
     axes[0].set(xlabel="token budget", ylabel="held-out reward", title="token level")
     axes[1].set(xlabel="B", ylabel="held-out best of B", title="sequence level")
