@@ -104,9 +104,8 @@ def compare(
     mine_SP, text = score(arena, subject, sizes)
     print(f"{head}: {mine_SP.mean():.3f} {mine_SP.mean(1).round(3).tolist()} {text[:200]!r}", flush=True)
     others = {name: policies for name, policies in found.items() if not only or name in only}
-    if statistics:
-        rivals = heads(arena.folder / "adapters", [head, *only], rivals=True)
-        whose = head if head in rivals else next(iter(rivals))
+    rivals = heads(arena.folder / "adapters", [head, *only], rivals=True) if statistics else {}
+    if whose := next((name for name in (head, *only) if name in rivals), None):  # its own, or that of the first other
         others = {f"the rival of {whose} on statistics": rivals[whose]} | others
     for name, policies in [*controls(arena, subject, sizes.tune), *others.items()]:
         rows[name], text = score(arena, policies, sizes if name in others else sizes.controls)
