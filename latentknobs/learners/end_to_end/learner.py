@@ -150,16 +150,14 @@ class EndToEnd(Learner):
         weight_M = torch.ones_like(logp_M)
         if settings.objective == "likelihood":
             is_best_M = target.logit_N >= columns.logit_NC[:, 0]
-            weight_M = token_weights(
-                logp_M, target.logit_N, is_best_M, easy_mask=settings.easy_mask, reweight=settings.reweight
-            )  # fmt: skip
+            weight_M = token_weights(logp_M, target.logit_N, is_best_M, easy_mask=settings.easy_mask, reweight=settings.reweight)
         score_B = (segments.sum(weight_M * logp_M) / length_U)[batch.place_XB[0]]
         return Loss(-batch.weight_B.to(score_B.dtype) * score_B, {"log_likelihood": mean_B})
 
     def _logps(self, module: nn.Module, batch: Batch) -> Tensor:
         """(M,) log P of every token under the module's values."""
         columns, target = unpack(batch.segments["logits_NX"])
-        value_MJ = values_of(module, batch)
+        value_MJ = module(batch.segments.feature_MF, columns)
         return soft_logps(columns, target, self.inputs.space, value_MJ, self.settings.alpha)
 
     def summary(self, module: nn.Module, feature_NF: Tensor) -> dict[str, float]:
@@ -182,16 +180,6 @@ class EndToEnd(Learner):
             "The objective likelihood sets how sharp decoding is by what the responses were sampled with, and by easy_mask and "
             "reweight, not by the reward (docs/continuous.md). Compare with the constant at the head's mean before using it."
         ]
-
-
-def values_of(module: nn.Module, batch: Batch) -> Tensor:
-    """(M, J) the values of a module at every token of a batch."""
-    feature_MF = batch.segments.feature_MF
-    if not getattr(module, "statistics", False):
-        found: Tensor = module(feature_MF)
-        return found
-    value_MJ: Tensor = module(feature_MF, unpack(batch.segments["logits_NX"])[0])
-    return value_MJ
 
 
 def neutral_policy(space: KnobSpace) -> ConstantPolicy:
