@@ -28,13 +28,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import latentknobs as lk
+from benchmarks.families import tuned
 from latentknobs.config import TrainConfig
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import Rollout, roll_out
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.evaluation.accounting import TERMS, account_of
 from latentknobs.evaluation.statistics import estimate, holm
-from latentknobs.evaluation.tuning import members, tuned
+from latentknobs.evaluation.tuning import members
 from latentknobs.models.loading import load_model
 from latentknobs.policies import Policy
 from latentknobs.policies.controls import Choices, MeanShift

@@ -13,6 +13,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 import latentknobs as lk
+from benchmarks.families import turning_point
 from benchmarks.fitting import fit_pairs
 from benchmarks.on_policy import heads
 from latentknobs import testbed
@@ -26,7 +27,6 @@ from latentknobs.data.scores import score_rollouts
 from latentknobs.engines.base import Engine, engine_of
 from latentknobs.errors import NoExamplesError
 from latentknobs.evaluation.controls import choices_of
-from latentknobs.evaluation.tuning import turning_point
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.learners.base import Inputs

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import families
 from benchmarks.paper.arena import Arena, Player
 from benchmarks.paper.hand import RULES
 from benchmarks.paper.measures import measure
 from latentknobs.engines.transformers.frozen import read_responses
-from latentknobs.evaluation import tuning
+from latentknobs.evaluation.tuning import members, settings_of
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import ConstantPolicy, GreedyPolicy, UniformPolicy
@@ -50,9 +51,9 @@ def standard(space: KnobSpace, level: str, tokenizer: Any) -> list[Player]:
 def family(name: str, arena: Arena, hand: str | None = None) -> list[Player]:
     """The members of a family that has to be tuned."""
     if name not in HAND:
-        return [Player(spec, policy_of(spec), spec) for spec in tuning.family(name)]
+        return [Player(spec, policy_of(spec), spec) for spec in families.family(name)]
     rule, players = RULES[str(hand)], []
-    for spec in tuning.members(name, **HAND[name]):
+    for spec in members(name, **HAND[name]):
         settings = [float(item.partition("=")[2]) for item in spec.partition(":")[2].split(",")]
         players.append(Player(spec, rule(arena.world.tokenizer, *settings), f"{spec} {hand}"))
     return players
@@ -72,11 +73,11 @@ def tuned(name: str, arena: Arena, target: str, copies: int, hand: str | None = 
 
         def score(spec: str, limit: int) -> float:
             if spec not in players:
-                policy = make(arena.world.tokenizer, *tuning.settings_of(spec).values()) if make else policy_of(spec)
+                policy = make(arena.world.tokenizer, *settings_of(spec).values()) if make else policy_of(spec)
                 players[spec] = Player(spec, policy, f"{spec} {hand}" if make else spec)
             return value(players[spec], limit)
 
-        best = players[tuning.tuned(list(players), len(arena.prompts("dev")), score)[0]]
+        best = players[families.tuned(list(players), len(arena.prompts("dev")), score)[0]]
     label = {"hand": "hand rule", "hand_min_p": "hand rule with min-p", "joint": "best joint constant"}.get(name, name)
     return Player(f"{label}: {best.name.partition(':')[2]}", best.policy, best.key)
 
@@ -87,14 +88,14 @@ def dev_values(player: Player, arena: Arena, target: str, copies: int, limit: in
 
 
 def turn(arena: Arena, prompts: int = 32) -> Player:
-    """The constant at the turning point of the entropy of what it samples (`tuning.turning_point`)."""
+    """The constant at the turning point of the entropy of what it samples (`families.turning_point`)."""
     players = family("temperature", arena)
     entropies = []
-    for player, value in zip(players, tuning.TURN, strict=True):
+    for player, value in zip(players, families.TURN, strict=True):
         rollouts = arena.play(player, "dev", 1, prompts)
         read = read_responses(
             arena.world.model, [arena.prompts("dev")[r.prompt].ids for r in rollouts], [r.ids for r in rollouts]
         )
         per_token = [torch.distributions.Categorical(logits=logits_TV / value).entropy() for _, logits_TV in read]
         entropies.append(torch.cat(per_token).double().mean().item())
-    return players[tuning.turning_point(entropies)]
+    return players[families.turning_point(entropies)]

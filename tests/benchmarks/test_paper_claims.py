@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.families import race
 from benchmarks.paper.arena import Player
 from benchmarks.paper.claims import FAILS, HOLDS, OPEN, Key, decide, judge
 from benchmarks.paper.experiment import Field, correct
 from benchmarks.paper.recipe import Claim, read_recipe
 from latentknobs.evaluation.statistics import Interval
-from latentknobs.evaluation.tuning import race
 from latentknobs.policies import GreedyPolicy
 
 POLICY = GreedyPolicy()
