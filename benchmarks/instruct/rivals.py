@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reinforce-joint": REINFORCE | {"knobs": [COLD_HOT, "min_p:0,0.1"]},
     "reinforce-long": REINFORCE | {"steps": 64},
     "reinforce-slow": REINFORCE | {"learning_rate": 3e-3, "steps": 32},
+    "reinforce-alone": REINFORCE | {"alone": True},
     "reinforce-few": REINFORCE | {"steps": 48, "schedule": "linear", "alone": True},
     "reinforce-many": REINFORCE | {"steps": 48, "schedule": "linear", "alone": True, "many": True, "train_prompts": 256},
     "reinforce-score": REINFORCE | {"estimator": "score"},
