@@ -16,12 +16,15 @@ def report(runs: tuple[Path, ...], picture: Path | None, per_task: int) -> None:
 
     Several runs are taken for training seeds of one training; their common report is written to report-seeds.html of the first.
     """
+    from latentknobs.evaluation.accounting import read_accounts
     from latentknobs.evaluation.report import Report
     from latentknobs.reporting import print_report, read_findings, write_picture, write_report
     from latentknobs.training.judging import read_report
     from latentknobs.training.several import check_seeds, first_seed
 
     found = [read_report(run) for run in runs]
+    for run, one in zip(runs, found, strict=True):
+        one.accounts = read_accounts(run, one.rewards)
     check_seeds(runs)
     joint, first = (Report.join(found) if len(found) > 1 else found[0]), first_seed(runs[0])
     print_report(joint, findings=read_findings(first))

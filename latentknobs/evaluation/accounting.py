@@ -3,6 +3,7 @@
 It costs one more forward pass over every response, and a second one where prompts name their evidence.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from latentknobs.content import digest
+from latentknobs.data.disk import write_text
 from latentknobs.data.evidence import second_prompts
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
@@ -69,23 +71,26 @@ class Account(BaseModel):
         return estimate(mean_C.reshape(self.runs, -1))
 
     @classmethod
-    def join(cls, parts: Sequence["Account"]) -> "Account":
-        """One account of several training seeds."""
-        return cls._rows([(part, range(len(part.prompts))) for part in parts], sum(part.runs for part in parts))
-
-    @classmethod
     def select(cls, accounts: Mapping[str, "Account"], policy_P: Sequence[str]) -> "Account":
         """The account of what answers each prompt as one of several policies does."""
         rows = {name: [r for r, p in enumerate(one.prompts) if policy_P[p] == name] for name, one in accounts.items()}
-        return cls._rows([(accounts[name], found) for name, found in rows.items()])
+        return cls.of_rows([(accounts[name], found) for name, found in rows.items()])
 
     @classmethod
-    def _rows(cls, parts: Sequence[tuple["Account", Sequence[int]]], runs: int = 1) -> "Account":
+    def of_rows(cls, parts: Sequence[tuple["Account", Sequence[int]]], runs: int = 1) -> "Account":
+        """Some responses of several accounts, one after the other."""
         columns: dict[str, Any] = {"runs": runs}
         for name in ("prompts", "tokens", *TERMS):
             lists = [getattr(part, name) for part, _ in parts]
             columns[name] = None if None in lists else [one[r] for one, (_, rows) in zip(lists, parts, strict=True) for r in rows]
         return cls(**columns)
+
+
+def join_accounts(seeds: Sequence[Mapping[str, Account]]) -> dict[str, Account]:
+    """The accounts, by policy, of several training seeds together."""
+    names = [name for name in seeds[0] if all(name in found for found in seeds)]
+    parts = {name: [(found[name], range(len(found[name].prompts))) for found in seeds] for name in names}
+    return {name: Account.of_rows(parts[name], sum(part.runs for part, _ in parts[name])) for name in names}
 
 
 class SavedAccounts(BaseModel):
@@ -144,6 +149,11 @@ def account_of(
 def accounts_key(rewards: Mapping[str, np.ndarray]) -> str:
     """A digest of the rewards of an evaluation: an account of another evaluation is not shown with it."""
     return str(digest(*((name, values.round(6).tolist()) for name, values in rewards.items())))
+
+
+def save_accounts(folder: Path, rewards: Mapping[str, np.ndarray], accounts: dict[str, Account]) -> None:
+    """Writes the accounts of an evaluation beside it."""
+    write_text(folder / FILE, json.dumps(SavedAccounts(key=accounts_key(rewards), policies=accounts).model_dump()) + "\n")
 
 
 def read_accounts(run: Path, rewards: Mapping[str, np.ndarray]) -> dict[str, Account]:

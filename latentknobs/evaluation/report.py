@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError
-from latentknobs.evaluation.accounting import Account
+from latentknobs.evaluation.accounting import Account, join_accounts
 from latentknobs.evaluation.statistics import ALPHA, Floats, Interval, estimate, holm, wins
 from latentknobs.files import fit
 
@@ -235,8 +235,7 @@ class Report:
             "choice": " ".join(f"Seed {n}: {one.notes['choice']}" for n, one in enumerate(reports) if "choice" in one.notes)
         }
         kept = {key: text for key, text in notes.items() if text}
-        accounted = [name for name in first.accounts if all(name in one.accounts for one in reports)]
-        accounts = {name: Account.join([one.accounts[name] for one in reports]) for name in accounted}
+        accounts = join_accounts([one.accounts for one in reports])
         return cls(rewards, first.tasks, tuned, tuning, rollouts, sum(one.runs for one in reports), first.level, kept, accounts)
 
     @classmethod

@@ -1,16 +1,14 @@
 """`account()`: what every policy of a finished run's evaluation traded, from its files and the model."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.config import OBJECT, TrainConfig, flat, make_config, read_yaml
-from latentknobs.data.disk import write_text
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError, RunError
-from latentknobs.evaluation.accounting import FILE, Account, SavedAccounts, account_of, accounts_key
+from latentknobs.evaluation.accounting import Account, account_of, join_accounts, save_accounts
 from latentknobs.evaluation.comparison import same_as
 from latentknobs.evaluation.report import BINNED, MEAN, PER_TASK, SHUFFLED, TRAINED, Report
 from latentknobs.files import path_of
@@ -20,6 +18,7 @@ from latentknobs.models.world import left_as_it_was
 from latentknobs.progress import progress, say
 from latentknobs.reporting import write_report
 from latentknobs.training.judging import read_report, responses, stages_of
+from latentknobs.training.several import first_seed
 from latentknobs.training.subject import WEIGHTS, weights
 
 SOURCES = ("model", "prompts", "eval_prompts", "preferences")
@@ -30,6 +29,7 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
     """Reads every response of a run's evaluation again, and writes `evaluation/account.json` and the report with it.
 
     Args:
+        run: its folder; of several training seeds that of all.
         settings: what was a Python object in `train` and cannot be read from the run (`model` with its `tokenizer`, `prompts`,
             `eval_prompts`, `preferences`), and settings such as `device` and `batch_size` that differ now.
 
@@ -40,6 +40,11 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
     """
     run = path_of(run)
     report = read_report(run)
+    if (first := first_seed(run)) != run:
+        report.accounts = join_accounts([account(one, **settings) for one in sorted(run.glob("seed-*"))])
+        save_accounts(run, report.rewards, report.accounts)
+        write_report(first, report, run / "report.html")
+        return report.accounts
     model = settings.get("model")
     with left_as_it_was(None if isinstance(model, str | Path) else model):
         config, sources = reopened(run, settings)
@@ -57,7 +62,7 @@ def write_accounts(
 ) -> dict[str, Account]:  # fmt: skip
     """The accounts of a finished run on its own sources, written into its files and its report."""
     add_accounts(report, sources, _answers(run, report, adapter, sources, config), config.batch_size)
-    save_accounts(run, report)
+    save_accounts(run, report.rewards, report.accounts)
     write_report(run, report)
     return report.accounts
 
@@ -84,12 +89,6 @@ def add_accounts(
     report.accounts = {name: known[id(rollouts)] for name, (rollouts, _) in answers.items()}
     if PER_TASK in report.rewards:
         report.accounts[PER_TASK] = Account.select(report.accounts, report.constants_by_task)
-
-
-def save_accounts(folder: Path, report: Report) -> None:
-    """Writes the accounts of an evaluation beside it."""
-    saved = SavedAccounts(key=accounts_key(report.rewards), policies=report.accounts)
-    write_text(folder / FILE, json.dumps(saved.model_dump()) + "\n")
 
 
 def reopened(run: Path, settings: dict[str, Any]) -> tuple[TrainConfig, Sources]:

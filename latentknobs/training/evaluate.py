@@ -19,7 +19,7 @@ from latentknobs.data.rollouts import Rollout, roll_out, write_lines
 from latentknobs.data.scores import score_rollouts
 from latentknobs.engines.served import measure_drift
 from latentknobs.errors import ConfigError
-from latentknobs.evaluation.accounting import Account
+from latentknobs.evaluation.accounting import Account, save_accounts
 from latentknobs.evaluation.comparison import (
     CONTROLLED,
     Stage,
@@ -48,7 +48,7 @@ from latentknobs.progress import Advance, progress, say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.samples import RESPONSES
 from latentknobs.rewards import RewardSpec
-from latentknobs.training.accounts import add_accounts, save_accounts
+from latentknobs.training.accounts import add_accounts
 from latentknobs.training.judging import SUMMARY
 from latentknobs.training.rundir import explained
 from latentknobs.training.train import noted
@@ -119,16 +119,13 @@ def evaluate(
 
 
 def _folder(config: TrainConfig) -> Path:
-    """The folder of the page; a ConfigError before any work that would be lost."""
+    """The folder of the page; an error before any work that would be lost."""
     folder = path_of(config.output_dir)
     if (folder / "manifest.jsonl").exists() or (folder / "adapter").exists():
         raise ConfigError(f"{str(folder)!r} holds a run, whose own evaluation would be lost. Choose another output_dir.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"The folder {str(folder)!r} cannot be created: {error.strerror}. Choose another output_dir.") from None
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"You may not write to the folder {str(folder)!r}. Choose another output_dir.")
+    with explained(folder, "the evaluation"):
+        (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+        os.utime(folder / "evaluation")  # an error where nothing can be written
     return folder
 
 
@@ -140,7 +137,7 @@ def _write(folder: Path, report: Report, config: TrainConfig, first: Report, ada
         rows = ({"policy": name} | asdict(row) for name, rollouts in report.rollouts.items() for row in rollouts)
         write_lines(folder / "evaluation" / "responses.jsonl", rows)
         write_text(folder / SUMMARY, json.dumps(report.to_dict()) + "\n")
-        save_accounts(folder, report)
+        save_accounts(folder, report.rewards, report.accounts)
         write_samples(folder, adapter.space, sources.evaluation, report.tasks, sources.tokenizer)
         write_report(folder, report)
 

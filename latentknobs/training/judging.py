@@ -5,8 +5,8 @@ A constant does not depend on the head, so its responses are kept when only the 
 
 import json
 import re
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,11 +82,12 @@ class Judge:
     sources: Sources
     key: str  # digest of the model, the space, and the level
     trained: KnobAdapter  # the head
+    contents: dict[str, str] = field(default_factory=dict)  # of each stage, a digest of its scores
 
     def choose(self) -> tuple[KnobAdapter, str]:
         """What the adapter of the run holds, and why in a sentence; see `training.choice`."""
         config, sources, engine = self.config, self.sources, self.sources.engine
-        adapter, (tuning, tuned, _) = self.trained, self.tuned
+        adapter, (tuning, tuned) = self.trained, self.tuned
         labels = [adapter.space.label(k) for k in range(adapter.space.K)]
         option, best = labels.index(best_of({name: tuned[name] for name in labels})), constant_of(adapter.space, best_of(tuned))
         policy, answers = adapter.policy(config.pick), responses(self.run.path, tuning.name, HEAD)
@@ -94,7 +95,7 @@ class Judge:
         margin = typical_margin(policy, engine, sources.dev, answers, option, config.max_new_tokens)
         mean = MeanShift(adapter.space, choices)
         found = candidates(adapter, option, best.space.values_KJ()[0].tolist(), mean, self._same(margin))
-        rewards, _ = self.scored(adapter, choosing(found, config.pick, sources.dev, config.eval_seeds))
+        rewards = self.scored(adapter, choosing(found, config.pick, sources.dev, config.eval_seeds))
         kept = judged(rewards)
         rewards = {name: reward_SP[:, kept] for name, reward_SP in rewards.items()} if kept.any() else rewards
         held = winner(rewards)
@@ -108,16 +109,16 @@ class Judge:
             choice: what `choose` said.
         """
         config, sources, trained = self.config, self.sources, self.trained
-        tuning, tuned, tuned_by = self.tuned
+        tuning, tuned = self.tuned
         evaluation = judging(stages_of(config, trained.space, sources)[1], trained.space, tuned)
         if adapter is not trained:
             before = fixed(TRAINED, trained.policy(config.pick))
             evaluation = replace(evaluation, compared=[*evaluation.compared, before])
-        rewards, rated_by = self.scored(adapter, evaluation)
+        rewards = self.scored(adapter, evaluation)
         policy, answers = adapter.policy(config.pick), responses(self.run.path, evaluation.name, HEAD)
         choices = self._same(choices_of(sources.engine, sources.evaluation, answers, policy))
         more = controls(policy, choices, sources.evaluation, config.eval_seeds)
-        also, compared_by = self.scored(adapter, more)
+        also = self.scored(adapter, more)
         tasks, tuned_tasks = ([task_of(prompt) for prompt in prompts] for prompts in (sources.evaluation, sources.dev))
         notes = more.notes | {"numbers": numbers_of(trained, tuning, tuned)} | ({"choice": choice} if choice else {})
         tuned = {name: tuned[name] for name in tuned if name in rewards}
@@ -127,40 +128,34 @@ class Judge:
             write_text(path, json.dumps(report.to_dict()) + "\n")
 
         # the order of prompts and policies is part of what a file of scores means
-        content = digest(tuned_by, rated_by, compared_by, list(rewards | also), tasks, tuned_tasks, notes)
+        content = digest(self.contents, list(rewards | also), tasks, tuned_tasks, notes)
         self.run.stage("summary", [Task(SUMMARY, config.digest("evaluation", content), make)])
         return read_report(self.run.path)
 
     @cached_property
-    def tuned(self) -> tuple[Stage, Rewards, str]:
-        """The stage that tunes, the rewards of each constant, also beyond the grids, and a digest of all: the head answers these
-        prompts, too, unless there is no choice."""
+    def tuned(self) -> tuple[Stage, Rewards]:
+        """The stage that tunes, and the rewards of each constant, also beyond the grids: the head answers these prompts, too,
+        unless there is no choice.
+        """
         tuning, _ = stages_of(self.config, self.trained.space, self.sources)
         own = [] if self.config.keep_head else [Compared(HEAD, "head", KnobAdapter.policy)]
-        rewards, content = self.scored(self.trained, replace(tuning, compared=[*tuning.compared, *own]))
-        contents, space = [content], self.trained.space
-
-        def score(stage: Stage) -> Rewards:
-            found, content = self.scored(self.trained, stage)
-            contents.append(content)
-            return found
-
-        wider = widen(space, tuning, {one.name: rewards[one.name] for one in tuning.compared}, score)
-        return tuning, wider, digest(*contents)
+        rewards = self.scored(self.trained, replace(tuning, compared=[*tuning.compared, *own]))
+        constants = {one.name: rewards[one.name] for one in tuning.compared}
+        return tuning, widen(self.trained.space, tuning, constants, partial(self.scored, self.trained))
 
     def _same(self, value: T) -> T:
         """What the main process found: a GPU reads a little differently in every process."""
         found: T = self.run.processes.gather(value)[0]
         return found
 
-    def scored(self, adapter: KnobAdapter, stage: Stage) -> tuple[dict[str, NDArray[np.float64]], str]:
-        """For each policy its (copies, prompts) rewards, and a digest of all of them."""
+    def scored(self, adapter: KnobAdapter, stage: Stage) -> dict[str, NDArray[np.float64]]:
+        """For each policy its (copies, prompts) rewards."""
         run, config, sources = self.run, self.config, self.sources
         all_of = stage.policies(adapter, config.pick)
         if not all_of:
             for what in ("rollouts", "scores"):
                 run.stage(f"{stage.name}/{what}", [])
-            return {}, ""
+            return {}
         policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
         runs = [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
         seed = (config.seed if config.draws is None else config.draws) + stage.seed
@@ -172,8 +167,8 @@ class Judge:
         for name, *both in zip(policies, files, scores, strict=True):
             pairs = sorted(read_scored(*both), key=lambda pair: pair[0].prompt)
             rewards[name] = rewards_of([score for _, score in pairs], len(stage.prompts))
-        rewards = {name: rewards[same_as(name, all_of)] for name in all_of}
-        return rewards, str(run.content([path for paths in scores for path in paths]))
+        self.contents[stage.name] = str(run.content([path for paths in scores for path in paths]))
+        return {name: rewards[same_as(name, all_of)] for name in all_of}
 
 
 def responses(run: Path, stage: str, policy: str) -> list[Rollout]:

@@ -216,7 +216,7 @@ def explained(folder: Path, what: str) -> Iterator[None]:
             "pairs_per_step, or batch_size (responses generated together; makes rollouts again), and give the command again."
         ) from error
     except OSError as error:
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EEXIST, errno.ENOTDIR):
             raise RunError(
                 f"The run directory {str(folder)!r} cannot be written ({what}: {error.strerror}). Choose another output_dir."
             ) from error

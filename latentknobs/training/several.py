@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from latentknobs.config import TrainConfig, fields, make_config, read_yaml, write_yaml
 from latentknobs.data.disk import write_text
 from latentknobs.errors import ConfigError, RunError
+from latentknobs.evaluation.accounting import save_accounts
 from latentknobs.evaluation.report import Report
 from latentknobs.files import path_of
 from latentknobs.progress import say
@@ -49,6 +50,7 @@ def train_several(
             if report is not None:
                 (folder / SUMMARY).parent.mkdir(exist_ok=True)
                 write_text(folder / SUMMARY, json.dumps(report.to_dict()) + "\n")
+                save_accounts(folder, report.rewards, report.accounts)
                 page = write_report(first_seed(folder), report, folder / "report.html")
     return replace(runs[0], path=folder, report=report, report_path=page, runs=tuple(runs))
 

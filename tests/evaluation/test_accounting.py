@@ -19,7 +19,7 @@ from latentknobs.data.prompts import make_prompts
 from latentknobs.data.rollouts import roll_out
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.errors import ConfigError, RunError
-from latentknobs.evaluation.accounting import FILE, TERMS, Account, account_of, read_accounts, token_account
+from latentknobs.evaluation.accounting import FILE, TERMS, Account, account_of, join_accounts, read_accounts, token_account
 from latentknobs.evaluation.report import GREEDY, HEAD, PER_TASK
 from latentknobs.heads.segmenters import Every
 from latentknobs.policies import GreedyPolicy, UniformPolicy
@@ -105,7 +105,7 @@ def test_means_are_per_token_or_per_response_by_prompt() -> None:
     assert one.of("attribution") is None
     assert str(one.of("diversity")) == "0.000 [0.000, 0.000]", "no prompt could differ"
     warm = one.model_copy(update={"sensibleness": [-3.0, -3.0, -6.0]})
-    both = Account.join([one, warm])
+    both = join_accounts([{"a": one}, {"a": warm, "b": one}])["a"]
     assert both.runs == 2 and both.of("sensibleness").mean == pytest.approx(np.mean([-4 / 4, -4 / 2, -6 / 4, -6 / 2]))
 
 

@@ -24,7 +24,7 @@ length.version = "1"
 
 
 def test_two_seeds_are_two_runs_on_the_same_held_out_prompts_with_one_report(tmp_path, capsys):
-    run = lk.train(**SMALL, reward=length, seeds=2, output_dir=tmp_path)
+    run = lk.train(**SMALL, reward=length, seeds=2, output_dir=tmp_path, account=True)
     assert [one.path for one in run.runs] == [tmp_path / "seed-0", tmp_path / "seed-1"] and run.report.runs == 2
     one, other = (one.report for one in run.runs)
     assert (one.rewards["temperature 1"] == other.rewards["temperature 1"]).all(), "the same draws"
@@ -43,6 +43,8 @@ def test_two_seeds_are_two_runs_on_the_same_held_out_prompts_with_one_report(tmp
     times = [json.loads(line) for line in (tmp_path / "seed-1" / "manifest.jsonl").read_text().splitlines()]
     constants = [row for row in times if row["file"].startswith("evaluation/rollouts/temperature")]
     assert constants and all(row["seconds"] == 0 for row in constants), "copied from the first seed"
+    assert "What each policy trades" in page and run.report.accounts[HEAD].runs == 2
+    assert lk.account(tmp_path) == run.report.accounts
     rollouts = [(one.path / "round-1/rollouts/00000.jsonl").read_text() for one in run.runs]
     assert rollouts[0] != rollouts[1]
 
