@@ -188,7 +188,7 @@ def numbers_of(adapter: KnobAdapter, tuning: Stage, tuned: Rewards) -> str:
     """How many responses trained the head and tuned each constant, and what was tried, or not, where the best is at the edge."""
     space, further = adapter.space, _beyond(adapter.space, tuned)
     wider = [name for name in tuned if name not in {space.label(k) for k in range(space.K)}]
-    edge = f" The best of the options was at their edge, so these were tuned, too: {', '.join(wider)}." if wider else ""
+    edge = f" The best of the options was at their edge, so these were tuned, too: {'; '.join(wider)}." if wider else ""
     edge += f" The best, {best_of(tuned)}, is at the edge: {further[0][0]} was not tried." if further else ""
     count = f"very constant was tuned on {len(tuning.prompts) * tuning.copies:,} responses.{edge}"
     trained = adapter.training.get("trained on")

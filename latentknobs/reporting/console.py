@@ -65,7 +65,7 @@ def titled(title: str, *headings: str, left: Collection[str] = ("",)) -> Table:
     """A table with a title, whose columns are numbers except for those on the left."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in left else "right")
+        table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
     return table
 
 
