@@ -9,12 +9,13 @@ from latentknobs.config import OBJECT, TrainConfig, flat, make_config, read_yaml
 from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError, RunError
 from latentknobs.evaluation.accounting import Account, account_of, join_accounts, save_accounts
-from latentknobs.evaluation.comparison import same_as
+from latentknobs.evaluation.comparison import constant_of, same_as
 from latentknobs.evaluation.report import BINNED, MEAN, PER_TASK, SHUFFLED, TRAINED, Report
 from latentknobs.files import path_of
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
+from latentknobs.policies import Policy
 from latentknobs.progress import progress, say
 from latentknobs.reporting import write_report
 from latentknobs.training.judging import read_report, responses, stages_of
@@ -115,13 +116,12 @@ def _answers(
             f"The evaluation in {str(run)!r} is of {len(report.tasks)} prompts, and its settings now give {len(prompts)}. "
             "Restore the prompts, or train again."
         )
-    everyone = stages_of(config, adapter.space, sources)[1].policies(adapter, config.pick)
-    built = {name: policy for name, policy in everyone.items() if name in report.rewards}
+    everyone: dict[str, Policy] = {name: constant_of(adapter.space, name) for name in report.tuning}  # also beyond the grids
+    everyone |= stages_of(config, adapter.space, sources)[1].policies(adapter, config.pick)
+    built = {name: everyone[name] for name in report.rewards if name in everyone}
     same = {name: same_as(name, built) for name in built}
     read = {name: _rollouts(run, "evaluation", name, len(prompts)) for name in set(same.values())}
     found = {name: (read[one], built[one].space) for name, one in same.items()}
-    for name in report.tuning.keys() & report.rewards.keys() - found.keys():  # the best constant, beyond the grids
-        found[name] = _rollouts(run, "evaluation", name, len(prompts)), adapter.space
     if TRAINED in report.rewards:  # what the adapter holds is simpler than the head that was trained, in the same space
         found[TRAINED] = _rollouts(run, "evaluation", TRAINED, len(prompts)), adapter.space
     for name in filter(report.rewards.__contains__, (MEAN, SHUFFLED, BINNED)):  # controls of the head choose in its space
