@@ -31,6 +31,7 @@ OURS: dict[str, Any] = {
 }  # fmt: skip
 QUIET = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING"}
 NAME = "rollouts"  # of the policy that is sampled from
+_RUNNING: dict[tuple[Any, ...], Any] = {}  # the one LLM of this process
 
 
 class VLLMEngine(ServedEngine):
@@ -91,7 +92,7 @@ class VLLMEngine(ServedEngine):
 
     def close(self) -> None:
         """Gives vLLM's memory back."""
-        _started.cache_clear()
+        _stop()
 
     def _llm(self) -> Any:
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -132,12 +133,20 @@ def response_of(ids: Sequence[int], trace: dict[str, Any] | None, text: str) -> 
     return Response(tuple(ids), tuple(map(tuple, trace["values"])), options, text, tuple(trace["logps"]))
 
 
-@lru_cache(maxsize=1)
 def _started(model: str, dtype: str, settings: tuple[tuple[str, Any], ...]) -> Any:
     """vLLM in this process, kept for the next rollouts."""
     from vllm import LLM
 
-    return LLM(model, dtype=dtype, seed=0, **OURS, **{"disable_log_stats": True, **dict(settings)})
+    key = model, dtype, settings
+    if key not in _RUNNING:
+        _stop()  # before the next starts: when an LLM goes, it takes the process groups of all with it
+        _RUNNING[key] = LLM(model, dtype=dtype, seed=0, **OURS, **{"disable_log_stats": True, **dict(settings)})
+    return _RUNNING[key]
+
+
+def _stop() -> None:
+    while _RUNNING:
+        _RUNNING.popitem()[1].llm_engine.engine_core.shutdown()
 
 
 @lru_cache(maxsize=4)

@@ -33,7 +33,7 @@ class Interpreted(VLLMEngine):
 
 
 ENGINE = (Interpreted if V2 else VLLMEngine)(
-    MODEL, TOKENIZER, max_num_seqs=16, gpu_memory_utilization=0.1, enforce_eager=True, max_model_len=256,
+    MODEL, TOKENIZER, max_num_seqs=16, kv_cache_memory_bytes=2**28, enforce_eager=True, max_model_len=256,
     enable_prefix_caching=False, disable_log_stats=False, **BLOCKS,
 )  # fmt: skip
 READER = TransformersEngine(MODEL, TOKENIZER)
