@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from latentknobs.content import digest
@@ -56,7 +56,17 @@ class Account(BaseModel):
     diversity: list[float]
     attribution: list[float] | None
     log_prob: list[float]
-    runs: int = 1
+    runs: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Account":
+        columns = [value for name in ("tokens", *TERMS) if (value := getattr(self, name)) is not None]
+        if any(len(column) != len(self.prompts) for column in columns) or len(self.prompts) % self.runs:
+            raise ValueError("its columns are not equally long, or not a whole number of runs")
+        each = np.sort(np.reshape(self.prompts, (self.runs, -1)))
+        if (each != each[0]).any():
+            raise ValueError("its runs are not of the same prompts")
+        return self
 
     def of(self, term: str, unit: Unit = "token") -> Interval | None:
         """The mean of a term per token or per response, with its interval over prompts (and runs); None where it was not read."""
@@ -162,4 +172,8 @@ def read_accounts(run: Path, rewards: Mapping[str, np.ndarray]) -> dict[str, Acc
     if not path.exists():
         return {}
     found: SavedAccounts = read_json(path, SavedAccounts, RunError, cure, LARGEST)
-    return found.policies if found.key == accounts_key(rewards) else {}
+    if found.key != accounts_key(rewards):
+        return {}
+    if strange := sorted(found.policies.keys() - rewards.keys()):
+        raise RunError(f"{str(path)!r} accounts for {strange[0]!r}, which is not a policy of this evaluation. {cure}")
+    return found.policies

@@ -131,14 +131,17 @@ def controls(policy: Policy, choices: Choices, prompts: Sequence[Prompt], seeds:
 
 def widen(space: KnobSpace, tuning: Stage, rewards: Rewards, score: Callable[[Stage], Rewards]) -> Rewards:
     """The rewards of all constants that are tuned: of those of the space, then of values beyond its grids, as long as the best
-    one stands on their edge; `score` answers a stage.
+    one stands on their edge; `score` answers a stage. A score that fails beyond the grids alone counts as the lowest of all.
     """
     rewards, stage = dict(rewards), "wider"
+    kept = judged(rewards)
+    least = min((float(one[:, kept].min()) for one in rewards.values() if kept.any()), default=0.0)
     while True:
         more = _beyond(space, rewards)[: space.K + WIDER - len(rewards)]
         if more or stage == "wider":  # which a run has planned
             compared = [fixed(name, one, "constant") for name, one in more]
-            rewards |= score(replace(tuning, name=stage, compared=compared))
+            found = score(replace(tuning, name=stage, compared=compared))
+            rewards |= {name: np.where(np.isnan(one) & kept, least, one) for name, one in found.items()}
         if not more:
             return rewards
         stage = f"wider-{len(rewards) - space.K + 1}"

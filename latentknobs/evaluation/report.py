@@ -74,7 +74,7 @@ class Report:
         runs: training seeds; what depends on none has the same rewards in each.
         level: at which choices are made.
         notes: by policy, what it is in detail; under `numbers`, how many responses trained and tuned what.
-        accounts: by policy, what it trades; empty where nobody accounted for them.
+        accounts: by policy, what it trades; empty where they were not read.
     """
 
     rewards: dict[str, NDArray[np.float64]]

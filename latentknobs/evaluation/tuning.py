@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from latentknobs.knobs.space import short
+
 SMALLEST = 1e-3  # a setting that is not halved any more
 RANGES = {"top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "threshold": (0.0, 1.0), "share": (0.0, 1.0)}  # others are 0 or more
 
@@ -43,10 +45,10 @@ def beyond(best: str, tried: Sequence[str]) -> list[str]:
         if len(grid) < 2:
             continue
         at, (least, most) = grid.index(value), RANGES.get(name, (0.0, np.inf))
-        down = grid[at - 1] if at else 2 * grid[0] - grid[1]
-        up = grid[at + 1] if at + 1 < len(grid) else 2 * grid[-1] - grid[-2]
-        down = down if at or down > least else value / 2 if value > SMALLEST else least
+        down = grid[at - 1] if at else round(2 * grid[0] - grid[1], 6)
+        up = grid[at + 1] if at + 1 < len(grid) else round(2 * grid[-1] - grid[-2], 6)
+        down = down if at or down > least else round(value / 2, 6) if value > SMALLEST else least
         for step in (down, min(up, most)):
-            changed = settings_of(best) | {name: round(step, 6)}
-            found.append(f"{rule}:{','.join(f'{key}={number:g}' for key, number in changed.items())}")
+            changed = settings_of(best) | {name: step}
+            found.append(f"{rule}:{','.join(f'{key}={short(number)}' for key, number in changed.items())}")
     return [name for name in dict.fromkeys(found) if name not in tried]

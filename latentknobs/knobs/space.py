@@ -169,7 +169,7 @@ class KnobSpace:
 
     def label(self, k: int) -> str:
         """Option k in words: `temperature 0.2, top_p 0.9`."""
-        return ", ".join(f"{name} {_short(value)}" for name, value in self._option(k).items())
+        return ", ".join(f"{name} {short(value)}" for name, value in self._option(k).items())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` turns back into this space where the same plugins are installed."""
@@ -259,6 +259,6 @@ def _ordered(knobs: list[DecodingKnob], order: str | Sequence[str]) -> tuple[tup
     return tuple(sorted(knobs, key=lambda knob: ORDERS[order].index(knob.stage))), order
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """A value as people write it, and in full where that would be another one."""
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)

@@ -24,7 +24,7 @@ WIDTH = 8.6  # inches
 
 
 def rows(accounts: Mapping[str, Account], report: Report, unit: Unit = "token") -> list[tuple[str, list[str]]]:
-    """For each policy its mean reward and its terms in nats, with 95 % intervals over prompts."""
+    """For each policy its mean reward and its terms in nats, with 95 % intervals over prompts (and training seeds)."""
     found = []
     for policy, one in accounts.items():
         reward = estimate(report.rewards[policy][:, report.judged_P].mean(0))

@@ -42,7 +42,7 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
     run = path_of(run)
     report = read_report(run)
     if (first := first_seed(run)) != run:
-        report.accounts = join_accounts([account(one, **settings) for one in sorted(run.glob("seed-*"))])
+        report.accounts = join_accounts([account(run / f"seed-{n}", **settings) for n in range(report.runs)])
         save_accounts(run, report.rewards, report.accounts)
         write_report(first, report, run / "report.html")
         return report.accounts

@@ -133,10 +133,10 @@ def _write(folder: Path, report: Report, config: TrainConfig, first: Report, ada
     """An evaluation as files of a run, and its page, which shows the choices of the first adapter."""
     with explained(folder, "the evaluation"):
         write_yaml(config, folder / "config.yaml", SHOWN)
+        write_text(folder / SUMMARY, json.dumps(report.to_dict()) + "\n")  # first: the rest may fill the disk
         write_lines(folder / RESPONSES.replace("*", "00000"), first.rollouts[HEAD])
         rows = ({"policy": name} | asdict(row) for name, rollouts in report.rollouts.items() for row in rollouts)
         write_lines(folder / "evaluation" / "responses.jsonl", rows)
-        write_text(folder / SUMMARY, json.dumps(report.to_dict()) + "\n")
         save_accounts(folder, report.rewards, report.accounts)
         write_samples(folder, adapter.space, sources.evaluation, report.tasks, sources.tokenizer)
         write_report(folder, report)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from latentknobs.evaluation.headroom import choosing_among, choosing_by_group, r
 from latentknobs.evaluation.report import judged
 from latentknobs.evaluation.statistics import Floats, Interval, estimate, holm
 from latentknobs.evaluation.tuning import members
+from latentknobs.files import path_of
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources, gather
@@ -104,6 +106,8 @@ def headroom(
         )
     named = {"model": model, "prompts": prompts, "reward": reward}
     chosen, space, objects = settle(knobs, config, DEFAULTS | settings, named)
+    if ((folder := path_of(chosen.output_dir)) / "adapter").exists():
+        raise ConfigError(f"{str(folder)!r} holds a run, whose settings would be lost. Choose another output_dir.")
     with left_as_it_was(model), in_ordinary_mode():
         sources = gather(chosen, tokenizer=tokenizer, **objects)
         try:
@@ -165,15 +169,24 @@ class _Study:
         p = dict(zip(intervals, holm([one.p for one in intervals.values()]), strict=True))
         top = {family: max(rules[family], key=lambda name: float(found[name][:, kept].mean())) for family in families}
         verdict, level = recommendation(intervals, p, best, [*families, BRANCHED])
-        config = self.config.replace(level=level or self.config.level)
+        config = self._at(level) if level else self.config
         write_yaml(config, path := self.run.path / "config.yaml", {*fields(config.learner)} - {"output_dir"})
         if level:
-            what = f"{', '.join(self.space.names)} at level {level} with the learner {config.learner}"
-            verdict += f" Train {what}: latentknobs train --config {path} --after {self.run.path}"
-        self._explore(config.level)
+            what = f"{', '.join(self.space.names)} at level {config.level} with the learner {config.learner}"
+            verdict += f" Train {what}: latentknobs train --config {quote(str(path))} --after {quote(str(self.run.path))}"
         result = Headroom(self.run.path, shown, best, intervals, p, top, verdict)
         self._write(result, texts | more)
+        self._explore(config.level)
         return result
+
+    def _at(self, level: str) -> TrainConfig:
+        """The settings at a level, or those of the user where the learner cannot choose at it."""
+        config = self.config.replace(level=level)
+        try:
+            make_learners(config, self.space, parse_level(level, self.sources.tokenizer))
+        except ConfigError:
+            return self.config
+        return config
 
     def _policies(self, names: Sequence[str]) -> dict[str, Policy]:
         """The rules that can run here: a tokenizer may have no ends of sentences, an engine may choose once for a response."""

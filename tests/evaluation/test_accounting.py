@@ -189,6 +189,20 @@ def test_what_answers_each_prompt_as_another_policy_has_parts_of_their_accounts(
     assert (found.prompts, found.tokens, found.diversity, found.attribution) == ([1, 0, 0], [3, 1, 2], [1.0, 2.0, 2.0], None)
 
 
+@pytest.mark.parametrize("change", [{"runs": 0}, {"runs": 5}, {"tokens": [1]}, {"name": "not there"}])
+def test_a_damaged_account_is_refused(run: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    lk.account(run)
+    rewards = read_report(run).rewards
+    saved = json.loads((run / FILE).read_text())
+    if name := change.pop("name", None):
+        saved["policies"][name] = saved["policies"][HEAD]
+    saved["policies"][HEAD] |= change
+    (tmp_path / FILE).parent.mkdir()
+    (tmp_path / FILE).write_text(json.dumps(saved))
+    with pytest.raises(RunError, match="Delete it, or write it again"):
+        read_accounts(tmp_path, rewards)
+
+
 def test_a_model_with_other_weights_is_refused(run: Path) -> None:
     model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
     lk.account(run, model=model, tokenizer=tokenizer)

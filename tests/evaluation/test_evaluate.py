@@ -266,6 +266,20 @@ def test_a_grid_gets_wider_until_the_best_constant_is_not_at_its_edge(grids, ear
     assert [one.name for one in head.compared].count(best) == 1 and head.compared[0].name == HEAD
 
 
+def test_a_reward_that_fails_beyond_the_grid_does_not_spoil_the_choice_within_it():
+    space = KnobSpace.of("temperature:0,0.5,1")
+
+    def score(stage):
+        earned = {
+            name: policy.space.options[policy.option]["temperature"] for name, policy in stage.policies(None, "greedy").items()
+        }
+        return {name: np.full((1, 4), t if t <= 1 else np.nan) for name, t in earned.items()}
+
+    first = Stage("tuning", [one for one in lineup(space) if one.role == "constant"], [None] * 4, 1, 0)
+    found = widen(space, first, score(first), score)
+    assert best_of(found) == "temperature 1" and len(found) == 4
+
+
 def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):
     assert not {*CONTROLS} & {*lk.evaluate(adapter, **SMALL).rewards}
 

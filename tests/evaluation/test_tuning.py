@@ -17,3 +17,5 @@ def test_a_grid_that_ends_where_its_policy_does_stays_as_it_is() -> None:
     ]  # fmt: skip
     assert beyond("dynatemp:low=0,high=2", members("dynatemp", low=[0, 0.4], high=[1, 2])) == ["dynatemp:low=0,high=3"]
     assert beyond("mirostat:tau=3", ["mirostat:tau=3"]) == [], "one value is not a grid"
+    sixths = [f"constant:temperature={n / 6!r}" for n in range(1, 4)]
+    assert beyond(sixths[1], sixths) == [], "a value of many digits between others is not at the edge"

@@ -1,10 +1,12 @@
 """headroom() on the packaged testbed, small, and a training that goes on from it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 import latentknobs as lk
+from latentknobs.config import make_config
 from latentknobs.errors import ConfigError
 from latentknobs.training import headroom as module
 from latentknobs.training.headroom import BRANCHED, BY_PROMPT, BY_TASK, SAMPLES
@@ -50,6 +52,18 @@ def test_a_training_after_it_copies_its_rollouts(found, tmp_path):
     both = [json.loads(line) for path in sorted((run.path / "round-1/rollouts").iterdir()) for line in path.open()]
     whole = [json.loads(line) for line in (plain.path / "round-1/rollouts/00000.jsonl").open()]
     assert sorted(row["prompt"] for row in both) == sorted(row["prompt"] for row in whole)
+
+
+def test_the_folder_of_a_run_is_refused(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(ConfigError, match="holds a run, whose settings would be lost"):
+        lk.headroom(6, output_dir=tmp_path, **SMALL)
+
+
+def test_a_level_that_the_learner_refuses_is_not_recommended():
+    config, space = make_config({"learner": "end_to_end", "statistics": True}), lk.KnobSpace.of("temperature", "top_p")
+    study = module._Study(None, config, space, SimpleNamespace(tokenizer=None), 6, 2)
+    assert study._at("sequence").level == "token", "it reads the distribution of every token"
 
 
 def test_too_little_to_choose_and_to_judge_is_refused():

@@ -83,7 +83,7 @@ def read_request(params: Any, known: Mapping[str, Sequence[str]] | None = None) 
 
 def left_out(path: str, body: bytes) -> str | None:
     """Why vLLM would leave out the policy that the body of a request names, or its choices; None where it does not."""
-    if b"atent" not in body:
+    if b"atent" not in body.lower():
         return None  # most requests: JSON of megabytes is not read twice
     try:
         fields = json.loads(body)
@@ -92,7 +92,8 @@ def left_out(path: str, body: bytes) -> str | None:
     if not isinstance(fields, dict):
         return None
     if stray := next(filter(_is_meant, fields), None):
-        return f"The field {stray!r} stands beside vllm_xargs, where vLLM does not read it. Write it into vllm_xargs."
+        cure = DEAF.get(path, "Write it into vllm_xargs")
+        return f"The field {stray!r} stands beside vllm_xargs, where vLLM does not read it. {cure}."
     extra = fields.get("vllm_xargs")
     if not isinstance(extra, dict) or not any(map(_is_meant, extra)):
         return None

@@ -82,6 +82,7 @@ XARGS = {"vllm_xargs": MINE}
     ("/invocations", XARGS | {"use_beam_search": True}, "use_beam_search"),
     ("/v1/completions", {"latentknobs": "mine"}, "'latentknobs' stands beside vllm_xargs"),
     ("/v1/completions", {"latent_knobs": "mine"}, "'latent_knobs' stands beside"),
+    ("/v1/completions", {"LATENTKNOBS": "mine"}, "'LATENTKNOBS' stands beside"),
     ("/v1/chat/completions", XARGS | {"latentknobs_seed": 3}, "'latentknobs_seed' stands beside vllm_xargs"),
     ("/inference/v1/generate", XARGS, r"does not read vllm_xargs, which ask for the adapter 'mine'\. Write it into sampling"),
     ("/cohere/v2/chat", XARGS, "Send it to /v1/chat/completions"), ("/v1/systemone", XARGS, "nothing is drawn there"),
