@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from latentknobs.adapter import KnobAdapter
 from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
-from latentknobs.errors import GridError, RewardError
+from latentknobs.engines.base import Engine
+from latentknobs.errors import ConfigError, GridError, RewardError
 from latentknobs.evaluation.report import (
     ALL,
     BINNED,
@@ -129,15 +130,16 @@ def controls(policy: Policy, choices: Choices, prompts: Sequence[Prompt], seeds:
     return Stage("controls", found, prompts, seeds, JUDGING, {MEAN: mean.label})
 
 
-def widen(space: KnobSpace, tuning: Stage, rewards: Rewards, score: Callable[[Stage], Rewards]) -> Rewards:
+def widen(space: KnobSpace, tuning: Stage, rewards: Rewards, score: Callable[[Stage], Rewards], engine: Engine) -> Rewards:
     """The rewards of all constants that are tuned: of those of the space, then of values beyond its grids, as long as the best
-    one stands on their edge; `score` answers a stage. A score that fails beyond the grids alone counts as the lowest of all.
+    one stands on their edge and the engine takes its neighbours; `score` answers a stage. A score that fails beyond the grids
+    alone counts as the lowest of all.
     """
     rewards, stage = dict(rewards), "wider"
     kept = judged(rewards)
     least = min((float(one[:, kept].min()) for one in rewards.values() if kept.any()), default=0.0)
     while True:
-        more = _beyond(space, rewards)[: space.K + WIDER - len(rewards)]
+        more = [one for one in _beyond(space, rewards) if _runs(engine, one[1])][: space.K + WIDER - len(rewards)]
         if more or stage == "wider":  # which a run has planned
             compared = [fixed(name, one, "constant") for name, one in more]
             found = score(replace(tuning, name=stage, compared=compared))
@@ -181,6 +183,14 @@ def _beyond(space: KnobSpace, tuned: Rewards) -> list[tuple[str, ConstantPolicy]
         with suppress(GridError):
             found.append((name, constant_of(space, name)))
     return found
+
+
+def _runs(engine: Engine, policy: Policy) -> bool:
+    try:
+        engine.check(policy)
+    except ConfigError:  # a server takes temperatures up to 2
+        return False
+    return True
 
 
 def _spec(label: str) -> str:

@@ -22,6 +22,7 @@ from latentknobs.errors import ConfigError
 from latentknobs.evaluation.accounting import Account, save_accounts
 from latentknobs.evaluation.comparison import (
     CONTROLLED,
+    Rewards,
     Stage,
     controls,
     fixed,
@@ -179,7 +180,11 @@ def _evaluate(
         say(f"Up to {most:,} more responses if the best constant is at the edge of the options.")
     with progress("evaluation", sum(stage.responses for stage in both)) as advance:
         tuning, _ = _scored(adapter, config, sources, both[0], kept, advance)
-        tuned = widen(adapter.space, both[0], tuning, lambda stage: _scored(adapter, config, sources, stage, kept, advance)[0])
+
+        def rate(stage: Stage) -> Rewards:
+            return _scored(adapter, config, sources, stage, kept, advance)[0]
+
+        tuned = widen(adapter.space, both[0], tuning, rate, sources.engine)
         evaluation = judging(both[1], adapter.space, tuned)
         rewards, rollouts = _scored(adapter, config, sources, evaluation, kept, advance)
     head = adapter.policy(config.pick)

@@ -150,7 +150,7 @@ class _Study:
             texts.update(answers)
             return rewards
 
-        constants = widen(self.space, options, rate(options), rate)
+        constants = widen(self.space, options, rate(options), rate, self.sources.engine)
         found, more = self._rated("rules", {name: policy for part in rules.values() for name, policy in part.items()}, few)
         kept = judged({**constants, **found})
         if not kept.any():

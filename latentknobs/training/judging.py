@@ -141,7 +141,7 @@ class Judge:
         own = [] if self.config.keep_head else [Compared(HEAD, "head", KnobAdapter.policy)]
         rewards = self.scored(self.trained, replace(tuning, compared=[*tuning.compared, *own]))
         constants = {one.name: rewards[one.name] for one in tuning.compared}
-        return tuning, widen(self.trained.space, tuning, constants, partial(self.scored, self.trained))
+        return tuning, widen(self.trained.space, tuning, constants, partial(self.scored, self.trained), self.sources.engine)
 
     def _same(self, value: T) -> T:
         """What the main process found: a GPU reads a little differently in every process."""

@@ -13,7 +13,7 @@ import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.adapter import describe_model
 from latentknobs.data.prompts import make_prompts
-from latentknobs.errors import AdapterError, LatentKnobsError, RewardError
+from latentknobs.errors import AdapterError, ConfigError, LatentKnobsError, RewardError
 from latentknobs.evaluation.comparison import (
     Stage,
     best_of,
@@ -31,6 +31,7 @@ from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import ConstantPolicy, GreedyPolicy
 
+ANY = SimpleNamespace(check=lambda policy: None)  # an engine that takes every value
 SMALL = {"seeds": 2, "train_prompts": 8, "eval_size": 6, "tune_size": 4, "max_new_tokens": 8}
 
 
@@ -257,7 +258,7 @@ def test_a_grid_gets_wider_until_the_best_constant_is_not_at_its_edge(grids, ear
         return {name: np.full((1, 4), earned(*policy.space.options[policy.option].values())) for name, policy in policies.items()}
 
     first = Stage("tuning", [one for one in lineup(space) if one.role == "constant"], [None] * 4, 1, 0)
-    found = widen(space, first, score(first), score)
+    found = widen(space, first, score(first), score, ANY)
     assert best_of(found) == best and len({stage.name for stage in stages}) == len(stages) >= 2, "a run plans one"
     extra = [name for name in found if name not in {space.label(k) for k in range(space.K)}]
     assert tried is None or extra == [f"{space.names[0]} {value}" for value in tried]
@@ -276,8 +277,24 @@ def test_a_reward_that_fails_beyond_the_grid_does_not_spoil_the_choice_within_it
         return {name: np.full((1, 4), t if t <= 1 else np.nan) for name, t in earned.items()}
 
     first = Stage("tuning", [one for one in lineup(space) if one.role == "constant"], [None] * 4, 1, 0)
-    found = widen(space, first, score(first), score)
+    found = widen(space, first, score(first), score, ANY)
     assert best_of(found) == "temperature 1" and len(found) == 4
+
+
+def test_values_that_the_engine_refuses_are_not_tuned():
+    space = KnobSpace.of("temperature:0,0.5,1")
+
+    def check(policy):
+        if policy.space.options[policy.option]["temperature"] > 1.5:
+            raise ConfigError("too hot")
+
+    def score(stage):
+        policies = stage.policies(None, "greedy")
+        return {name: np.full((1, 4), policy.space.options[policy.option]["temperature"]) for name, policy in policies.items()}
+
+    first = Stage("tuning", [one for one in lineup(space) if one.role == "constant"], [None] * 4, 1, 0)
+    found = widen(space, first, score(first), score, SimpleNamespace(check=check))
+    assert [name for name in found if name not in {space.label(k) for k in range(space.K)}] == ["temperature 1.5"]
 
 
 def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):
