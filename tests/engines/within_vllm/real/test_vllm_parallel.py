@@ -11,7 +11,7 @@ from latentknobs.adapter import KnobAdapter
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.policies.names import policy_of
 
-pytestmark = pytest.mark.skipif(V2, reason="the server is tried with runner V1")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(V2, reason="the server is tried with runner V1")]
 HOT = "constant:temperature=1.5"
 ROWS, TOKENS = 6, 16
 
