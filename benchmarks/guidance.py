@@ -148,7 +148,9 @@ class Lab:
         found = account_of(self.engine, self.held_out, rollouts, policy.space, batch_size=512)
         grounded_R, novelty_R, fluent_R = zip(*(scores(self.held_out[one.prompt], one) for one in rollouts), strict=True)
         per_token = {term: float(np.sum(getattr(found, term)) / np.sum(found.tokens)) for term in TERMS}
+        by_prompt = {term: found.by_prompt(term).tolist() for term in TERMS}
         return {
+            "by_prompt": by_prompt,
             "grounded": grounded_R, "novelty": novelty_R, "fluent": fluent_R, "distinct": distinct_2(rollouts), **per_token,
         }  # fmt: skip
 
@@ -244,6 +246,12 @@ def main(model: Path, corrupted: Path, out: Path, prompts: int, seeds: tuple[int
     print(f"\n1 and 2: temperature against greedy decoding, and the trade-off of guidance\n\n{HEADER}")
     for spec in (spec for family in ("static temperature", "CFG", "classifier") for spec in FAMILIES[family]):
         print(line(f"`{spec}`", every[spec]))
+    cold, hot, guided, wide = (ALIGNED[n] for n in (0, 2, 3, 4))
+    some = [(cold, every[cold], hot, every[hot]), (guided, every[guided], hot, every[hot])]
+    some += [("classifier:scale=4,temperature=1", every["classifier:scale=4,temperature=1"], hot, every[hot])]
+    if bad:
+        some.append((f"corrupted {wide}", bad[f"held_out {wide}"], f"corrupted {hot}", bad[f"held_out {hot}"]))
+    paired("1, 2 and 5", some)
     picked = {family: [one[f"tuned {seed} {family}"][0] for seed, one in found] for family in FAMILIES}
     chosen = {
         family: [one[f"held_out {spec}"] for (_, one), spec in zip(found, specs, strict=True)] for family, specs in picked.items()
@@ -257,6 +265,22 @@ def main(model: Path, corrupted: Path, out: Path, prompts: int, seeds: tuple[int
         for spec in ALIGNED:
             print(line(f"`{spec}`, corrupted", bad[f"held_out {spec}"]))
             print(line(f"`{spec}`, before", every[spec]))
+
+
+def paired(title: str, pairs: Sequence[tuple[str, dict[str, Any], str, dict[str, Any]]]) -> None:
+    """What one fixed policy has more than another, by prompt: of answers, and of the account in nats per token."""
+    keys = ("grounded", "novelty", "diversity", "sensibleness", "attribution")
+
+    def of(outcome: dict[str, Any], key: str) -> NDArray[np.float64]:
+        return np.array(outcome[key]).reshape(-1, 2).mean(1) if key in keys[:2] else np.array(outcome["by_prompt"][key])
+
+    gains = [[estimate(of(ours, key) - of(theirs, key)) for key in keys] for _, ours, _, theirs in pairs]
+    corrected = iter(holm([gain.p for row in gains for gain in row]))
+    print(f"\n{title}: differences [95 %, prompts], p corrected by Holm\n")
+    print("| | minus | " + " | ".join(keys) + " |\n|---|---|" + "---|" * len(keys))
+    for (ours, _, theirs, _), row in zip(pairs, gains, strict=True):
+        cells = [f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}], p {next(corrected):.2g}" for gain in row]
+        print(f"| `{ours}` | `{theirs}` | " + " | ".join(cells) + " |")
 
 
 def compared(chosen: dict[str, list[dict[str, Any]]], picked: dict[str, list[str]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
@@ -70,15 +71,20 @@ class Account(BaseModel):
 
     def of(self, term: str, unit: Unit = "token") -> Interval | None:
         """The mean of a term per token or per response, with its interval over prompts (and runs); None where it was not read."""
-        if (value := getattr(self, term)) is None:
+        if getattr(self, term) is None:
             return None
-        prompt_R = np.unique(self.prompts, return_inverse=True)[1]
-        cell_R = prompt_R + (prompt_R.max() + 1) * np.repeat(np.arange(self.runs), len(prompt_R) // self.runs)
-        total_C, tokens_C, responses_C = (np.bincount(cell_R, weights) for weights in (value, self.tokens, None))
-        mean_C = total_C / (tokens_C if unit == "token" else responses_C)
+        mean_C = self.by_prompt(term, unit)
         if np.ptp(mean_C) == 0:  # by what the policy is: a greedy one has no entropy anywhere
             return Interval(*[float(mean_C[0])] * 3)
         return estimate(mean_C.reshape(self.runs, -1))
+
+    def by_prompt(self, term: str, unit: Unit = "token") -> NDArray[np.float64]:
+        """(runs * P,) means of a term that was read, per token or per response, of each run and prompt in turn."""
+        prompt_R = np.unique(self.prompts, return_inverse=True)[1]
+        cell_R = prompt_R + (prompt_R.max() + 1) * np.repeat(np.arange(self.runs), len(prompt_R) // self.runs)
+        total_C, tokens_C, responses_C = (np.bincount(cell_R, weights) for weights in (getattr(self, term), self.tokens, None))
+        found: NDArray[np.float64] = total_C / (tokens_C if unit == "token" else responses_C)
+        return found
 
     @classmethod
     def select(cls, accounts: Mapping[str, "Account"], policy_P: Sequence[str]) -> "Account":

@@ -169,24 +169,26 @@ class _Study:
         p = dict(zip(intervals, holm([one.p for one in intervals.values()]), strict=True))
         top = {family: max(rules[family], key=lambda name: float(found[name][:, kept].mean())) for family in families}
         verdict, level = recommendation(intervals, p, best, [*families, BRANCHED])
-        config = self._at(level) if level else self.config
+        config, instead = self._at(level) if level else (self.config, "")
         write_yaml(config, path := self.run.path / "config.yaml", {*fields(config.learner)} - {"output_dir"})
         if level:
             what = f"{', '.join(self.space.names)} at level {config.level} with the learner {config.learner}"
-            verdict += f" Train {what}: latentknobs train --config {quote(str(path))} --after {quote(str(self.run.path))}"
+            verdict += (
+                f"{instead} Train {what}: latentknobs train --config {quote(str(path))} --after {quote(str(self.run.path))}"
+            )
         result = Headroom(self.run.path, shown, best, intervals, p, top, verdict)
         self._write(result, texts | more)
         self._explore(config.level)
         return result
 
-    def _at(self, level: str) -> TrainConfig:
-        """The settings at a level, or those of the user where the learner cannot choose at it."""
+    def _at(self, level: str) -> tuple[TrainConfig, str]:
+        """The settings at a level, or those of the user where the learner cannot choose at it, and why in a sentence."""
         config = self.config.replace(level=level)
         try:
             make_learners(config, self.space, parse_level(level, self.sources.tokenizer))
-        except ConfigError:
-            return self.config
-        return config
+        except ConfigError as error:
+            return self.config, f" The learner cannot choose at level {level}: {error}"
+        return config, ""
 
     def _policies(self, names: Sequence[str]) -> dict[str, Policy]:
         """The rules that can run here: a tokenizer may have no ends of sentences, an engine may choose once for a response."""

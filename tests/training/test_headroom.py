@@ -63,7 +63,8 @@ def test_the_folder_of_a_run_is_refused(tmp_path):
 def test_a_level_that_the_learner_refuses_is_not_recommended():
     config, space = make_config({"learner": "end_to_end", "statistics": True}), lk.KnobSpace.of("temperature", "top_p")
     study = module._Study(None, config, space, SimpleNamespace(tokenizer=None), 6, 2)
-    assert study._at("sequence").level == "token", "it reads the distribution of every token"
+    found, why = study._at("sequence")
+    assert found.level == "token" and "The learner cannot choose at level sequence: statistics=True reads" in why
 
 
 def test_too_little_to_choose_and_to_judge_is_refused():
