@@ -287,7 +287,7 @@ def compared(chosen: dict[str, list[dict[str, Any]]], picked: dict[str, list[str
     """3: tuned rules and learned options, and their differences."""
     print(f"\n3: tuned on training prompts ; means over the seeds\n\n{HEADER}")
     for name, outcomes in chosen.items():
-        mean = {key: np.mean([one[key] for one in outcomes], axis=0) for key in outcomes[0]}
+        mean = {key: np.mean([one[key] for one in outcomes], axis=0) for key in outcomes[0] if key != "by_prompt"}
         print(line(name, mean) + (f" <!-- {sorted(set(picked[name]))} -->" if name in picked else ""))
     pairs = [
         ("KL-guided", other)

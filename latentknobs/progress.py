@@ -66,7 +66,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     if not speaks():
         yield lambda items: None
         return
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:  # with TERM=dumb rich shows no bar, and nothing else
         with Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Pace(), console=console, transient=True
         ) as bar:

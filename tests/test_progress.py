@@ -44,8 +44,18 @@ def test_elsewhere_than_on_a_terminal_there_is_a_plain_line_every_ten_seconds(sh
     ]
 
 
+def test_a_terminal_without_a_cursor_has_plain_lines(monkeypatch):
+    text, clock = io.StringIO(), iter(range(0, 1000, 3))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "console", Console(file=text, force_terminal=True, width=80))
+    work()
+    assert "rollouts: 16 of 40, 1.3/s, 18 s left" in text.getvalue()
+
+
 def test_on_a_terminal_a_bar_comes_and_goes(monkeypatch):
     text = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(module, "console", Console(file=text, force_terminal=True, width=80))
     work()
     assert "rollouts" in text.getvalue() and "40/40" in text.getvalue() and "of 40" not in text.getvalue()

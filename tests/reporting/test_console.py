@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from latentknobs.evaluation.report import GREEDY, HEAD, Report
@@ -62,7 +63,8 @@ def test_prompts_that_could_not_be_judged_are_not_counted(report: Report) -> Non
     assert "28 held-out prompts x 2 responses" in text and "2 of 30 prompts are left out" in " ".join(text.split())
 
 
-def test_a_clear_gain_is_green_and_a_clear_loss_red(report: Report) -> None:
+def test_a_clear_gain_is_green_and_a_clear_loss_red(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     assert "\x1b[32m+0.3" in printed(report, force_terminal=True)
     worse = Report(report.rewards | {HEAD: report.rewards[HEAD] - 1}, report.tasks, report.tuned, report.tuning)
     assert "\x1b[31m-0.6" in printed(worse, force_terminal=True) or "\x1b[31m-0.7" in printed(worse, force_terminal=True)
