@@ -1,4 +1,4 @@
-"""REINFORCE on the packaged testbed: estimators, LPO at equal rollouts, token budgets, parallel budgets, ablations.
+"""REINFORCE on the testbed and stories260K: estimators, LPO at equal rollouts, token and parallel budgets, ablations.
 
     python -m benchmarks.reinforce                               # everything, about two hours on one core; it can be interrupted
     python -m benchmarks.reinforce curves --task math --seed 3   # one part, task and seed: many of these can run side by side
@@ -16,7 +16,21 @@ import click
 import torch
 
 import latentknobs as lk
-from benchmarks.reinforce_runs import LONGEST, Case, both, choices, earned, judged, lm, lpo_heads, prompts_of, spread, tuned, turn
+from benchmarks.reinforce_runs import (
+    LONGEST,
+    STORIES,
+    Case,
+    both,
+    choices,
+    earned,
+    judged,
+    lm,
+    lpo_heads,
+    prompts_of,
+    spread,
+    tuned,
+    turn,
+)  # fmt: skip
 from benchmarks.reinforce_tables import tables
 from latentknobs.data.rollouts import roll_out
 from latentknobs.heads.segmenters import parse_level
@@ -26,7 +40,8 @@ from latentknobs.policies.controls import MeanShift, Shuffle
 
 OUT = Path("runs/reinforce")
 TASKS = ("constrained", "mixture", "math")
-SEEDS, FEWER = range(1, 9), range(1, 6)
+WITH_STORIES = (*TASKS, STORIES)  # for the curves
+SEEDS = range(1, 6)
 POINTS = (256, 512, 1024, 2048)  # rollouts after which a head is judged; a step of REINFORCE has 64
 RATES = {"score": (3e-3, 1e-2, 3e-2), "marginal": (3e-3, 1e-2, 3e-2), "lpo": (3e-4, 1e-3, 3e-3)}  # the second: the default
 TEMPERATURES = lk.KnobSpace.of("temperature")
@@ -54,7 +69,7 @@ class Job(NamedTuple):
 def curves() -> Iterator[Job]:
     """Reward against rollouts for each learner and learning rate, on tuning and on held-out prompts."""
     for seed in SEEDS:
-        for task in TASKS:
+        for task in WITH_STORIES:
             for estimator in ("marginal", "score"):
                 for rate in RATES[estimator]:
                     case = Case(task, seed, TEMPERATURES, {"estimator": estimator, "learning_rate": rate})
@@ -77,7 +92,7 @@ def lpo_points(task: str, seed: int) -> dict[str, dict[int, Any]]:
 
 def rivals() -> Iterator[Job]:
     """What needs no learning: constants on tuning and on held-out prompts, the uniform mixture, TURN."""
-    for task in TASKS:
+    for task in WITH_STORIES:
         policies = [(f"constant {k}", ConstantPolicy(FINE, k)) for k in range(FINE.K)]
         for name, policy in [*policies, ("uniform", UniformPolicy(TEMPERATURES, parse_level("token")))]:
             yield Job(f"rivals/{task} {name}", task, 0, partial(both, task, policy))
@@ -94,7 +109,7 @@ def variance() -> Iterator[Job]:
 def tokens() -> Iterator[Job]:
     """Token level under token budgets: heads, controls of the first, and what needs no training."""
     for task, budgets in BUDGETS.items():
-        for seed in FEWER:
+        for seed in SEEDS:
             for name, features in SEEN.items():
                 case = Case(task, seed, FOUR, {"token_budgets": list(budgets), "features": features})
                 yield Job(f"tokens/{task} {name} {seed}", task, seed, partial(budgeted, case, name == "with the budget"))
@@ -140,7 +155,7 @@ def parallel() -> Iterator[Job]:
     """Sequence level under parallel budgets, best of B, on the mixture."""
     more, level = {"level": "sequence", "parallel": list(TOGETHER)}, parse_level("sequence")
     seen = SEEN | {"with the budget": ("hidden", "samples")}
-    for seed in FEWER:
+    for seed in SEEDS:
         for name, features in seen.items():
             case = Case("mixture", seed, SIX, more | {"features": features})
             yield Job(f"parallel/{name} {seed}", "mixture", seed, partial(together, case, name == "with the budget"))
@@ -165,8 +180,10 @@ def together(case: Case, has_controls: bool) -> dict[str, Any]:
 def best_of(policy: Policy, samples: int | None = None, split: str = "held out") -> dict[str, list[float]]:
     """By prompt, the mean best reward of groups of B among 8 responses, for each B or (`samples`) for one."""
     prompts = prompts_of("mixture", split, 96, 3)
-    rollouts = roll_out(*lm(), prompts, policy, copies=8, samples=samples or 8, max_new_tokens=LONGEST, batch_size=256, seed=1001)
-    rewards = torch.tensor(earned(prompts, rollouts, 8))
+    rollouts = roll_out(
+        *lm("mixture"), prompts, policy, copies=8, samples=samples or 8, max_new_tokens=LONGEST, batch_size=256, seed=1001
+    )
+    rewards = torch.tensor(earned("mixture", prompts, rollouts, 8))
     sizes = TOGETHER if samples is None else (samples,)
     return {str(B): [float(group_rewards(reward_C, B, "best")[1].mean()) for reward_C in rewards] for B in sizes}
 
@@ -175,7 +192,7 @@ def ablations() -> Iterator[Job]:
     """The paper's: only the entropy is seen; sure tokens are masked; one head for mixed tasks."""
     changes = {"entropy": {"features": ("entropy",)}, "marginal mask": {"max_prob": 0.95},
                "score mask": {"estimator": "score", "max_prob": 0.95}}  # fmt: skip
-    for seed in FEWER:
+    for seed in SEEDS:
         for task in TASKS:
             for name, more in changes.items():
                 case = Case(task, seed, TEMPERATURES, more)
@@ -211,7 +228,7 @@ def main(parts: tuple[str, ...], task: tuple[str, ...], seed: tuple[int, ...]) -
                 path.with_suffix(".partial").replace(path)
                 print(job.name, flush=True)
     if not task and not seed:
-        tables(TASKS)
+        tables(TASKS, WITH_STORIES)
 
 
 if __name__ == "__main__":

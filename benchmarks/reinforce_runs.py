@@ -1,5 +1,6 @@
 """What `python -m benchmarks.reinforce` runs on: prompts, policies that answer them, and short training runs of both learners."""
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 import latentknobs as lk
+from benchmarks import stories260k
 from benchmarks.families import turning_point
 from benchmarks.fitting import fit_pairs
 from benchmarks.on_policy import heads
@@ -37,53 +39,74 @@ from latentknobs.models.sources import Sources
 from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPolicy
 from latentknobs.policies.controls import Choices
 from latentknobs.rewards import resolve_rewards
+from latentknobs.rewards.spec import Rewards as AllRewards
 
 JUDGED, COPIES, TUNED, LONGEST = 192, 2, 192, 64
+STORIES = "stories260k"  # a task of an LM of its own
 Rewards = NDArray[np.float64]  # (prompts, copies)
 
 
 @cache
-def lm() -> tuple[Any, Any]:
-    """The packaged LM and its tokenizer."""
+def lm(task: str) -> tuple[Any, Any]:
+    """stories260K and its tokenizer for its own task; for all others the packaged LM."""
     torch.set_num_threads(1)
+    if task == STORIES:
+        model, tokenizer = stories260k.load(stories260k.data_folder())
+        return freeze(model), tokenizer
     return freeze(testbed.load_model()), testbed.load_tokenizer()
 
 
-def engine() -> Engine:
+@cache
+def reward_of(task: str) -> AllRewards:
+    """Creative but well spelled words for stories260K; for all others that of the testbed."""
+    return resolve_rewards(stories260k.creative_reward(stories260k.data_folder()) if task == STORIES else "testbed")
+
+
+def engine(task: str) -> Engine:
     """What samples and reads."""
-    return engine_of("transformers", *lm())
+    return engine_of("transformers", *lm(task))
+
+
+def rows_of(task: str, is_held_out: bool, count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of the held-out or the training prompts, in an order of the seed."""
+    if task != STORIES:
+        return testbed.prompts(task, "eval" if is_held_out else "train", count, seed)
+    rows = stories260k.openings(stories260k.stories(stories260k.data_folder()), lm(task)[1])[is_held_out]
+    return random.Random(seed).sample(rows, min(count, len(rows)))
 
 
 def prompts_of(task: str, split: str, count: int, seed: int) -> list[Prompt]:
-    """Some prompts of the testbed; none is in two of: training, tuning (of training prompts), held out."""
+    """Some prompts of a task; none is in two of: training, tuning (of training prompts), held out."""
     if split == "held out":
-        return make_prompts(testbed.prompts(task, "eval", count, seed), lm()[1])
-    rows = testbed.prompts(task, "train", (12 if split == "tuning" else 3) * count, seed)
+        return make_prompts(rows_of(task, True, count, seed), lm(task)[1])
+    rows = rows_of(task, False, (12 if split == "tuning" else 3) * count, seed)
     rows = [row for row in rows if is_held_out(f"tuning {row['prompt']}") == (split == "tuning")]
-    return make_prompts(rows[:count], lm()[1])
+    return make_prompts(rows[:count], lm(task)[1])
 
 
-def answers(prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int, longest: int = LONGEST) -> list[Rollout]:
+def answers(
+    task: str, prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int, longest: int = LONGEST
+) -> list[Rollout]:
     """Responses in the order of the prompts."""
-    return roll_out(*lm(), prompts, policy, copies=copies, max_new_tokens=longest, batch_size=256, seed=seed)
+    return roll_out(*lm(task), prompts, policy, copies=copies, max_new_tokens=longest, batch_size=256, seed=seed)
 
 
-def earned(prompts: Sequence[Prompt], rollouts: Sequence[Rollout], copies: int) -> Rewards:
+def earned(task: str, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], copies: int) -> Rewards:
     """(P, C) rewards of responses in the order of the prompts."""
-    values = [score.value for score in score_rollouts("testbed", prompts, rollouts)]
+    values = [score.value for score in score_rollouts(reward_of(task), prompts, rollouts)]
     return rearrange(np.array(values, dtype=float), "(p c) -> p c", c=copies)
 
 
 def judged(task: str, policy: Policy, longest: int = LONGEST) -> list[float]:
     """By held-out prompt, the same for all policies."""
     prompts = prompts_of(task, "held out", JUDGED, 3)
-    return earned(prompts, answers(prompts, policy, COPIES, 1001, longest), COPIES).mean(-1).tolist()  # type: ignore[no-any-return]
+    return earned(task, prompts, answers(task, prompts, policy, COPIES, 1001, longest), COPIES).mean(-1).tolist()  # type: ignore[no-any-return]
 
 
 def tuned(task: str, policy: Policy, longest: int = LONGEST) -> float:
     """Mean reward on tuning prompts."""
     prompts = prompts_of(task, "tuning", TUNED, 3)
-    return float(earned(prompts, answers(prompts, policy, 1, 101, longest), 1).mean())
+    return float(earned(task, prompts, answers(task, prompts, policy, 1, 101, longest), 1).mean())
 
 
 def both(task: str, policy: Policy) -> dict[str, Any]:
@@ -111,7 +134,7 @@ class Case:
         segmenter = parse_level(config.level)
         inputs = Inputs(self.space, segmenter, config.features, seed=self.seed, rollouts=config.rollouts)
         train = prompts_of(self.task, "training", 256, self.seed)
-        sources = Sources(*lm(), engine(), train, [], [], resolve_rewards("testbed"), None)
+        sources = Sources(*lm(self.task), engine(self.task), train, [], [], reward_of(self.task), None)
         with TemporaryDirectory() as folder:
             found = heads(config, inputs, sources, [size // 64 for size in points], Path(folder))
         return {64 * step: HeadPolicy(head, self.space, segmenter, config.features) for step, head in found.items()}
@@ -122,15 +145,15 @@ def lpo_heads(
 ) -> Iterator[tuple[int, float, HeadPolicy]]:
     """Heads of one round of LPO: of so many rollouts, 8 to a prompt, at each learning rate; other settings are defaults."""
     prompts, segmenter = prompts_of(task, "training", max(sizes) // 8, seed), parse_level("token")
-    rollouts = answers(prompts, UniformPolicy(space, segmenter), 8, 1009 * seed + 1)
-    rewards = earned(prompts, rollouts, 8)
+    rollouts = answers(task, prompts, UniformPolicy(space, segmenter), 8, 1009 * seed + 1)
+    rewards = earned(task, prompts, rollouts, 8)
     for size in sizes:
         some, flat = prompts[: size // 8], rewards[: size // 8].ravel().tolist()
         pairs = pick_pairs([r.prompt for r in rollouts[:size]], flat, "best_worst", seed=seed)
         used = sorted({n for pair in pairs for n in (pair.chosen, pair.rejected)})
         place = {n: i for i, n in enumerate(used)}
         pairs = [Pair(p.prompt, place[p.chosen], place[p.rejected]) for p in pairs]
-        cached = featurise(engine(), some, [rollouts[n] for n in used], space, segmenter, ("hidden",)).cache
+        cached = featurise(engine(task), some, [rollouts[n] for n in used], space, segmenter, ("hidden",)).cache
         out = [is_held_out(f"validation {some[pair.prompt].text}", 0.1) for pair in pairs]
         sides = [[pair for pair, is_out in zip(pairs, out, strict=True) if is_out == wanted] for wanted in (False, True)]
         for rate in rates:
@@ -149,9 +172,9 @@ def spread(case: Case, head: Any, batches: int = 32) -> dict[str, Any]:
     """
     segmenter, prompts = parse_level("token"), prompts_of(case.task, "training", 8 * batches, case.seed)
     policy = UniformPolicy(case.space, segmenter) if head is None else HeadPolicy(head, case.space, segmenter, pick="sample")
-    rollouts = answers(prompts, policy, 8, 77)
-    reward_N = earned(prompts, rollouts, 8).ravel().tolist()
-    cached = featurise(engine(), prompts, rollouts, case.space, segmenter, ("hidden",), ALL).cache
+    rollouts = answers(case.task, prompts, policy, 8, 77)
+    reward_N = earned(case.task, prompts, rollouts, 8).ravel().tolist()
+    cached = featurise(engine(case.task), prompts, rollouts, case.space, segmenter, ("hidden",), ALL).cache
     if head is None:
         torch.manual_seed(0)
         head = OptionHead(case.space, cached.feature_NF.shape[1])
@@ -179,8 +202,8 @@ def choices(task: str, policy: Policy, longest: Sequence[int], samples: int = 1)
     """What a policy chooses on tuning prompts at some token budgets, for its controls."""
     prompts, found = prompts_of(task, "tuning", 48, 3), list[Rollout]()
     for tokens in longest:
-        found += roll_out(*lm(), prompts, policy, copies=1, samples=samples, max_new_tokens=tokens, batch_size=256, seed=55)
-    return choices_of(engine(), prompts, found, policy)
+        found += roll_out(*lm(task), prompts, policy, copies=1, samples=samples, max_new_tokens=tokens, batch_size=256, seed=55)
+    return choices_of(engine(task), prompts, found, policy)
 
 
 def turn(task: str) -> Policy:
@@ -189,9 +212,9 @@ def turn(task: str) -> Policy:
     prompts, means = prompts_of(task, "tuning", 32, 3), []
     for temperature in grid:
         policy = ConstantPolicy(lk.KnobSpace.of({"temperature": [float(temperature)]}))
-        rollouts = answers(prompts, policy, 1, 55)
+        rollouts = answers(task, prompts, policy, 1, 55)
         total, count = 0.0, 0
-        for _, logits_TV in engine().read([prompts[r.prompt].ids for r in rollouts], [r.ids for r in rollouts]):
+        for _, logits_TV in engine(task).read([prompts[r.prompt].ids for r in rollouts], [r.ids for r in rollouts]):
             logp_TV = (logits_TV.float() / float(temperature)).log_softmax(-1)
             total, count = total - float((logp_TV.exp() * logp_TV).sum()), count + len(logp_TV)
         means.append(total / count)

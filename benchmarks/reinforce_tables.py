@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 from latentknobs.evaluation.statistics import Interval, estimate, holm
 
 OUT, IMAGES = Path("runs/reinforce"), Path("docs/images")
-SIZES, SEEDS, RATES = ("256", "512", "1024", "2048"), range(1, 9), ("0.003", "0.01", "0.03")
+SIZES, SEEDS, RATES = ("256", "512", "1024", "2048"), range(1, 6), ("0.003", "0.01", "0.03")
 LEARNERS = ("score", "marginal", "lpo")
 COLOURS = ("#b4471f", "#23211e", "#8a837a", "#4d7a8c", "#b99a3c", "#7d5a86", "#5d8a54", "#c98c8c")
 Rewards = NDArray[np.float64]  # (seeds, prompts)
@@ -251,10 +251,10 @@ def ablations(tasks: Sequence[str]) -> None:
             row(task, *(estimate(one) for one in (*mixed, single) if one is not None), gain(mixed[1], single))
 
 
-def tables(tasks: Sequence[str]) -> None:
-    """Everything that is there."""
-    curves(tasks)
-    at_equal_rates(tasks)
+def tables(tasks: Sequence[str], more: Sequence[str]) -> None:
+    """Everything that is there; `more` are the tasks of the curves."""
+    curves(more)
+    at_equal_rates(more)
     variance(tasks)
     budgets()
     ablations(tasks)

@@ -6,7 +6,8 @@ COLD_HOT = "temperature:0,0.4,0.8,1,1.2,1.5"  # two cold options, and hotter tha
 PAPER = "temperature:0,0.2,0.4,0.6,0.8,1"
 PORTABLE = ("entropy", "max_prob", "top5_mass", "log_collision", "margin")
 REINFORCE = {"knobs": COLD_HOT, "learner": "reinforce", "steps": 16, "pairs_per_step": 64, "learning_rate": 1e-2}
-# Settings of `train`, and two of ours. alone: without a rival head, which would sample as much again. many: all templates and subjects.
+# Settings of `train`, and two of ours. alone: without a rival head, which would sample as much again. many: all templates,
+# all subjects.
 VARIANTS: dict[str, dict[str, Any]] = {
     "lpo": {"knobs": COLD_HOT},
     "statistics": {"knobs": COLD_HOT, "features": PORTABLE},
