@@ -52,7 +52,7 @@ def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> dict[
 
 def step(head: OptionHead, feature_BTF: Tensor, chosen: Responses, rejected: Responses) -> None:
     """One step of the head as anybody would write it: loss of all pairs, forward and backward."""
-    log_pi_BTK = head(feature_BTF, fold=True)
+    log_pi_BTK = head(feature_BTF)
     lpo_loss("latent", chosen, rejected, log_pi_BTK[: len(log_pi_BTK) // 2], log_pi_BTK[len(log_pi_BTK) // 2 :]).mean().backward()
     head.zero_grad()
 
@@ -77,7 +77,7 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.log_pi_MK = torch.nn.Parameter(log_pi_MK)
 
-    def forward(self, feature_MF: Tensor, fold: bool = False) -> Tensor:
+    def forward(self, feature_MF: Tensor) -> Tensor:
         return self.log_pi_MK
 
 

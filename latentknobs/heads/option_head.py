@@ -95,17 +95,17 @@ class OptionHead(Head):
         """An untrained head of a shape."""
         return cls(space, in_features, shape.hidden, shape.factorised, shape.rank, shape.budgets)
 
-    def forward(self, feature_NF: Tensor, fold: bool = False) -> Tensor:
-        """(..., F) features -> (..., K) log-probabilities of the options.
-
-        With `fold` the standardisation is part of the first layer: equal up to rounding, and quicker for many rows at once.
-        """
+    def forward(self, feature_NF: Tensor) -> Tensor:
+        """(..., F) features -> (..., K) log-probabilities of the options."""
         feature_NF = feature_NF.to(self.shift_F.dtype)
-        first, *rest = self.mlp
-        out = linear(feature_NF, *self._folded()) if fold and not self.budgets else first(self._standardised(feature_NF))
-        for layer in rest:
-            out = layer(out)
-        return self._log_pi(out)
+        if self.code is None:
+            out = linear(feature_NF, *self._folded())
+        else:
+            plain_NF, budget_NF = ((feature_NF - self.shift_F) / self.scale_F).split(
+                [self.in_features - self.budgets, self.budgets], -1
+            )
+            out = self.mlp[0](torch.cat([plain_NF, self.code(budget_NF)], -1))
+        return self._log_pi(self.mlp[1:](out))
 
     @torch.no_grad()
     def for_few_rows(self) -> Callable[[Tensor], Tensor]:
@@ -132,16 +132,8 @@ class OptionHead(Head):
 
         return log_pi
 
-    def _standardised(self, feature_NF: Tensor) -> Tensor:
-        """What the first layer reads."""
-        feature_NF = (feature_NF - self.shift_F) / self.scale_F
-        if self.code is None:
-            return feature_NF
-        plain_NF, budget_NF = feature_NF.split([self.in_features - self.budgets, self.budgets], -1)
-        return torch.cat([plain_NF, self.code(budget_NF)], -1)
-
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """The first layer's weights and bias for features that are not standardised."""
+        """Weights and bias of the first layer for features that are not standardised: quicker than standardising every row."""
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         weight_HF = first.weight / self.scale_F

@@ -59,7 +59,7 @@ def facts_of_round(
 @torch.no_grad()
 def mean_entropy(head: OptionHead, features: Features) -> float:
     """Of the head's choices in some segments, in nats."""
-    log_pi_NK = head(features.sample(SEGMENTS).to(head.shift_F.device), fold=True)
+    log_pi_NK = head(features.sample(SEGMENTS).to(head.shift_F.device))
     return float(-(log_pi_NK.exp() * log_pi_NK).sum(-1).mean())
 
 
@@ -82,7 +82,7 @@ def option_usage(head: OptionHead, features: Features, tasks: dict[int, str], pi
         parts = []
         for start in range(0, len(rows), TOGETHER):
             segments = features.segments(torch.tensor(rows[start : start + TOGETHER]))
-            log_pi_NK = head(segments.feature_MF.to(head.shift_F.device), fold=True)
+            log_pi_NK = head(segments.feature_MF.to(head.shift_F.device))
             parts.append(one_hot(log_pi_NK.argmax(-1), log_pi_NK.shape[-1]).double() if pick == "greedy" else log_pi_NK.exp())
         share_NK = torch.cat(parts)
         if len(share_NK):

@@ -94,9 +94,9 @@ class LPO(Learner):
         rejected, before beta: above 0 where the head orders a pair rightly.
         """
         settings, feature_MF = self.settings, batch.segments.feature_MF
-        log_pi_MK = module(feature_MF, fold=True)
+        log_pi_MK = module(feature_MF)
         with torch.no_grad():
-            ref_MK = None if reference is None else reference(feature_MF, fold=True)
+            ref_MK = None if reference is None else reference(feature_MF)
 
         def scores(objective: Objective) -> Tensor:
             score_U = segment_scores(objective, settings.length_norm, log_pi_MK, ref_MK, batch.segments)
@@ -122,7 +122,7 @@ class LPO(Learner):
 
     def summary(self, module: nn.Module, feature_NF: Tensor) -> dict[str, float]:
         """How decided the head is: its mean entropy in nats."""
-        return {"head_entropy": entropy(module(feature_NF, fold=True)).mean().item()}
+        return {"head_entropy": entropy(module(feature_NF)).mean().item()}
 
     def findings(self, fitted: Fitted) -> list[str]:
         """One dominant task, a gap between training and held-out pairs, a bias of length."""

@@ -103,9 +103,9 @@ class Reinforce(Learner):
     def loss(self, module: nn.Module, batch: Batch, reference: nn.Module | None) -> Loss:
         """Minus advantage times what `estimators` say, summed over the segments of a response."""
         settings, segments = self.settings, batch.segments
-        log_pi_MK = module(segments.feature_MF, fold=True)
+        log_pi_MK = module(segments.feature_MF)
         with torch.no_grad():
-            before_M = None if reference is None else self._logps(reference(segments.feature_MF, fold=True), batch)
+            before_M = None if reference is None else self._logps(reference(segments.feature_MF), batch)
         found = surrogate(self._logps(log_pi_MK, batch), before_M, settings.clip_ratio)
         if settings.max_prob is not None:
             found = Surrogate(*(part_M * (segments["max_prob_N"] < settings.max_prob) for part_M in found))
@@ -123,4 +123,4 @@ class Reinforce(Learner):
 
     def summary(self, module: nn.Module, feature_NF: Tensor) -> dict[str, float]:
         """How decided the head is: its mean entropy in nats."""
-        return {"head_entropy": entropy(module(feature_NF, fold=True)).mean().item()}
+        return {"head_entropy": entropy(module(feature_NF)).mean().item()}
