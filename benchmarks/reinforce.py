@@ -34,7 +34,7 @@ from benchmarks.reinforce_runs import (
 from benchmarks.reinforce_tables import tables
 from latentknobs.data.rollouts import roll_out
 from latentknobs.heads.segmenters import parse_level
-from latentknobs.learners.reinforce import group_rewards
+from latentknobs.learners.reinforce.advantages import group_rewards
 from latentknobs.policies import ConstantPolicy, Policy, UniformPolicy
 from latentknobs.policies.controls import MeanShift, Shuffle
 

@@ -10,20 +10,20 @@ what it keeps of a response (`columns`), what it learns from (`examples`) and it
 over the space, explored by sampling from it. See docs/examples/latentknobs-example.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
 from latentknobs.data.columns import SAMPLED_OPTION, Column
 from latentknobs.data.examples import Batch, Example
+from latentknobs.data.preferences import Preferences
+from latentknobs.data.rollouts import Rollout
 from latentknobs.entry_points import load
 from latentknobs.errors import ConfigError, PluginError
 from latentknobs.heads.features import budgets_in
@@ -32,10 +32,6 @@ from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies import BalancedPolicy, Pick, Policy, UniformPolicy
 from latentknobs.policies.heads import head_policy
-
-if TYPE_CHECKING:
-    from latentknobs.data.preferences import Preferences
-    from latentknobs.data.rollouts import Rollout
 
 
 class Loss(NamedTuple):

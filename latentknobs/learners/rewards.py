@@ -1,15 +1,10 @@
 """Rewards against the mean of their prompt, and the words for rewards from which nothing can be learned."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
+from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import NoExamplesError
-
-if TYPE_CHECKING:
-    from latentknobs.data.rollouts import Rollout
 
 
 def advantages(rollouts: Iterable[Rollout], reward_N: Sequence[float | None]) -> list[tuple[int, int, float]]:

@@ -13,6 +13,7 @@ from latentknobs.data.segment_batches import Features
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.value_head import ValueHead
 from latentknobs.learners.base import Count, Fitted, Learner
+from latentknobs.learners.penalties import entropy
 from latentknobs.policies import Pick
 from latentknobs.training.diagnostics import NONE, Facts
 from latentknobs.training.fit import SEGMENTS, evaluate
@@ -59,8 +60,7 @@ def facts_of_round(
 @torch.no_grad()
 def mean_entropy(head: OptionHead, features: Features) -> float:
     """Of the head's choices in some segments, in nats."""
-    log_pi_NK = head(features.sample(SEGMENTS).to(head.shift_F.device))
-    return float(-(log_pi_NK.exp() * log_pi_NK).sum(-1).mean())
+    return float(entropy(head(features.sample(SEGMENTS).to(head.shift_F.device))).mean())
 
 
 @torch.no_grad()

@@ -1,16 +1,16 @@
 """AutoDeco as a learner: heads that give values, trained through differentiable likelihoods of finished responses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from latentknobs.data.columns import Column
 from latentknobs.data.examples import Batch, Example
+from latentknobs.data.preferences import Preferences
+from latentknobs.data.rollouts import Rollout
 from latentknobs.data.top_logits import top_logits, unpack
 from latentknobs.errors import ConfigError, NoExamplesError
 from latentknobs.heads.features import HIDDEN
@@ -23,10 +23,6 @@ from latentknobs.learners.lpo.pairs import pick_pairs
 from latentknobs.learners.rewards import advantages, nothing_to_learn
 from latentknobs.likelihood.soft import check_soft, soft_logps
 from latentknobs.policies import ConstantPolicy, Policy
-
-if TYPE_CHECKING:
-    from latentknobs.data.preferences import Preferences
-    from latentknobs.data.rollouts import Rollout
 
 GOOD = 0.5  # least reward of a correct response
 
@@ -56,9 +52,7 @@ class EndToEnd(Learner):
         return {"logits_NX": top_logits(settings.top_logits)}
 
     def _new(self, features: int) -> ValueHead:
-        statistics = (
-            self.settings.statistics and HIDDEN in self.inputs.features
-        )  # not the baseline, which reads the entropy alone
+        statistics = self.settings.statistics and HIDDEN in self.inputs.features  # not the rival
         return ValueHead(self.inputs.space, features, hidden=self.inputs.hidden, statistics=statistics)
 
     def module(self, mean_F: Tensor, std_F: Tensor) -> ValueHead:

@@ -1,10 +1,8 @@
 """LPO as a learner: pairs of scored rollouts, and a head that orders them as the reward does."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +10,8 @@ from torch.nn.functional import logsigmoid
 
 from latentknobs.data.columns import BASE_LOGPS, OPTION_LOGPS, SAMPLED_OPTION, Column
 from latentknobs.data.examples import Batch, Example
+from latentknobs.data.preferences import Preferences
+from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError
 from latentknobs.learners.base import Fitted, Learner, Loss
 from latentknobs.learners.lpo.findings import pair_findings
@@ -21,10 +21,6 @@ from latentknobs.learners.lpo.segment_losses import segment_scores
 from latentknobs.learners.lpo.settings import Objective
 from latentknobs.learners.lpo.settings import Settings as LPOSettings
 from latentknobs.learners.penalties import entropy, kl_divergence
-
-if TYPE_CHECKING:
-    from latentknobs.data.preferences import Preferences
-    from latentknobs.data.rollouts import Rollout
 
 COLUMNS: dict[Objective, dict[str, Column]] = {
     "latent": {**OPTION_LOGPS},

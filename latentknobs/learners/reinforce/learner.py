@@ -1,15 +1,14 @@
 """REINFORCE as a learner: every step samples with the head of now, and moves it along the gradient of the expected reward."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from latentknobs.data.columns import MAX_PROB, OPTION_LOGPS, SAMPLED_OPTION, Column
 from latentknobs.data.examples import Batch, Example
+from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import ConfigError, NoExamplesError
 from latentknobs.learners.base import Budget, Learner, Loss
 from latentknobs.learners.penalties import entropy
@@ -18,9 +17,6 @@ from latentknobs.learners.reinforce.estimators import Surrogate, marginal_logps,
 from latentknobs.learners.reinforce.settings import Settings as ReinforceSettings
 from latentknobs.learners.rewards import nothing_to_learn
 from latentknobs.rewards.answer import final_number
-
-if TYPE_CHECKING:
-    from latentknobs.data.rollouts import Rollout
 
 
 class Reinforce(Learner):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latentknobs.errors import ConfigError
-from latentknobs.learners.reinforce import baselined, group_rewards, values, varies
+from latentknobs.learners.reinforce.advantages import baselined, group_rewards, values, varies
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6)
 

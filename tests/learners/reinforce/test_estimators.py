@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentknobs.learners.reinforce import baselined, marginal_logps, policy_loss, score_logps, surrogate, values
+from latentknobs.learners.reinforce.advantages import baselined, values
+from latentknobs.learners.reinforce.estimators import marginal_logps, policy_loss, score_logps, surrogate
 
 T, V, K, F = 2, 2, 2, 3
 seeds = st.integers(0, 10_000)
