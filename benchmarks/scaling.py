@@ -26,7 +26,7 @@ from latentknobs.config import TrainConfig
 from latentknobs.data.examples import Pair
 from latentknobs.data.featurise import featurise
 from latentknobs.data.prompts import Prompt, make_prompts
-from latentknobs.data.rollouts import Rollout, read_rollouts, roll_out, write_lines
+from latentknobs.data.rollouts import Rollout, read_lines, roll_out, write_lines
 from latentknobs.data.scores import score_rollouts
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.engines.transformers import TransformersEngine
@@ -98,7 +98,7 @@ class Bench:
                     rollouts = self._roll_out(part, UniformPolicy(self.space, self.segmenter), copies, seed)
                     write_lines(path, [replace(rollout, prompt=rollout.prompt + first) for rollout in rollouts])
                     print(f"{self.size}: {path.name}", flush=True)
-                for rollout in read_rollouts(path):
+                for rollout in read_lines(path, Rollout):
                     pool[rollout.prompt].append(rollout)
         values = iter(rewards_of(self.prompts, [rollout for rollouts in pool for rollout in rollouts]))
         return pool, [[next(values) for _ in rollouts] for rollouts in pool]

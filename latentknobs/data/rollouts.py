@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from latentknobs.data.disk import replacing
 from latentknobs.data.evidence import check_evidence, second_prompts
@@ -16,6 +16,7 @@ from latentknobs.files import MB, fit, parse_json, read_text
 from latentknobs.policies import Policy, reads
 
 LARGEST = 1024 * MB  # of a file of rollouts
+T = TypeVar("T")
 NOTHING: Mapping[int, Any] = MappingProxyType({})
 
 
@@ -118,12 +119,12 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
             file.write(json.dumps(row if isinstance(row, dict) else asdict(row)) + "\n")
 
 
-def read_rollouts(path: Path) -> list[Rollout]:
-    """What `write_lines` wrote of rollouts; RunError if a line is damaged."""
-    cure = "Delete it; the stage will be run again."
+def read_lines(path: Path, kind: type[T]) -> list[T]:
+    """What `write_lines` wrote of a dataclass; RunError if the file is missing or a line is damaged."""
+    cure = "Delete it, and `latentknobs train --resume` makes it again."
     try:
         rows = [parse_json(line) for line in read_text(path, RunError, cure, LARGEST).splitlines()]
-        rollouts: list[Rollout] = fit(rows, list[Rollout])
+        found: list[T] = fit(rows, list[kind])  # type: ignore[valid-type]
     except ValueError as error:
         raise RunError(f"{str(path)!r} is damaged: {error}. {cure}") from None
-    return rollouts
+    return found

@@ -1,7 +1,7 @@
 """One file of features: the segments of some responses, and the sums that would otherwise need all of them again.
 
-A shard is a safetensors file. Rows are read at their positions (`os.preadv`) straight into the tensor that is wanted, so memory
-holds nothing else of the file, and a file that is cut short meanwhile is an error like any other.
+A shard is a safetensors file. Rows are read at their positions straight into the tensor that is wanted, so memory holds nothing
+else of the file, and a file that is cut short meanwhile is an error like any other.
 """
 
 import json
@@ -44,11 +44,6 @@ class Place:
     offset: int
 
     @property
-    def kind(self) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Number format and shape of one row."""
-        return self.dtype, self.shape[1:]
-
-    @property
     def row_bytes(self) -> int:
         """Size of one row."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
@@ -86,16 +81,13 @@ class Shard:
         """
         column = self.places[name]
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with self.path.open("rb") as file:
                 if _stamp(os.fstat(file.fileno())) != self._stamp:
                     raise OSError("it was cut short or replaced while it was in use")
                 for first, out in parts:
-                    rows, start = out.flatten().view(torch.uint8).numpy().data, column.offset + first * column.row_bytes
-                    while len(rows):
-                        count = os.preadv(file.fileno(), [rows], start)
-                        if not count:
-                            raise OSError("it ends early")
-                        rows, start = rows[count:], start + count
+                    file.seek(column.offset + first * column.row_bytes)
+                    if file.readinto(out.flatten().view(torch.uint8).numpy()) < out.nbytes:
+                        raise OSError("it ends early")
         except OSError as error:
             raise _damaged(self.path, error) from error
 

@@ -167,4 +167,4 @@ class FeatureStore:
 
 def _kinds(shard: Shard) -> dict[str, Any]:
     """Number format and shape of a row of every column."""
-    return {name: shard.places[name].kind for name in shard.columns}
+    return {name: (shard.places[name].dtype, shard.places[name].shape[1:]) for name in shard.columns}

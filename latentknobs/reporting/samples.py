@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout, read_rollouts
+from latentknobs.data.rollouts import Rollout, read_lines
 from latentknobs.errors import RunError
 from latentknobs.files import MB, read_json
 from latentknobs.knobs.space import KnobSpace
@@ -113,7 +113,7 @@ def _about(option: dict[str, float]) -> str:
 
 def head_responses(run: Path) -> list[Rollout]:
     """The head's held-out responses, by prompt and then by seed."""
-    found = [rollout for path in sorted(run.glob(RESPONSES)) for rollout in read_rollouts(path)]
+    found = [rollout for path in sorted(run.glob(RESPONSES)) for rollout in read_lines(path, Rollout)]
     return sorted(found, key=lambda rollout: rollout.prompt)
 
 

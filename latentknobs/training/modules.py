@@ -37,11 +37,8 @@ class Modules:
 class Lesson(Protocol):
     """How one part of a round is trained."""
 
-    def width(self, part: str) -> int:
-        """How many features its module reads."""
-
     def moments(self, part: str) -> tuple[Tensor, Tensor]:
-        """Their mean and standard deviation."""
+        """Mean and standard deviation of the features that its module reads."""
 
     def learn(self, part: str, module: nn.Module, checkpoint: Checkpoint, log: Callable[[dict[str, Any]], None]) -> nn.Module:
         """Trains the module in place, from the checkpoint on, logging a row for each step, and returns it."""
@@ -79,7 +76,7 @@ class Fitting:
         paths = self.run.stage(f"round-{self.round}/heads", [task(part) for part in parts], together=True)
         for part in parts if self.run.processes.is_main else ():
             remove_checkpoint(self._checkpoint(part))
-        main, *others = (self._load(part, path, lesson.width(part)) for part, path in zip(parts, paths, strict=True))
+        main, *others = (self._load(part, path) for part, path in zip(parts, paths, strict=True))
         rival = self.previous.rival if self.previous else others[0]
         return Modules(main, rival, " ".join(self.run.content(paths[:1])))
 
@@ -111,16 +108,16 @@ class Fitting:
     def _checkpoint(self, part: str) -> Path:
         return self.run.path / f"round-{self.round}" / f"checkpoint-{part}.safetensors"
 
-    def _load(self, part: str, path: Path, width: int) -> nn.Module:
-        module = self._new(part, torch.zeros(width), torch.ones(width))
+    def _load(self, part: str, path: Path) -> nn.Module:
         try:
             tensors = load_file(path)
+            module = self._new(part, torch.zeros_like(tensors["shift_F"]), torch.ones_like(tensors["shift_F"]))
             # the scale of a feature that never varied is infinite
             finite = {name: (value > 0) if name == "scale_F" else value.isfinite() for name, value in tensors.items()}
             if strange := [name for name, is_finite in finite.items() if not is_finite.all()]:
                 raise ValueError(f"{strange[0]} is not finite")
             module.load_state_dict(tensors)
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
             why = " ".join(str(error).split())[:300]
             raise RunError(
                 f"{str(path)!r} is not a head of this run: {why}. Delete it and give the same command again."
@@ -144,10 +141,6 @@ class FromFiles:
         """The store with the features that a part reads."""
         last = len(self.store.moments()[0]) - len(self.learners[RIVAL].inputs.features)  # each of its features is one number
         return self.store.select(slice(0, last) if part == MAIN else slice(last, None))
-
-    def width(self, part: str) -> int:
-        """See `Lesson`."""
-        return len(self.moments(part)[0])
 
     def moments(self, part: str) -> tuple[Tensor, Tensor]:
         """Over all segments of the store."""

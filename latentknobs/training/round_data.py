@@ -8,7 +8,7 @@ from typing import Any
 
 from latentknobs.data.examples import Example, Pair
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout
+from latentknobs.data.rollouts import Rollout, read_lines
 from latentknobs.errors import RunError
 from latentknobs.training.sampling import read_all, read_scores
 
@@ -44,12 +44,6 @@ def _as_json(value: Any) -> Any:
         return str(value)
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Examples of indices into the rollouts."""
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [Example(row["prompt"], tuple(row["responses"]), row["weight"]) for row in rows]
-
-
 def load_round(run: Path, number: int | None = None) -> RoundData:
     """A round of a run, None being the last that has examples; RunError if there is none, or a file of it is damaged."""
     found = sorted(int(path.parent.name[6:]) for path in run.glob("round-*/examples.jsonl") if path.parent.name[6:].isdigit())
@@ -58,21 +52,8 @@ def load_round(run: Path, number: int | None = None) -> RoundData:
         wanted = "" if number is None else f" {number}"
         raise RunError(f"There is no round{wanted} in {str(run)!r} ({known}). Give the output_dir of `latentknobs train`.")
     folder = run / f"round-{number or found[-1]}"
-    try:
-        rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-        prompts = [_prompt(row) for row in rows]
-        rollouts = list(read_all(sorted((folder / "rollouts").glob("*.jsonl"))))
-        scores = read_scores(sorted((folder / "scores").glob("*.jsonl"))) or [None] * len(rollouts)
-        examples = read_examples(folder / "examples.jsonl")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(
-            f"A file in {str(folder)!r} is missing or damaged ({error!r}). `latentknobs train --resume` makes it again."
-        ) from error
-    return RoundData(prompts, rollouts, scores, examples)
-
-
-def _prompt(row: dict[str, Any]) -> Prompt:
-    messages = row.pop("messages", None)
-    return Prompt(row["text"], tuple(row["ids"]), row["columns"], None if messages is None else tuple(messages))
+    rollouts = list(read_all(sorted((folder / "rollouts").glob("*.jsonl"))))
+    scores = read_scores(sorted((folder / "scores").glob("*.jsonl"))) or [None] * len(rollouts)
+    return RoundData(
+        read_lines(folder / "prompts.jsonl", Prompt), rollouts, scores, read_lines(folder / "examples.jsonl", Example)
+    )

@@ -16,7 +16,7 @@ from latentknobs.data.examples import Example, drop_unreachable
 from latentknobs.data.featurise import featurise
 from latentknobs.data.preferences import Preferences
 from latentknobs.data.prompts import Prompt, group_of, is_held_out
-from latentknobs.data.rollouts import Rollout, read_rollouts, write_lines
+from latentknobs.data.rollouts import Rollout, read_lines, write_lines
 from latentknobs.data.shard import write_shard
 from latentknobs.data.store import FeatureStore
 from latentknobs.engines.served import Drift, measure_drift
@@ -29,7 +29,7 @@ from latentknobs.progress import Advance
 from latentknobs.training.diagnostics import Facts
 from latentknobs.training.facts import facts_of_round
 from latentknobs.training.modules import MAIN, RIVAL, Fitting, FromFiles, Modules
-from latentknobs.training.round_data import prompt_lines, read_examples
+from latentknobs.training.round_data import prompt_lines
 from latentknobs.training.rundir import RunDir, Task, explored
 from latentknobs.training.sampling import PolicyRun, count_lines, read_all, read_scores, sample, score_files, shares_model
 from latentknobs.training.steps import OnPolicy
@@ -75,7 +75,7 @@ class Round:
         rollouts = self.write_supplied() if supplied else self.sample()
         scores, second = ([], []) if supplied else self.score(rollouts)
         path = self.write_examples(rollouts, scores, second)
-        examples = read_examples(path)
+        examples = read_lines(path, Example)
         used = sorted({n for example in examples for n in example.responses})
         key = f"{self.key} {model_input(self.prompts)} {run.content([*rollouts, path])}"
         if engine.drifts and not supplied:
@@ -260,7 +260,7 @@ def pick_rows(paths: Sequence[Path], ends: Sequence[int], rows: Sequence[int]) -
     """Some rollouts by their rising places among all, one file in memory at a time; `ends` count those up to each file's end."""
     picked: list[Rollout] = []
     for file, mine in groupby(rows, key=lambda row: bisect_right(ends, row)):
-        file_rows = read_rollouts(paths[file])
+        file_rows = read_lines(paths[file], Rollout)
         first = ends[file] - len(file_rows)
         picked += [file_rows[row - first] for row in mine]
     return picked

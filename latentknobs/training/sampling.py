@@ -13,13 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import FiniteFloat
 
 from latentknobs.config import TrainConfig
 from latentknobs.data.evidence import check_evidence
 from latentknobs.data.journal import Journal, journal_of
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import NOTHING, Rollout, batch_seed, plan_batches, read_rollouts, roll_out_batch, write_lines
+from latentknobs.data.rollouts import NOTHING, Rollout, batch_seed, plan_batches, read_lines, roll_out_batch, write_lines
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import RewardError
 from latentknobs.models.sources import Sources
@@ -115,7 +115,7 @@ def score_files(
 
     def task(path: Path, content: str) -> Task:
         def make(out: Path, advance: Advance) -> None:
-            scores = score_rollouts(reward, prompts, read_rollouts(path), cache, whole=False, advance=advance)
+            scores = score_rollouts(reward, prompts, read_lines(path, Rollout), cache, whole=False, advance=advance)
             write_lines(out, map(_row, scores))
 
         file = f"{stage}/{what}/{path.stem}.jsonl"
@@ -153,9 +153,6 @@ class ScoreRow:
     error: str | None = None
 
 
-ROW = TypeAdapter(ScoreRow)
-
-
 def _row(score: Score) -> dict[str, Any]:
     row: dict[str, Any] = {"score": score.value}
     if len(score.parts) > 1:
@@ -163,11 +160,8 @@ def _row(score: Score) -> dict[str, Any]:
     return row | ({"error": score.error} if score.error else {})
 
 
-def _scores(path: Path) -> Iterator[Score]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = ROW.validate_json(line)
-            yield Score(row.score, row.parts or (row.score,), row.error)
+def _scores(path: Path) -> list[Score]:
+    return [Score(row.score, row.parts or (row.score,), row.error) for row in read_lines(path, ScoreRow)]
 
 
 def read_scores(paths: Sequence[Path]) -> list[float | None]:
@@ -178,7 +172,7 @@ def read_scores(paths: Sequence[Path]) -> list[float | None]:
 def read_all(paths: Sequence[Path]) -> Iterator[Rollout]:
     """All rollouts, in the order of the files, one file in memory at a time."""
     for path in paths:
-        yield from read_rollouts(path)
+        yield from read_lines(path, Rollout)
 
 
 def read_scored(rollouts: Sequence[Path], scores: Sequence[Path]) -> Iterator[tuple[Rollout, float | None]]:

@@ -22,7 +22,6 @@ from latentknobs.data.rollouts import Rollout, batch_seed, roll_out_batch
 from latentknobs.data.scores import score_rollouts
 from latentknobs.data.segment_batches import FeatureCache
 from latentknobs.errors import ConfigError, NoExamplesError
-from latentknobs.heads.features import width
 from latentknobs.learners.base import Budget, Count, Learner
 from latentknobs.models.sources import Sources
 from latentknobs.policies import Policy
@@ -73,10 +72,6 @@ class OnPolicy:
             )
         for learner in self.learners.values():
             learner.budgets(config.max_new_tokens, config.steps)
-
-    def width(self, part: str) -> int:
-        """See `Lesson`."""
-        return width(self.learners[part].inputs.features, self.sources.engine.hidden_size or 0)
 
     def moments(self, part: str) -> tuple[Tensor, Tensor]:
         """Over as many responses as a step has, one to a prompt, by what explores first; they are not scored."""

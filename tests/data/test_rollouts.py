@@ -5,7 +5,7 @@ import pytest
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.data.prompts import make_prompts
-from latentknobs.data.rollouts import read_rollouts, roll_out, write_lines
+from latentknobs.data.rollouts import Rollout, read_lines, roll_out, write_lines
 from latentknobs.errors import RunError
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.policies import UniformPolicy
@@ -49,7 +49,7 @@ def test_rollouts_survive_the_disk_and_damage_is_named(made, tmp_path):
     _, rollouts = made
     file = tmp_path / "rollouts.jsonl"
     write_lines(file, rollouts)
-    assert read_rollouts(file) == rollouts
+    assert read_lines(file, Rollout) == rollouts
     file.write_text(file.read_text()[:-20])
     with pytest.raises(RunError, match=r"rollouts\.jsonl.*damaged"):
-        read_rollouts(file)
+        read_lines(file, Rollout)
