@@ -10,7 +10,7 @@ import click
 from latentknobs import cli, entry_points
 from latentknobs.commands.installed import meaning, settings_of
 from latentknobs.config import SECTIONS, fields
-from latentknobs.training.readme import FILES
+from latentknobs.training.rundir import FILES
 
 KINDS = ("policy", "learner", "engine", "reward")
 WRITTEN = "settings", "shipped", "command-line", "run-files"

@@ -28,7 +28,7 @@ from latentknobs.files import fit, path_of, public_name, read_json, without_fold
 from latentknobs.heads.autodeco import read_autodeco
 from latentknobs.heads.base import Head
 from latentknobs.heads.features import HIDDEN, PORTABLE, check_features, check_rival, width
-from latentknobs.heads.files import COPY, load_head, saved_shape, weights_of
+from latentknobs.heads.files import COPY, load_head, saved_shape
 from latentknobs.heads.segmenters import Delimiter, Every, Segmenter, parse_level
 from latentknobs.knobs.saved_knob import Word
 from latentknobs.knobs.space import KnobSpace
@@ -171,12 +171,11 @@ class KnobAdapter:
         """Writes the adapter's folder and returns its path. Folders of this machine are left out of what is written."""
         folder = path_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(weights_of(self.head), folder / HEAD)
-        (folder / ENTROPY).unlink(missing_ok=True)
+        for stale in (ENTROPY, RIVAL):
+            (folder / stale).unlink(missing_ok=True)
+        save_tensors(self.head.state_dict(), folder / HEAD)
         if self.rival is not None:
-            save_tensors(weights_of(self.rival), folder / RIVAL)
-        else:
-            (folder / RIVAL).unlink(missing_ok=True)
+            save_tensors(self.rival.state_dict(), folder / RIVAL)
         config = self._config()
         card = Environment(loader=PackageLoader("latentknobs", "templates"), autoescape=False, trim_blocks=True)
         card.filters["cell"] = lambda value: " ".join(str(value).split()).replace("|", "\\|")

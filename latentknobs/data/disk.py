@@ -41,7 +41,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, notes: dict[str, str
     """Writes a safetensors file, complete or not at all; an OSError has the errno of the system. `notes` are its metadata."""
     with replacing(path) as partial:
         try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial, notes)
+            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial, notes)
         except SafetensorError as error:  # it wraps the error of the system
             raise _as_os_error(error, path) from error
 

@@ -86,7 +86,7 @@ class Shard:
                     raise OSError("it was cut short or replaced while it was in use")
                 for first, out in parts:
                     file.seek(column.offset + first * column.row_bytes)
-                    if file.readinto(out.flatten().view(torch.uint8).numpy()) < out.nbytes:
+                    if file.readinto(out.flatten().view(torch.uint8).numpy().data) < out.nbytes:
                         raise OSError("it ends early")
         except OSError as error:
             raise _damaged(self.path, error) from error

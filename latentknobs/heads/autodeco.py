@@ -50,7 +50,8 @@ def read_autodeco(folder: Path) -> tuple[ValueHead, dict[str, Any]]:
     """The head and its base model, as `describe_model` says it (type None where the folder does not); AdapterError if damaged."""
     config = _config(folder)
     space = KnobSpace.of("temperature", "top_p")
-    parts = {part: _layers(_tensors(folder), part, folder) for part in PARTS}
+    tensors = _tensors(folder)
+    parts = {part: _layers(tensors, part, folder) for part in PARTS}
     seen = (config.hidden_size, config.hidden_size + 1 + STATISTICS * config.use_enhanced_features)
     hidden = parts[PARTS[0]]["0.bias"].numel()
     for (part, layers), inputs in zip(parts.items(), seen, strict=True):

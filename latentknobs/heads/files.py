@@ -28,11 +28,6 @@ def saved_shape(head: Head) -> dict[str, Any]:
     return ({} if head.kind == OptionHead.kind else {"kind": head.kind}) | head.shape()
 
 
-def weights_of(head: Head) -> dict[str, Tensor]:
-    """What is saved as tensors."""
-    return {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
-
-
 def load_head(path: Path, space: KnobSpace, inputs: int, saved: dict[str, Any]) -> Head:
     """A head from a file of weights and its saved shape; AdapterError if either is damaged or of another head, or not numbers."""
     kind = head_kind(str(saved.get("kind", OptionHead.kind)))

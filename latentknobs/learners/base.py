@@ -226,7 +226,7 @@ class Learner(ABC):
                 f"The learner {cls.name!r} learns from scored rollouts, not from preferences. Leave out preferences, or choose a "
                 "learner that takes them, e.g. lpo."
             )
-        if has_preferences and _needs_options(cls, settings):
+        if has_preferences and cls.needs_options(settings):
             raise ConfigError(
                 f"With these settings the learner {cls.name!r} learns from the options that responses were sampled with, and "
                 f"preferences from elsewhere do not have them. Leave out preferences, or change the settings: {settings!r}."
@@ -263,10 +263,10 @@ class Learner(ABC):
             members.setdefault(rollout.prompt, []).append(nan if reward is None else reward)
         return {prompt: fmean(rewards) for prompt, rewards in members.items()}
 
-    @property
-    def needs_options(self) -> bool:
+    @classmethod
+    def needs_options(cls, settings: Any) -> bool:
         """Whether it learns from the options that responses were sampled with."""
-        return _needs_options(type(self), self.settings)
+        return any(column in SAMPLED_OPTION.values() for column in cls.columns(settings).values())
 
     def summary(self, module: nn.Module, feature_NF: Tensor) -> dict[str, float]:
         """Numbers about the module alone that are logged with every validation, read off some features."""
@@ -275,10 +275,6 @@ class Learner(ABC):
     def findings(self, fitted: Fitted) -> list[str]:
         """Known ways in which this kind of learning fails, if the fit shows them: a sentence or two each."""
         return []
-
-
-def _needs_options(kind: type[Learner], settings: Any) -> bool:
-    return any(column in SAMPLED_OPTION.values() for column in kind.columns(settings).values())
 
 
 def find_learner(name: str) -> type[Learner]:

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +12,8 @@ import torch
 from latentknobs import testbed
 from latentknobs.config import TrainConfig
 from latentknobs.engines.transformers.frozen import output_embeddings
-from latentknobs.errors import ConfigError, first_line
+from latentknobs.errors import ConfigError, did_you_mean, first_line
 from latentknobs.files import path_of
-from latentknobs.models.gguf import gguf_arguments, split_gguf
 from latentknobs.progress import console, processes, speaks
 
 TESTBED = "testbed"
@@ -46,6 +47,39 @@ def load_model(name: str, config: TrainConfig) -> tuple[Any, Any]:
                 "a .gguf file, or `testbed` for the packaged one."
             ) from error
     return freeze(model if spread else model.to(device)), tokenizer
+
+
+def split_gguf(name: str, file: str | None) -> tuple[str, str | None]:
+    """The folder or hub id of a model, and the name of the GGUF file in it; None where the model is not in GGUF.
+
+    `name` may be the path of a `.gguf`, or `file` says it. ConfigError if there is no such file, or the package is missing.
+    """
+    is_path = name.endswith(".gguf")
+    if is_path and file is not None:
+        raise ConfigError(
+            f"The model {name!r} is a GGUF file already, and gguf_file={file!r} names another. Leave one of them out."
+        )
+    if not is_path and file is None:
+        return name, None
+    folder, file = (str(Path(name).parent), Path(name).name) if is_path else (name, file)
+    assert file is not None
+    if Path(folder).is_dir() and not (Path(folder) / file).is_file():
+        there = sorted(path.name for path in Path(folder).glob("*.gguf"))
+        hint = did_you_mean(file, there) if there else "It holds no .gguf file."
+        raise ConfigError(f"There is no file {file!r} in {folder!r}. {hint}")
+    if find_spec("gguf") is None:
+        raise ConfigError(f"To read {file!r}, transformers needs the package gguf. pip install 'latentknobs[gguf]'.")
+    return folder, file
+
+
+def gguf_arguments(file: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `from_pretrained` that read a GGUF file: those of the tokenizer, and those of the model."""
+    if file is None:
+        return {}, {}
+    from transformers import GgufConfig
+
+    named = {"gguf_file": file}
+    return named, named | {"quantization_config": GgufConfig(dequantize=True)}  # heads read plain weights, and runs hash them
 
 
 @contextmanager

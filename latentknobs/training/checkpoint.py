@@ -56,7 +56,7 @@ class Checkpoint:
         header: dict[str, Any] = {"format": FORMAT, "key": self.key, "step": step, "facts": dict(facts)}
         header["checksum"] = checksum(tensors, header)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors({name: value.cpu() for name, value in tensors.items()}, self.path, {HEADER: json.dumps(header)})
+        save_tensors(tensors, self.path, {HEADER: json.dumps(header)})
         self._step = step
 
     def _read(self) -> Saved | None:

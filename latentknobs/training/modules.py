@@ -68,8 +68,7 @@ class Fitting:
 
         def task(part: str) -> Task:
             def make(path: Path, advance: Advance) -> None:
-                weights = self._fit(part, lesson, f"{key} {part}", advance, fresh).state_dict()
-                save_tensors({name: value.cpu() for name, value in weights.items()}, path)
+                save_tensors(self._fit(part, lesson, f"{key} {part}", advance, fresh).state_dict(), path)
 
             return Task(f"round-{self.round}/heads/{part}.safetensors", f"{key} {part}", make, self.config.steps, fresh)
 

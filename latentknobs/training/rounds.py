@@ -154,7 +154,7 @@ class Round:
                 f"The learner {learner.name!r} learns from existing responses, and the run has none. Set preferences, or choose "
                 "another learner."
             )
-        if learner.needs_options and not isinstance(policy, CategoricalPolicy):
+        if learner.needs_options(learner.settings) and not isinstance(policy, CategoricalPolicy):
             raise ConfigError(
                 f"With these settings the learner {learner.name!r} learns from the options that responses were sampled with, and "
                 f"its explorer, {type(policy).__name__}, chooses values without options. Change the settings "

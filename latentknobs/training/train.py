@@ -40,9 +40,8 @@ from latentknobs.training.judging import SUMMARY, Judge, mean_length, planned
 from latentknobs.training.modules import MAIN, RIVAL, Modules
 from latentknobs.training.plan import make_plan
 from latentknobs.training.processes import Processes
-from latentknobs.training.readme import say_changes, write_readme
 from latentknobs.training.rounds import SHOWN, Round
-from latentknobs.training.rundir import RunDir, explained
+from latentknobs.training.rundir import RunDir, explained, say_changes, write_readme
 from latentknobs.training.several import run_folder, train_several
 from latentknobs.training.subject import WEIGHTS, subject, weights
 from latentknobs.training.tracking import Trackers

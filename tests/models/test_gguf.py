@@ -9,8 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from latentknobs.config import make_config
 from latentknobs.errors import ConfigError
-from latentknobs.models.gguf import split_gguf
-from latentknobs.models.loading import load_model
+from latentknobs.models.loading import load_model, split_gguf
 from tools import instruct
 
 TOKENS = ["<s>", "</s>", "a", "b", "c", "ab", "Ġ", "Ċ", "ĠĊ"]
@@ -66,7 +65,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         split_gguf(str(tmp_path), "rigth.gguf")
     with pytest.raises(ConfigError, match="is a GGUF file already"):
         split_gguf(str(tmp_path / "right.gguf"), "left.gguf")
-    monkeypatch.setattr("latentknobs.models.gguf.find_spec", lambda name: None)
+    monkeypatch.setattr("latentknobs.models.loading.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs the package gguf. pip install 'latentknobs\[gguf\]'"):
         split_gguf(str(tmp_path / "right.gguf"), None)
     monkeypatch.undo()

@@ -136,7 +136,8 @@ def test_it_keeps_what_its_estimator_reads() -> None:
     kept = {name: set(Reinforce.columns(Reinforce.Settings(**more))) for name, more in {
         "marginal": {}, "score": {"estimator": "score"}, "masked": {"max_prob": 0.95}}.items()}  # fmt: skip
     assert kept == {"marginal": {"logps_NK"}, "score": {"option_N"}, "masked": {"logps_NK", "max_prob_N"}}
-    assert learner(estimator="score").needs_options and not learner().needs_options
+    scores, marginal = learner(estimator="score"), learner()
+    assert scores.needs_options(scores.settings) and not marginal.needs_options(marginal.settings)
 
 
 def test_what_a_prompt_earns_is_the_mean_over_its_groups() -> None:
