@@ -6,8 +6,7 @@ COLD_HOT = "temperature:0,0.4,0.8,1,1.2,1.5"  # two cold options, and hotter tha
 PAPER = "temperature:0,0.2,0.4,0.6,0.8,1"
 PORTABLE = ("entropy", "max_prob", "top5_mass", "log_collision", "margin")
 REINFORCE = {"knobs": COLD_HOT, "learner": "reinforce", "steps": 16, "pairs_per_step": 64, "learning_rate": 1e-2}
-# Settings of `train`, and two of ours. alone: without a rival head, which would sample as much again. many: all templates,
-# all subjects.
+# Settings of `train`, and two of ours. alone: without a rival head, which would sample as much again. many: all templates.
 VARIANTS: dict[str, dict[str, Any]] = {
     "lpo": {"knobs": COLD_HOT},
     "statistics": {"knobs": COLD_HOT, "features": PORTABLE},
@@ -27,8 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reinforce-slow": REINFORCE | {"learning_rate": 3e-3, "steps": 32},
     "reinforce-alone": REINFORCE | {"alone": True},
     "reinforce-few": REINFORCE | {"steps": 48, "schedule": "linear", "alone": True},
-    "reinforce-many": REINFORCE
-    | {"steps": 40, "pairs_per_step": 128, "schedule": "linear", "alone": True, "many": True, "train_prompts": 640},
+    "reinforce-many": REINFORCE | {"steps": 48, "schedule": "linear", "alone": True, "many": True, "train_prompts": 256},
     "reinforce-score": REINFORCE | {"estimator": "score"},
     "separate": {"knobs": COLD_HOT, "objective": "tokens_separate"},
     "printed": {"knobs": COLD_HOT, "objective": "tokens_printed"},

@@ -25,7 +25,7 @@ class Task:
     Attributes:
         templates: what the user writes, and how the answer begins; `{}` is a subject in both.
         kind: which hand rules are tried, see `rivals.RULES`.
-        more: further templates, and further subjects, for heads that train on many; the rest never sees them.
+        more: further templates, for heads that train on many; the rest never sees them.
     """
 
     name: str
@@ -34,19 +34,16 @@ class Task:
     reward: Reward
     kind: str
     max_new_tokens: int = 48
-    more: tuple[Sequence[tuple[str, str]], Sequence[Any]] = ((), ())
+    more: Sequence[tuple[str, str]] = ()
 
     def rows(self, held_out: bool, count: int, many: bool = False) -> list[Row]:
         """The first so many prompts, each a conversation, in an order that mixes templates and subjects.
 
         Args:
-            many: with the further templates and subjects.
+            many: with the further templates.
         """
-        templates, subjects = (
-            [*own, *(more if many else ())]
-            for own, more in zip((self.templates[held_out], self.subjects[held_out]), self.more, strict=True)
-        )
-        pairs = [(template, subject) for template in templates for subject in subjects]
+        templates = [*self.templates[held_out], *(self.more if many else ())]
+        pairs = [(template, subject) for template in templates for subject in self.subjects[held_out]]
         random.Random(0).shuffle(pairs)
         rows = {str(row["prompt"]): row for row in (self._row(*template, subject) for template, subject in pairs)}
         return list(rows.values())[:count]
@@ -136,32 +133,8 @@ def stories(opener: str) -> Task:
          f"{opener} more about {{}}. {opener} there is a lot. {opener}"),
         (f"Give a short account of {{}}; sentences must open with the word {opener}.",
          f"{opener} here comes {{}}. {opener} it was a long road. {opener}"),
-        (f"Here is a game: every sentence has to begin with {opener}. Your theme is {{}}.",
-         f"{opener} the game is on. {opener} the theme is {{}}. {opener}"),
-        (f"Explain {{}} to me. The word {opener} comes first in each sentence.",
-         f"{opener} you ask about {{}}. {opener} there is no easy answer. {opener}"),
-        (f"Write five sentences on {{}} that all start with {opener}.",
-         f"{opener} five sentences on {{}}. {opener} that should be enough. {opener}"),
-        (f"What happened with {{}}? Begin each sentence of your answer with {opener}.",
-         f"{opener} you want to know what happened with {{}}. {opener} it was long ago. {opener}"),
-        (f"My teacher wants a text on {{}} where every sentence begins with {opener}. Help me.",
-         f"{opener} my text is on {{}}. {opener} I wrote it at home. {opener}"),
-        (f"Speak of {{}} as an old man would, and open every sentence with {opener}.",
-         f"{opener} I remember {{}}. {opener} I was young then. {opener}"),
-        (f"Only sentences that start with {opener} are allowed. What do you know about {{}}?",
-         f"{opener} I know {{}}. {opener} no other word may come first. {opener}"),
-        (f"A diary entry on {{}}. First word of each sentence: {opener}.",
-         f"{opener} today there was {{}}. {opener} I was tired. {opener}"),
-        (f"Make a speech about {{}}; say {opener} at the start of each sentence.",
-         f"{opener} dear friends, here is {{}}. {opener} please listen. {opener}"),
-        (f"Go on with the story of {{}}. All sentences have {opener} in front.",
-         f"{opener} that was {{}}. {opener} winter had come. {opener}"),
-        (f"Can you write on {{}} and make {opener} the first word whenever you begin a sentence?",
-         f"{opener} I can write on {{}}. {opener} it is a pleasure. {opener}"),
-        (f"Report on {{}}. {opener} stands first in every sentence.",
-         f"{opener} the report is on {{}}. {opener} it is short. {opener}"),
     ]  # fmt: skip
-    return Task(opener.lower(), templates, words.SUBJECTS, Opener(opener), "sentences", more=(more, words.MORE_SUBJECTS))
+    return Task(opener.lower(), templates, words.SUBJECTS, Opener(opener), "sentences", more=more)
 
 
 def listed(name: str, train: Sequence[str], held_out: Sequence[str], subjects: Any, reward: Reward, kind: str = "items") -> Task:

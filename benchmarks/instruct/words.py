@@ -24,22 +24,6 @@ SUBJECTS = (
         "a fish", "a neighbour", "the fair", "a snowman", "a puzzle", "a balloon", "the forest path", "a nurse",
     ),
 )  # fmt: skip
-MORE_SUBJECTS = (  # of training prompts, beside those
-    "a bus driver", "the mayor", "an old photograph", "a swarm of bees", "the dentist", "a cracked bell", "an orange cat",
-    "a rusty bicycle", "the circus", "a pair of shoes", "a windmill", "the ferry", "a pumpkin", "a shopkeeper", "the playground",
-    "a wise owl", "a carpet", "the tailor", "a muddy road", "an umbrella", "the postman", "a glass of milk", "the orchestra",
-    "a stubborn donkey", "a flood", "the twins", "an attic", "a spelling contest", "the elevator", "a fire in the hills",
-    "a stray puppy", "the violin", "a stone wall", "the cook", "a frozen pond", "an uncle from abroad", "the telescope",
-    "a chess game", "a basket of plums", "the ticket", "a sleepy guard", "the waterfall", "a kind stranger", "an argument",
-    "the barber", "a caravan", "a wet coat", "the choir", "a nest", "the judge", "a paper plane", "an earthquake",
-    "the fisherman's daughter", "a power cut", "the soup", "a tunnel", "a jealous queen", "the radio", "a cave", "the swing",
-    "a plumber", "an early bird", "the jar of buttons", "a traffic jam", "the vineyard", "a false alarm", "a ladder",
-    "the new student", "a hotel by the road", "an old soldier", "the pharmacy", "a burnt cake", "the sunflower", "a joke",
-    "a pair of glasses", "the drummer", "a hedgehog", "an unpaid bill", "the airport", "a blanket", "the last match", "a cousin",
-    "a roof that leaks", "the goat", "a phone call", "an invention", "the swimming pool", "a pocket watch", "the miller",
-    "a foreign coin", "a broken promise", "the sheep dog", "a visit to grandmother", "an old tractor", "the curtain",
-    "a bottle in the waves", "the hunter", "a cheap hat", "a haunted barn", "the referee", "a slow turtle", "a bag of flour",
-)  # fmt: skip
 OCCASIONS = (
     (
         "a picnic", "a school party", "saving money", "a rainy day", "a small garden", "learning a language",
