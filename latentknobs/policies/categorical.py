@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from latentknobs.policies.base import Choice, Policy, State
 from latentknobs.tensors import host_sees, pick
 
 Pick = Literal["greedy", "sample"]
-FEW = 1 << 14  # probabilities
 
 
 class CategoricalPolicy(Policy):
@@ -97,10 +95,6 @@ class HeadPolicy(CategoricalPolicy):
 
 def draw_options(log_pi_NK: Tensor, uniform_N: Tensor) -> Tensor:
     """(N,) option indices by inverse CDF of uniforms in [0, 1)."""
-    if host_sees(log_pi_NK) and log_pi_NK.numel() <= FEW:  # numpy's operations start several times faster
-        cdf = np.exp(log_pi_NK.detach().double().numpy()).cumsum(-1)
-        place_N = (cdf <= uniform_N.double().numpy()[:, None] * cdf[:, -1:]).sum(-1)
-        return torch.from_numpy(np.minimum(place_N, log_pi_NK.shape[-1] - 1))
     cdf_NK = log_pi_NK.double().exp().cumsum(-1)
     threshold_N1 = (uniform_N * cdf_NK[:, -1]).unsqueeze(-1)
     return torch.searchsorted(cdf_NK, threshold_N1, right=True).squeeze(-1).clamp(max=log_pi_NK.shape[-1] - 1)

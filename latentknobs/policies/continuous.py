@@ -11,6 +11,7 @@ from latentknobs.heads.value_head import ValueHead
 from latentknobs.knobs.columns import Columns
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
+from latentknobs.likelihood.rows import wide
 from latentknobs.policies.base import Choice, Policy, State
 
 
@@ -28,8 +29,7 @@ class ValuePolicy(Policy):
         with torch.no_grad():
             feature_NF = read_features(self.features, seen.hidden_ND, seen.logits_NV)
             columns = Columns(seen.logits_NV) if self.head.statistics else None
-            value_NJ = self.head(feature_NF, columns)
-        value_NJ = value_NJ if value_NJ.dtype == torch.float64 else value_NJ.float()
+            value_NJ = wide(self.head(feature_NF, columns))
         bounds = [knob.value_range() for knob in self.space.knobs]
         low_J, high_J = value_NJ.new_tensor(bounds).unbind(-1)
         return Choice(value_NJ.clamp(low_J, high_J))

@@ -77,17 +77,11 @@ class Branch(Policy):
         return Choice(torch.where(is_first_N1, self.first_J.to(device), self.rest_J.to(device)))
 
 
-class ShuffleState(NamedTuple):
-    """Where a row stands in the choices of each of B bins; -1 before its first choice from a bin."""
-
-    place_NB: Tensor
-
-
 class Shuffle(Policy):
     """The choices in random places: every choice equally often, wherever it was first made.
 
     A row begins at a random place of a fixed random order and goes on from there, so that it makes each choice once before it
-    repeats one.
+    repeats one. Its state is where it stands in the choices of each bin; -1 before its first choice from a bin.
 
     Args:
         segmenter: that of the policy whose choices these are.
@@ -125,9 +119,9 @@ class Shuffle(Policy):
         inner_N = (edges_EP[outer_N] <= max_prob_N.double().unsqueeze(-1)).sum(-1)
         return outer_N * (edges_EP.shape[1] + 1) + inner_N
 
-    def start(self, rows: int, device: torch.device | str = "cpu") -> ShuffleState:
-        """No row has begun."""
-        return ShuffleState(torch.full((rows, len(self.size_B)), -1, device=device))
+    def start(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
+        """(N, B) no row has begun."""
+        return torch.full((rows, len(self.size_B)), -1, device=device)
 
     def choose(self, seen: Observation, uniform_N: Tensor, state: State = None) -> Choice:
         """The next choice of the row's bin; the uniform decides where a row begins."""
@@ -138,13 +132,13 @@ class Shuffle(Policy):
             bin_N = self._bin(*read_features(["entropy", "max_prob"], seen.hidden_ND, seen.logits_NV).T.contiguous())
         size_B = self.size_B.to(device)
         size_N, first_N = size_B[bin_N], (size_B.cumsum(0) - size_B)[bin_N]
-        before_N = pick(state.place_NB, bin_N)
+        before_N = pick(state, bin_N)
         begun_N = (uniform_N.double() * size_N).long().clamp(max=size_N - 1)
         place_N = torch.where(before_N < 0, begun_N, (before_N + 1) % size_N)
         value_NJ = self.value_MJ.to(device)[first_N + place_N]
         if self.needs:  # between the beginnings of segments nothing is used up
             place_N = torch.where(self.segmenter.begins(seen.position_N, seen.newest_N), place_N, before_N)
-        return Choice(value_NJ, state=ShuffleState(state.place_NB.scatter(1, bin_N.unsqueeze(-1), place_N.unsqueeze(-1))))
+        return Choice(value_NJ, state=state.scatter(1, bin_N.unsqueeze(-1), place_N.unsqueeze(-1)))
 
 
 def _checked(space: KnobSpace, choices: Choices) -> Tensor:

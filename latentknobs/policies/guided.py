@@ -7,16 +7,16 @@ from torch import Tensor
 
 from latentknobs.errors import ConfigError
 from latentknobs.heads.features import read_features
-from latentknobs.heads.segmenters import Every
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.information import kl
-from latentknobs.policies.base import Choice, Policy, State
+from latentknobs.likelihood.rows import wide
+from latentknobs.policies.base import State
 from latentknobs.policies.fixed import ConstantPolicy
-from latentknobs.policies.rules import COLDEST, SentenceStart, TwoTemperatures, check_setting
+from latentknobs.policies.rules import COLDEST, SentenceStart, TemperatureRule, TwoTemperatures, check_setting
 
 
-class KLGuided(Policy):
+class KLGuided(TemperatureRule):
     """Colder where the evidence matters: T = base * 2^(-KL / half_life) (Chang et al. 2023, arXiv 2306.01286).
 
     KL is that of the LM's distribution from the one without evidence, on unscaled logits. The knob `kl_half_life` is the same
@@ -28,18 +28,15 @@ class KLGuided(Policy):
     """
 
     needs = ("second_NV",)
-    draws = False
 
     def __init__(self, base: float, half_life: float) -> None:
-        self.space, self.segmenter = KnobSpace.of({"temperature": [1.0]}), Every(1)
+        super().__init__()
         self.base = check_setting("kl_guided", "base", base, 0)
         self.half_life = check_setting("kl_guided", "half_life", half_life, COLDEST)
 
-    def choose(self, seen: Observation, uniform_N: Tensor, state: State = None) -> Choice:
-        """The temperature of the formula; 0 where it is below one millionth."""
-        logits_NV = seen.logits_NV if seen.logits_NV.dtype == torch.float64 else seen.logits_NV.float()
-        temperature_N = self.base * torch.exp2(-kl(logits_NV, seen.second_NV).double() / self.half_life)
-        return Choice(temperature_N.masked_fill(temperature_N < COLDEST, 0.0).unsqueeze(-1))
+    def temperature(self, seen: Observation) -> Tensor:
+        """(N,) its formula."""
+        return self.base * torch.exp2(-kl(wide(seen.logits_NV), seen.second_NV).double() / self.half_life)
 
 
 class ConfidenceGate(TwoTemperatures):

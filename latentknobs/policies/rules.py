@@ -16,6 +16,7 @@ from latentknobs.heads.features import read_features
 from latentknobs.heads.segmenters import Delimiter, Every, parse_level
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
+from latentknobs.likelihood.rows import wide
 from latentknobs.policies.base import Choice, Policy, State
 from latentknobs.tensors import pick
 
@@ -30,8 +31,8 @@ def check_setting(rule: str, name: str, value: float, low: float, high: float = 
     return float(value)
 
 
-class EntropyRule(Policy):
-    """Temperature as a function of the entropy (nats) of the LM's next-token distribution."""
+class TemperatureRule(Policy):
+    """A temperature for each token, by a formula."""
 
     draws = False
 
@@ -39,17 +40,16 @@ class EntropyRule(Policy):
         self.space, self.segmenter = KnobSpace.of({"temperature": [1.0]}), Every(1)
 
     @abstractmethod
-    def temperature(self, entropy_N: Tensor, vocabulary: int) -> Tensor:
-        """(N,) the temperature of each row."""
+    def temperature(self, seen: Observation) -> Tensor:
+        """(N,) float64, the temperature of each row."""
 
     def choose(self, seen: Observation, uniform_N: Tensor, state: State = None) -> Choice:
         """The temperature of the formula; 0 where it is below one millionth."""
-        entropy_N = read_features(["entropy"], seen.hidden_ND, seen.logits_NV).squeeze(-1).double().clamp(min=0)
-        temperature_N = self.temperature(entropy_N, seen.logits_NV.shape[-1])
+        temperature_N = self.temperature(seen)
         return Choice(temperature_N.masked_fill(temperature_N < COLDEST, 0.0).unsqueeze(-1))
 
 
-class EDT(EntropyRule):
+class EDT(TemperatureRule):
     """Entropy-based dynamic temperature: T = base * share^(theta / H) (Zhang et al. 2024, arXiv 2403.14541).
 
     Args:
@@ -64,14 +64,15 @@ class EDT(EntropyRule):
         self.theta = check_setting("edt", "theta", theta, 0)
         self.share = check_setting("edt", "share", share, 0, 1)
 
-    def temperature(self, entropy_N: Tensor, vocabulary: int) -> Tensor:
+    def temperature(self, seen: Observation) -> Tensor:
         """(N,) its formula; at entropy 0 the limit, which is 0 for theta > 0 and share < 1."""
+        entropy_N = entropy(seen)
         exponent_N = torch.where(entropy_N > 0, self.theta / entropy_N, math.inf if self.theta else 0.0)
         power_N = torch.pow(torch.full_like(exponent_N, self.share), exponent_N)
         return self.base * power_N
 
 
-class Dynatemp(EntropyRule):
+class Dynatemp(TemperatureRule):
     """The dynamic temperature of llama.cpp: T = low + (high - low) * (H / ln V)^exponent (`llama_sampler_temp_ext`)."""
 
     def __init__(self, low: float, high: float, exponent: float = 1.0) -> None:
@@ -80,10 +81,15 @@ class Dynatemp(EntropyRule):
         self.high = check_setting("dynatemp", "high", high, self.low)
         self.exponent = check_setting("dynatemp", "exponent", exponent, 0)
 
-    def temperature(self, entropy_N: Tensor, vocabulary: int) -> Tensor:
+    def temperature(self, seen: Observation) -> Tensor:
         """(N,) its formula, with the entropy as a share of its maximum."""
-        share_N = (entropy_N / math.log(max(vocabulary, 2))).clamp(0, 1)
+        share_N = (entropy(seen) / math.log(max(seen.logits_NV.shape[-1], 2))).clamp(0, 1)
         return self.low + (self.high - self.low) * share_N**self.exponent
+
+
+def entropy(seen: Observation) -> Tensor:
+    """(N,) float64, the entropy (nats) of the LM's next-token distribution."""
+    return read_features(["entropy"], seen.hidden_ND, seen.logits_NV).squeeze(-1).double().clamp(min=0)
 
 
 class MirostatState(NamedTuple):
@@ -122,8 +128,7 @@ class Mirostat(Policy):
         assert state is not None
         highest = self.space.knobs[0].value_range()[1]
         cutoff_N = torch.exp2(-state.mu_N).clamp(max=highest)
-        logits_NV = seen.logits_NV if seen.logits_NV.dtype == torch.float64 else seen.logits_NV.float()
-        prob_NV = logits_NV.softmax(-1)
+        prob_NV = wide(seen.logits_NV).softmax(-1)
         best_N1 = prob_NV.amax(-1, keepdim=True)
         kept_NV = (prob_NV >= cutoff_N.to(prob_NV.dtype).unsqueeze(-1)) | (prob_NV == best_N1)
         mass_N1 = (prob_NV * kept_NV).sum(-1, keepdim=True)
