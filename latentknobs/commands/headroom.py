@@ -35,7 +35,7 @@ def headroom(count: int, samples: int, resume: bool, **flags: Any) -> None:
     config.yaml to the output directory, runs/headroom by default; `latentknobs train --config ... --after` reuses the rollouts.
     """
     from latentknobs.reporting.console import stdout
-    from latentknobs.reporting.gains import write_gains
+    from latentknobs.reporting.plots import write_gains
     from latentknobs.training.headroom import SAMPLES
     from latentknobs.training.headroom import headroom as find_headroom
 

@@ -32,7 +32,7 @@ def strategies(count: int, copies: int, resume: bool, **flags: Any) -> None:
     output directory, runs/strategies by default; other defaults are those of `latentknobs train`.
     """
     from latentknobs.reporting.console import stdout
-    from latentknobs.reporting.coverage import write_coverage
+    from latentknobs.reporting.plots import write_coverage
     from latentknobs.training.strategies import find_strategies
 
     found = find_strategies(count, copies=copies, resume=resume, **parse_flags(flags))

@@ -6,7 +6,7 @@ It costs one more forward pass over every response, and a second one where promp
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,13 +33,6 @@ FILE = "evaluation/account.json"
 LARGEST = 512 * MB
 TERMS = ("sensibleness", "diversity", "attribution", "log_prob")
 Unit = Literal["token", "response"]
-
-
-class TokenAccount(NamedTuple):
-    """Of each of T tokens, in nats: the terms of what it was drawn from, and its log-probability under the LM itself."""
-
-    terms: Terms
-    log_prob_T: Tensor
 
 
 class Account(BaseModel):
@@ -117,8 +110,10 @@ class SavedAccounts(BaseModel):
 
 
 @torch.no_grad()
-def token_account(seen: Observation, space: KnobSpace, value_TJ: Tensor, token_T: Tensor, has_evidence: bool) -> TokenAccount:
-    """The account of the T tokens of one response.
+def token_account(
+    seen: Observation, space: KnobSpace, value_TJ: Tensor, token_T: Tensor, has_evidence: bool
+) -> tuple[Terms, Tensor]:
+    """The terms of what each of the T tokens of a response was drawn from, and (T,) its log-probability under the LM, in nats.
 
     Args:
         seen: what the policy saw at each of them, second logits included where there is evidence.
@@ -127,7 +122,7 @@ def token_account(seen: Observation, space: KnobSpace, value_TJ: Tensor, token_T
     policy_TV = apply_values(seen.logits_NV, space, value_TJ.to(seen.logits_NV.device), seen)
     logits_TV = seen.logits_NV.to(policy_TV.dtype)
     found = terms(policy_TV, logits_TV, seen.second_NV.to(policy_TV.dtype) if has_evidence else None)
-    return TokenAccount(found, pick(logits_TV.log_softmax(-1), token_T.to(logits_TV.device)))
+    return found, pick(logits_TV.log_softmax(-1), token_T.to(logits_TV.device))
 
 
 def account_of(

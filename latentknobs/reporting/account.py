@@ -20,7 +20,6 @@ HEADINGS = {
     "attribution": "attribution",
     "log_prob": "log P of the text",
 }
-WIDTH = 8.6  # inches
 
 
 def rows(accounts: Mapping[str, Account], report: Report, unit: Unit = "token") -> list[tuple[str, list[str]]]:
@@ -60,14 +59,14 @@ def front(x_P: Sequence[float], y_P: Sequence[float]) -> list[int]:
 def trade_off(accounts: Mapping[str, Account], report: Report) -> Markup:
     """Reward, and attribution where it was read, against diversity, with the front of all constant settings."""
     policies = list(accounts)
-    diversity_P = [_mean(accounts[policy], "diversity") for policy in policies]
+    diversity_P = [float(accounts[policy].by_prompt("diversity").mean()) for policy in policies]
     panels = {"mean reward": [float(report.rewards[policy][:, report.judged_P].mean()) for policy in policies]}
     if "attribution" in shown(accounts):
-        panels["attribution, nats per token"] = [_mean(accounts[policy], "attribution") for policy in policies]
+        panels["attribution, nats per token"] = [float(accounts[p].by_prompt("attribution").mean()) for p in policies]
     constants = [i for i, policy in enumerate(policies) if policy in report.tuning]
 
     def draw() -> Figure:
-        figure, axes = svg.panels(len(panels), WIDTH, 2.9)
+        figure, axes = svg.panels(len(panels), 2.9)
         for axis, (label, value_P) in zip(axes, panels.items(), strict=True):
             best = [constants[i] for i in front([diversity_P[i] for i in constants], [value_P[i] for i in constants])]
             axis.plot([diversity_P[i] for i in best], [value_P[i] for i in best], color=svg.LINE, linewidth=1.4)
@@ -80,9 +79,3 @@ def trade_off(accounts: Mapping[str, Account], report: Report) -> Markup:
         return figure
 
     return svg.svg("trade-off", "Reward and attribution of every policy against the diversity of its choices", draw)
-
-
-def _mean(account: Account, term: str) -> float:
-    found = account.of(term)
-    assert found is not None
-    return found.mean

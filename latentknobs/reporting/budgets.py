@@ -19,7 +19,6 @@ from latentknobs.reporting import svg
 
 FILE = "evaluation/budgets.json"
 BEST = "best constant in hindsight"
-WIDTH = 8.6  # inches
 STYLES = ((0, ()), (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
@@ -64,7 +63,7 @@ def draw_budgets(run: Path, report: Report) -> Markup | None:
     panels = panels_of(curves.budgets)
 
     def draw() -> Figure:
-        figure, axes = svg.panels(len(panels), WIDTH, 2.6)
+        figure, axes = svg.panels(len(panels), 2.6)
         for axis, panel in zip(axes, panels, strict=True):
             _draw(axis, panel, shown)
         axes[0].set_ylabel("mean reward")

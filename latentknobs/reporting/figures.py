@@ -14,7 +14,6 @@ from latentknobs.reporting import svg
 from latentknobs.reporting.samples import Samples
 
 Table = Mapping[tuple[str, str], Comparison]  # (policy, task) -> comparison
-WIDTH = 8.6  # inches
 CHANCE = float(np.log(2))  # loss of a head that prefers nothing
 MOST = 24  # policies in one plot; a space of many options has many constants
 
@@ -48,7 +47,7 @@ def win_rates(report: Report, table: Table) -> Markup:
     names = shown_policies(report, table)
 
     def draw() -> Figure:
-        figure, axes = svg.panels(len(report.task_names), WIDTH, 0.5 + 0.23 * len(names), sharey=True, sharex=True)
+        figure, axes = svg.panels(len(report.task_names), 0.5 + 0.23 * len(names), sharey=True, sharex=True)
         place_P = np.arange(len(names))[::-1]
         for axis, task in zip(axes, report.task_names, strict=True):
             wins = [table[name, task].wins for name in names]
@@ -78,7 +77,7 @@ def rewards_of_constants(report: Report, table: Table, samples: Samples) -> Mark
     value_K, constants = zip(*sorted((float(name.split()[1].strip(",")), name) for name in labels), strict=True)
 
     def draw() -> Figure:
-        figure, axes = svg.panels(len(report.task_names), WIDTH, 2.3)
+        figure, axes = svg.panels(len(report.task_names), 2.3)
         for axis, task in zip(axes, report.task_names, strict=True):
             ours = table[HEAD, task].reward
             axis.axhspan(ours.low, ours.high, color=svg.HEAD, alpha=0.14, linewidth=0)
@@ -102,7 +101,7 @@ def chosen_values(report: Report, rollouts: Sequence[Rollout], samples: Samples,
     tasks = report.task_names[1:] or report.task_names
 
     def draw() -> Figure:
-        figure, axes = svg.panels(len(tasks), WIDTH, 1.75, sharey=True)
+        figure, axes = svg.panels(len(tasks), 1.75, sharey=True)
         for axis, task in zip(axes, tasks, strict=True):
             mine = [r for r in rollouts if len(tasks) == 1 or report.tasks[r.prompt] == task]
             share_V = 100 * np.mean([_shares(r, samples, knob, values) for r in mine], axis=0)
@@ -124,7 +123,7 @@ def learning_curve(rows: Sequence[Metrics]) -> Markup:
     rollouts_M = np.cumsum(np.diff([row.rollouts or 0 for row in rows], prepend=0).clip(min=0))
 
     def draw() -> Figure:
-        figure, [axis] = svg.panels(1, WIDTH, 2.1)
+        figure, [axis] = svg.panels(1, 2.1)
         axis.plot(rollouts_M, reward_M, color=svg.LINE, linewidth=0.6, alpha=0.35)
         axis.plot(rollouts_M, _smooth(reward_M), color=svg.HEAD, linewidth=1.6)
         axis.set(title="Mean reward of a step's responses, while options are sampled", xlabel="responses so far")
@@ -147,7 +146,7 @@ def training_curves(rows: Sequence[Metrics]) -> Markup:
     is_paired = any(row.validation_accuracy is not None for row in rows) or not validated_M.any()
 
     def draw() -> Figure:
-        figure, (losses, *others) = svg.panels(1 + is_paired, WIDTH, 2.1)
+        figure, (losses, *others) = svg.panels(1 + is_paired, 2.1)
         accuracies = others[0] if others else None
         losses.plot(step_M, loss_M, color=svg.LINE, linewidth=0.6, alpha=0.35)
         losses.plot(step_M, _smooth(loss_M), color=svg.LINE, linewidth=1.6, label="training")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 # Each colour stands for a variable of the page's style sheet, put in its place after drawing.
 INK, MUTED, GRID, HEAD, LINE, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+WIDTH = 8.6  # inches, of the whole figure
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", HEAD: "--head", LINE: "--base", PAPER: "--paper"}
 STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold",
@@ -21,11 +22,11 @@ STYLE = {
 }  # fmt: skip
 
 
-def panels(count: int, width: float, height: float, *, sharex: bool = False, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels side by side, at most four in a row; sizes in inches, of the whole row and of one row."""
+def panels(count: int, height: float, *, sharex: bool = False, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels side by side, at most four in a row; the height is that of a row, in inches."""
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).ravel().tolist()
     for spare in axes[count:]:
         spare.set_visible(False)
