@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from threading import Lock
+from types import SimpleNamespace
 from typing import Any
 
 from latentknobs.engines.base import is_one_choice
@@ -48,8 +50,9 @@ class Client:
         self.profile.check(policy)
         self._reader = None if model is None else TransformersEngine(model, tokenizer)
         self._calls, self._lock, self._is_async = 0, Lock(), isinstance(client, package().AsyncOpenAI)
-        self.completions = _Endpoint(self, client.completions.create, "prompt")
-        self.chat = _Chat(_Endpoint(self, client.chat.completions.create, "messages"))
+        self.completions = SimpleNamespace(create=partial(self._create, client.completions.create, "prompt"))
+        chat = SimpleNamespace(create=partial(self._create, client.chat.completions.create, "messages"))
+        self.chat = SimpleNamespace(completions=chat)
 
     def choose(
         self, prompt: Any, *, max_tokens: int | None = None, seed: int | None = None, samples: int = 1
@@ -99,30 +102,18 @@ class Client:
         body = self.profile.body(self.policy.space, tuple(values.values()))
         return {name: one for name, one in arguments.items() if name not in body} | {"extra_body": extra | body}, values
 
-
-class _Endpoint:
-    """A `create` whose requests carry what the policy chooses."""
-
-    def __init__(self, owner: Client, create: Any, where: str) -> None:
-        self._owner, self._create, self._where = owner, create, where
-
-    def create(self, **arguments: Any) -> Any:
+    def _create(self, create: Any, where: str, /, **arguments: Any) -> Any:
         """As the client's own `create`; with an async client a coroutine."""
-        if self._where not in arguments:
-            raise ConfigError(f"create() needs {self._where}=.")
-        if self._owner._is_async:
-            return self._later(arguments)
-        sent, values = self._owner.request(self._where, arguments)
-        return _with(self._create(**sent), values)
+        if where not in arguments:
+            raise ConfigError(f"create() needs {where}=.")
+        if self._is_async:
+            return self._later(create, where, arguments)
+        sent, values = self.request(where, arguments)
+        return _with(create(**sent), values)
 
-    async def _later(self, arguments: Mapping[str, Any]) -> Any:
-        sent, values = await asyncio.to_thread(self._owner.request, self._where, arguments)
-        return _with(await self._create(**sent), values)
-
-
-class _Chat:
-    def __init__(self, completions: _Endpoint) -> None:
-        self.completions = completions
+    async def _later(self, create: Any, where: str, arguments: Mapping[str, Any]) -> Any:
+        sent, values = await asyncio.to_thread(self.request, where, arguments)
+        return _with(await create(**sent), values)
 
 
 def _with(answer: Any, values: dict[str, float]) -> Any:

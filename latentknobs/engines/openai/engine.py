@@ -52,12 +52,8 @@ class OpenAIEngine(ServedEngine):
             raise ConfigError(f"url={url!r} is not the address of a server. Write e.g. openai:url=http://localhost:8000.")
         if concurrency < 1:
             raise ConfigError(f"concurrency={concurrency} leaves no request at a time. Set it to at least 1.")
-        self.profile, self.seeded, self.concurrency, self.stops = (
-            profile_of(profile),
-            seeded,
-            concurrency,
-            stop_ids(model.generation_config),
-        )
+        self.profile, self.seeded, self.concurrency = profile_of(profile), seeded, concurrency
+        self.stops = stop_ids(model.generation_config)
         self.server = Server(url, self.profile, served, retries, timeout)
         self.repeatable = seeded and (self.profile.is_steady or concurrency == 1)  # type: ignore[misc]
         self._unprobed = probe
