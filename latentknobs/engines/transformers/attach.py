@@ -17,23 +17,27 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from latentknobs.engines.base import observe
+from latentknobs.engines.record import Record, record_of
 from latentknobs.engines.transformers import inputs, modes
 from latentknobs.engines.transformers.batching import check_batch, is_packed, packed_logits, refuse_batching
 from latentknobs.engines.transformers.caches import cache_in
 from latentknobs.engines.transformers.finished import Call
-from latentknobs.engines.transformers.frozen import hidden_size, input_device, output_embeddings
+from latentknobs.engines.transformers.frozen import hidden_size, input_device, output_embeddings, read_responses
 from latentknobs.engines.transformers.guests import Hook, Method
 from latentknobs.engines.transformers.ledger import Ledger
-from latentknobs.engines.transformers.record import Record, read_record, stop_ids
+from latentknobs.engines.transformers.record import split_sequences, stop_ids
+from latentknobs.engines.transformers.sampler import sample_values
 from latentknobs.engines.transformers.settings import SamplingArguments, check_arguments, for_call, for_model, setting
-from latentknobs.engines.transformers.step import Stepper, check_values, draw_tokens, lowered
+from latentknobs.engines.transformers.step import Stepper, check_values, lowered
 from latentknobs.engines.transformers.verify import Running, Verifier, sequences_of
 from latentknobs.engines.transformers.versions import announce_untested
 from latentknobs.engines.transformers.wrappers import is_pipeline, layers_of
+from latentknobs.engines.uniforms import OPTIONS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.likelihood.apply import apply_values
-from latentknobs.policies import Policy
+from latentknobs.policies import Policy, reads
 from latentknobs.tensors import host_sees
 
 EMBEDDED = -1  # id of a token that came as an embedding
@@ -136,11 +140,6 @@ class Attached:
             )
         return ledger.option_BL[:, ledger.prompt_length : ledger.columns]
 
-    @property
-    def chooses_options(self) -> bool:
-        """Whether the values of the newest `generate` call come from options."""
-        return self._finished().option_BL is not None
-
     def _finished(self) -> Ledger:
         ledger = self._newest
         if ledger is None or ledger.value_BLJ is None:
@@ -150,14 +149,9 @@ class Attached:
         return ledger
 
     @property
-    def is_sampling(self) -> bool:
-        """Whether the hook draws the tokens of the `generate` that is running."""
-        return self._now.ledger is not None and self._now.ledger.sampling
-
-    @property
-    def cache(self) -> Any:
-        """The key-value cache of the `generate` that is running; None where there is none or it is of another kind."""
-        return None if self._now.ledger is None else self._now.ledger.cache
+    def ledger(self) -> Ledger | None:
+        """What the newest `generate` of this thread has chosen so far, and its cache while it is running."""
+        return self._now.ledger
 
     def go_on(self, row_R: Tensor) -> None:
         """The next `generate` goes on with rows (R) of the newest one: their prompts, options and uniforms.
@@ -191,11 +185,15 @@ class Attached:
         second = call.second if call is not None else None
         if negative_prompt_ids is not None:
             second = modes.check_second(negative_prompt_ids, negative_prompt_attention_mask, len(sequences))
+        lengths, ignored = (None, ()) if call is None else (call.lengths, call.ignored)
+        prompts, responses = split_sequences(self.model, sequences, prompt_length, attention_mask, lengths)
         with self._now.paused():
-            return read_record(
-                self.model, self.policy, self.seed, sequences, prompt_length, attention_mask, rows_B, newest.max_new_tokens,
-                newest.samples, None if call is None else call.lengths, () if call is None else call.ignored, second,
+            seen = observe(
+                partial(read_responses, self.model), prompts, responses, reads(self.policy),
+                max_new_tokens=newest.max_new_tokens, samples=newest.samples,
+                second_prompts=None if second is None else second.repeated(len(responses)).lists(),
             )  # fmt: skip
+            return record_of(self.policy, self.seed, prompts, responses, seen, keys=rows_B.tolist(), ignored=ignored)
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
@@ -335,14 +333,15 @@ class Attached:
         position, logits_BV, space = column + 1 - ledger.prompt_length, seen.logits_NV, self.policy.space
         if position < 0:
             return logits_BV
-        rows = len(logits_BV)
-        uniform_2B = ledger.uniforms(self.seed, position, rows, logits_BV.device)
+        key_B = ledger.keys(len(logits_BV), logits_BV.device)
+        position_B = torch.full_like(key_B, position)
         is_new, state = self.policy.segmenter.at(position, previous_B), ledger.state_at(column + 1, previous_B)
-        choice = self._stepper.choose(seen, uniform_2B[0], is_new, ledger.choice_at(column, rows), state)
+        uniform_B = uniforms(self.seed, OPTIONS, key_B, position_B)
+        choice = self._stepper.choose(seen, uniform_B, is_new, ledger.choice_at(column, len(key_B)), state)
         ledger.remember(column + 1, choice)
         if not ledger.sampling:
             return lowered(apply_values(logits_BV, space, choice.value_NJ, seen), logits_BV)
-        token_B = draw_tokens(space, choice.value_NJ, seen, uniform_2B[1], partial(ledger.redraws, self.seed, position))
+        token_B = sample_values(logits_BV, space, choice.value_NJ, self.seed, key_B, position_B, seen)
         if self._now.verifier is not None:
             self._now.verifier.drew(token_B)
         return logits_BV.scatter_(-1, token_B.unsqueeze(-1), torch.inf)

@@ -95,7 +95,7 @@ def _sample(
         ids_RL, T = output.sequences, output.sequences.shape[1] - P
         token_BT[row_R, :T] = ids_RL[:, P:].cpu()
         value_BTJ[row_R, :T] = attached.value_BTJ[:, :T].cpu()
-        if attached.chooses_options:
+        if attached.ledger is not None and attached.ledger.option_BL is not None:
             option_BT = torch.zeros_like(token_BT) if option_BT is None else option_BT
             option_BT[row_R, :T] = attached.option_BT[:, :T].cpu()
         if not enough.is_met or max_new_tokens == T:
@@ -110,7 +110,7 @@ def _sample(
 
 def rows_can_leave(attached: Attached) -> bool:
     """Whether rows can leave the `generate` that is running: the first two points above."""
-    return attached.is_sampling and can_repeat(attached.cache)
+    return attached.ledger is not None and attached.ledger.sampling and can_repeat(attached.ledger.cache)
 
 
 def finished_rows(token_BT: Tensor, stop_E: Tensor) -> Tensor:

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor
 
 from latentknobs.engines.transformers.caches import cache_in, cache_length
 from latentknobs.engines.transformers.second import SECOND, LeftPadded, SecondReader
-from latentknobs.engines.uniforms import OPTIONS, REDRAWS, TOKENS, uniforms
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
 from latentknobs.policies import Choice, Policy, State, reads, remembers
 
-AHEAD = 64  # positions whose uniforms are computed at once
 TABLES = ("value_BLJ", "option_BL", "ids_BL")
 
 
@@ -52,8 +50,6 @@ class Ledger:
         self.second: SecondReader | None = None
         self.cache: Any = None
         self._row_keys_B: Tensor | None = None
-        self._uniform_P2B: Tensor | None = None
-        self._uniforms_of: Any = None
         self._states: dict[int, State] = {}  # by column: of those of the newest forward call
         self._seen = 0  # columns behind the cache, for caches that cannot tell
         self._reordering: Any = None
@@ -102,23 +98,6 @@ class Ledger:
                 )
             self._row_keys_B = request_B if self.keys_B is None else self.keys_B.to(device)[request_B]
         return self._row_keys_B
-
-    def uniforms(self, seed: int, position: int, rows: int, device: torch.device) -> Tensor:
-        """(2, B) those of the choices and those of the tokens at one position of the response."""
-        block, place = divmod(position, AHEAD)
-        key_B = self.keys(rows, device)
-        if self._uniform_P2B is None or self._uniforms_of != (seed, block, rows, device):
-            position_A = torch.arange(block * AHEAD, (block + 1) * AHEAD, device=device)
-            keys, positions = repeat(key_B, "b -> (a b)", a=AHEAD), repeat(position_A, "a -> (a b)", b=rows)
-            streams = [uniforms(seed, stream, keys, positions) for stream in (OPTIONS, TOKENS)]
-            self._uniform_P2B, self._uniforms_of = rearrange(streams, "s (a b) -> a s b", a=AHEAD), (seed, block, rows, device)
-        return self._uniform_P2B[place]
-
-    def redraws(self, seed: int, position: int, row_R: Tensor) -> Tensor:
-        """(R,) those of the tokens that some rows draw again at a position."""
-        assert self._row_keys_B is not None  # `uniforms` was called for it
-        key_R = self._row_keys_B[row_R]
-        return uniforms(seed, REDRAWS, key_R, torch.full_like(key_R, position))
 
     def choice_at(self, column: int, rows: int) -> Choice | None:
         """The choice for the token of one column; None where there is none for so many rows."""

@@ -1,31 +1,9 @@
-"""Records of what `generate` returned: where its prompts and responses begin and end."""
+"""Where the prompts and responses of what `generate` returned begin and end."""
 
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
-
-from latentknobs.engines.base import observe
-from latentknobs.engines.record import Record, record_of
-from latentknobs.engines.transformers.frozen import read_responses
-from latentknobs.engines.transformers.second import LeftPadded
-from latentknobs.policies import Policy, reads
-
-
-def read_record(
-    model: Any, policy: Policy, seed: int, sequences_BL: Tensor, prompt_length: int, attention_mask_BP: Tensor | None = None,
-    rows_B: Tensor | None = None, max_new_tokens: int | None = None, samples: int = 1, lengths: Sequence[int] | None = None,
-    ignored: tuple[str, ...] = (), second: LeftPadded | None = None,
-) -> Record:  # fmt: skip
-    """The record of finished sequences. See `Attached.record` for the arguments; `rows_B` are keys of the uniforms."""
-    prompts, responses = split_sequences(model, sequences_BL, prompt_length, attention_mask_BP, lengths)
-    seen = observe(
-        partial(read_responses, model), prompts, responses, reads(policy), max_new_tokens=max_new_tokens, samples=samples,
-        second_prompts=None if second is None else second.repeated(len(responses)).lists(),
-    )  # fmt: skip
-    keys = None if rows_B is None else rows_B.tolist()
-    return record_of(policy, seed, prompts, responses, seen, keys=keys, ignored=ignored)
 
 
 def end_of(response: Sequence[int], stop: Collection[int]) -> int:

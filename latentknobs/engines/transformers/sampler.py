@@ -9,10 +9,6 @@ need not be known. Only a draw from the rest asks for the exact cut, and is draw
 redraw is exact too).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,18 +23,13 @@ from latentknobs.likelihood.row_cut import Cut
 from latentknobs.likelihood.rows import first_argmax
 from latentknobs.tensors import any_or_unknown, host_sees, pick
 
-ROWS, WORK = 8, 1 << 18  # rows that a CPU looks at as a whole at once: more where they are short
+ROWS, WORK = 8, 1 << 18  # rows that are looked at as a whole at once: more where they are short
 
 
 def sample_values(
-    logits_NV: Tensor,
-    space: KnobSpace,
-    value_NJ: Tensor,
-    seed: int,
-    row_N: Tensor,
-    position_N: Tensor,
+    logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, seed: int | Tensor, row_N: Tensor, position_N: Tensor,
     context: Context | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """(N,) one token per row from the distribution that its own knob values make; LogitsError if a row is not a distribution.
 
     Args:
@@ -48,57 +39,30 @@ def sample_values(
         context: what `space.needs` names, for spaces that need anything.
     """
     logits_NV, space, value_NJ = ordered_tail(logits_NV.detach(), space, value_NJ, context)
-    u_N = uniforms(seed, TOKENS, row_N, position_N)
-    token_N, cut = first_draw(logits_NV, space, value_NJ, u_N)
-
-    def again(rows: Tensor) -> Tensor:
-        return uniforms(seed, REDRAWS, row_N[rows], position_N[rows])
-
-    return finish_draw(token_N, cut, logits_NV, space, value_NJ, u_N, again)
-
-
-class Drawn(NamedTuple):
-    """What the knobs made of rows, and for each row whose draw falls beyond its best tokens what is left of its uniform."""
-
-    cut: Cut
-    rest: dict[int, float]
-
-
-def first_draw(logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor) -> tuple[Tensor, Drawn | None]:
-    """(N,) tokens, right in all rows that are cut among their best tokens. On a GPU, the one sync of a step.
-
-    `space` has order-preserving knobs only; `u_N` are in [0, 1). Errors: see `sample_values`.
-    """
     value_NJ = value_NJ.to(torch.float64 if logits_NV.dtype == torch.float64 else torch.float32)
+    u_N = uniforms(seed, TOKENS, row_N, position_N)
     if not any(isinstance(knob, TruncationKnob) for knob in space.knobs):
-        return _sample_scaled(logits_NV, space, value_NJ, u_N), None
+        return _sample_scaled(logits_NV, space, value_NJ, u_N)
     cut = Cut(logits_NV, space, value_NJ, u_N)
     tokens, rest = cut.draw(cut.u_N.tolist())
-    token_N = torch.from_numpy(np.array(tokens, np.int64))
-    return token_N if host_sees(logits_NV) else token_N.to(logits_NV.device, non_blocking=True), Drawn(cut, rest)
-
-
-def finish_draw(
-    token_N: Tensor, drawn: Drawn | None, logits_NV: Tensor, space: KnobSpace, value_NJ: Tensor, u_N: Tensor,
-    again: Callable[[Tensor], Tensor],
-) -> Tensor:  # fmt: skip
-    """A first draw with the tokens of rows that reach beyond their best ones; `again` gives uniforms to redraw some rows."""
-    if drawn is None or not (drawn.rest or drawn.cut.undetermined):
+    token_N = torch.tensor(tokens, dtype=torch.long).to(logits_NV.device, non_blocking=True)
+    if not (rest or cut.undetermined):
         return token_N
-    cut, device = drawn.cut, token_N.device
-    at_once = max(ROWS, WORK // cut.logits_NV.shape[1]) if host_sees(token_N) else max(cut.N, 1)
-    for rows in _chunks(list(drawn.rest), at_once):
-        rest_RV = cut.scaled(rows).scatter_(-1, cut.best.tokens(rows).to(device), -torch.inf)
-        u_R = torch.tensor([drawn.rest[n] for n in rows], dtype=torch.float64, device=device)
-        row_R, is_left_R = torch.tensor(rows, device=device), rest_RV.amax(-1).isfinite()
+    at_once = max(ROWS, WORK // logits_NV.shape[1]) if host_sees(logits_NV) else max(len(tokens), 1)
+    for rows in _chunks(list(rest), at_once):
+        rest_RV = cut.scaled(rows).scatter_(-1, cut.best.tokens(rows).to(token_N.device), -torch.inf)
+        u_R = torch.tensor([rest[n] for n in rows], dtype=torch.float64, device=token_N.device)
+        row_R, is_left_R = torch.tensor(rows, device=token_N.device), rest_RV.amax(-1).isfinite()
         token_N[row_R[is_left_R]] = draw(rest_RV[is_left_R], u_R[is_left_R])
     # tokens of rows whose cutoff is not known: all others are kept whatever it is
-    unsure = [n for n in cut.beyond_top if n in drawn.rest or n in cut.undetermined] if not cut.is_whole else []
+    unsure = [n for n in cut.beyond_top if n in rest or n in cut.undetermined] if not cut.is_whole else []
     for rows in _chunks(unsure, at_once):
-        row_R = torch.tensor(rows, device=device)
+        row_R = torch.tensor(rows, device=token_N.device)
         exact_RV = reference.apply_values(cut.logits_NV[row_R], space, value_NJ[row_R])
         is_gone_R = pick(exact_RV, token_N[row_R]).isneginf()
-        token_N[row_R[is_gone_R]] = draw(exact_RV[is_gone_R], again(row_R[is_gone_R]))
+        row_g = row_R[is_gone_R]
+        seed_g = seed[row_g] if isinstance(seed, Tensor) else seed
+        token_N[row_g] = draw(exact_RV[is_gone_R], uniforms(seed_g, REDRAWS, row_N[row_g], position_N[row_g]))
     return token_N
 
 

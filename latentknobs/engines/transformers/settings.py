@@ -76,8 +76,8 @@ def for_rollouts(config: Any) -> Any:
     from transformers import GenerationConfig
 
     kept = {name: value for name in ROLLOUTS if (value := getattr(config, name, None)) is not None}
-    ignored = ("num_beams", "num_return_sequences", "stop_strings", "max_time", *SHAPING, *REFUSED)
-    if found := _acting(config, {name: (SHAPING | REFUSED).get(name) for name in ignored} | dict.fromkeys(ignored[:2], 1)):
+    others = {"num_beams": 1, "num_return_sequences": 1, "stop_strings": None, "max_time": None}
+    if found := _acting(config, others | SHAPING | REFUSED):
         announce(
             f"Rollouts leave {', '.join(found)} of the model's generation config out: one response is sampled for each row, from "
             "the distribution that the policy chooses."
@@ -146,7 +146,7 @@ def _acting(config: Any, off: dict[str, Any]) -> list[str]:
 def _with(config: Any, values: dict[str, Any]) -> Any:
     copy = deepcopy(config)
     for name, value in values.items():
-        if name in values and (name in CHOSEN or hasattr(copy, name)):
+        if name in CHOSEN or hasattr(copy, name):
             setattr(copy, name, value)
     return copy
 

@@ -1,15 +1,10 @@
-"""What a policy does at one token: it chooses values where segments begin, and in plain sampling mode tokens are drawn."""
-
-from collections.abc import Callable
+"""What a policy does at one token: it chooses values where segments begin."""
 
 import torch
 from torch import Tensor
 
-from latentknobs.engines.transformers.sampler import finish_draw, first_draw
 from latentknobs.errors import DecodingError
 from latentknobs.knobs.context import Observation
-from latentknobs.knobs.space import KnobSpace
-from latentknobs.likelihood.apply import ordered_tail
 from latentknobs.policies import Choice, Policy, State
 from latentknobs.tensors import host_sees
 
@@ -81,15 +76,6 @@ def check_values(policy: Policy, value_NJ: Tensor) -> None:
 def _shown(low: float, high: float) -> str:
     ends = (f"from {low:g}" if low > -LARGEST else "", f"to {high:g}" if high < LARGEST else "")
     return " ".join(filter(None, ends)) or "any finite number"
-
-
-def draw_tokens(
-    space: KnobSpace, value_BJ: Tensor, seen: Observation, uniform_B: Tensor, again: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """(B,) tokens. `again` gives uniforms for the redraws of some rows."""
-    logits_BV, space, value_BJ = ordered_tail(seen.logits_NV, space, value_BJ, seen)
-    token_B, cut = first_draw(logits_BV, space, value_BJ, uniform_B)
-    return finish_draw(token_B, cut, logits_BV, space, value_BJ, uniform_B, again)
 
 
 def lowered(warped_BV: Tensor, logits_BV: Tensor) -> Tensor:

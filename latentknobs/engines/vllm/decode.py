@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latentknobs.engines.transformers.sampler import finish_draw, first_draw
+from latentknobs.engines.transformers.sampler import sample_values
 from latentknobs.engines.transformers.step import check_values
-from latentknobs.engines.uniforms import OPTIONS, REDRAWS, TOKENS, uniforms
+from latentknobs.engines.uniforms import OPTIONS, uniforms
 from latentknobs.engines.vllm.progress import Drawn, Progress, Traced
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
-from latentknobs.likelihood.apply import apply_values, ordered_tail
+from latentknobs.likelihood.apply import apply_values
 from latentknobs.policies import Policy, reads
 from latentknobs.tensors import pick
 
@@ -59,14 +59,7 @@ def _step(group: list[Progress], logits_RV: Tensor, hidden_RD: Tensor, raw_RV: T
 
     drawn = [progress.drawn for progress in group]
     value_RJ = torch.tensor([one.values for one in drawn if one is not None], dtype=torch.float64, device=device)
-    uniform_R = uniforms(seed_R, TOKENS, row_R, position_R)
-
-    def again(rows: Tensor) -> Tensor:
-        return uniforms(seed_R[rows], REDRAWS, row_R[rows], position_R[rows])
-
-    tail_RV, space, tail_RJ = ordered_tail(logits_RV, policy.space, value_RJ, seen)
-    token_R, cut = first_draw(tail_RV, space, tail_RJ, uniform_R)
-    token_R = finish_draw(token_R, cut, tail_RV, space, tail_RJ, uniform_R, again)
+    token_R = sample_values(logits_RV, policy.space, value_RJ, seed_R, row_R, position_R, seen)
     for progress, one, token in zip(group, drawn, token_R.tolist(), strict=True):
         assert one is not None
         progress.drawn = one._replace(token=token)

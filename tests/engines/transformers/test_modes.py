@@ -12,7 +12,7 @@ from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConf
 
 from latentknobs import Context, KnobSpace, apply_options
 from latentknobs.engines.transformers import Attached
-from latentknobs.engines.transformers.sampler import first_draw, sample_values
+from latentknobs.engines.transformers.sampler import sample_values
 from latentknobs.errors import DecodingError
 from latentknobs.heads.segmenters import Every
 from latentknobs.policies import ConstantPolicy, Policy, UniformPolicy
@@ -277,7 +277,7 @@ def test_continuous_batching_refuses_what_needs_to_know_the_request(lm: nn.Modul
 
 def test_only_plain_sampling_is_done_in_the_hook(lm: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr("latentknobs.engines.transformers.step.first_draw", lambda *a: calls.append(1) or first_draw(*a))
+    monkeypatch.setattr("latentknobs.engines.transformers.attach.sample_values", lambda *a: calls.append(1) or sample_values(*a))
     with Attached(lm, UniformPolicy(KnobSpace.of("temperature"), Every(1))):
         lm.generate(**left_padded(), max_new_tokens=2)
         assert len(calls) == 2
