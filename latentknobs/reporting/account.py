@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.text import Text
 
 from latentknobs.evaluation.accounting import TERMS, Account, Unit
@@ -37,13 +36,13 @@ def shown(accounts: Mapping[str, Account]) -> list[str]:
     return [term for term in TERMS if all(getattr(one, term) is not None for one in accounts.values())]
 
 
-def print_accounts(accounts: Mapping[str, Account], report: Report, unit: Unit = "token", console: Console | None = None) -> None:
+def print_accounts(accounts: Mapping[str, Account], report: Report, unit: Unit = "token") -> None:
     """Prints the table."""
     headings = ("", "mean reward", *(HEADINGS[term] for term in shown(accounts)))
     table = titled(f"What each policy trades, in nats per {unit}", *headings)
     for policy, cells in rows(accounts, report, unit):
         table.add_row(Text(name_of(policy, report), style="bold" if policy == HEAD else ""), *cells)
-    (console or stdout()).print(table)
+    stdout().print(table)
 
 
 def front(x_P: Sequence[float], y_P: Sequence[float]) -> list[int]:

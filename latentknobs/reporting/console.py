@@ -85,7 +85,7 @@ def _against(report: Report, rows: Iterable[Comparison], what: str) -> Table:
             table.add_row(
                 name_of(row.policy, report),
                 f"{row.reward.mean:.3f}",
-                Text(signed(row.gain), style=_mood(row)),
+                Text(signed(row.gain), style={1: "green", 0: "", -1: "red"}[row.sign]),
                 probability(row.p),
                 percent(row.wins),
             )
@@ -124,7 +124,3 @@ def footnote(report: Report) -> str:
     numbers = f" {report.notes['numbers']}" if "numbers" in report.notes else ""
     how = f"* corrected for all {count} comparisons of this report (Holm, half of the error for those of the verdict)"
     return f"{how}; colours go by it.{numbers}"
-
-
-def _mood(row: Comparison) -> str:
-    return {1: "green", 0: "", -1: "red"}[row.sign]

@@ -173,13 +173,13 @@ def _title(task: str, report: Report) -> str:
 
 
 def _shares(rollout: Rollout, samples: Samples, knob: str, values: Sequence[float]) -> list[float]:
-    chosen = [samples.value(knob, k) for k in rollout.options or ()]
+    chosen = [samples.options[k][knob] for k in rollout.options or ()]
     return [chosen.count(value) / max(len(chosen), 1) for value in values]
 
 
-def _smooth(values: np.ndarray, width: int = 15) -> np.ndarray:
-    """Centred running mean; narrower at the ends."""
-    half = min(width, len(values)) // 2
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred running mean over 15; narrower at the ends."""
+    half = min(15, len(values)) // 2
     return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
 
 

@@ -63,7 +63,7 @@ def write_report(run: str | Path, report: Report, path: str | Path | None = None
         heading=HEADING,
         findings=read_findings(run),
         calm=CALM,
-        mood=_mood(report),
+        mood={1: "good", 0: "even", -1: "bad"}[report.row(report.tuned).sign],
         samples=samples,
         scale=scale,
         wins=figures.win_rates(report, table),
@@ -87,15 +87,10 @@ def write_report(run: str | Path, report: Report, path: str | Path | None = None
 def _tokens(sample: Sample, samples: Samples, scale: Scale) -> list[dict[str, Any]]:
     """For each token of the heat map its text, its background, its tooltip, and whether it is special."""
     return [
-        {"text": piece, "css": scale.css(samples.value(scale.knob, k)), "special": special,
+        {"text": piece, "css": scale.css(samples.options[k][scale.knob]), "special": special,
          "title": f"{samples.labels[k]} · option {k} · token {number}"}
         for number, (piece, special, k) in enumerate(zip(sample.pieces, sample.special, sample.options, strict=True), 1)
     ]  # fmt: skip
-
-
-def _mood(report: Report) -> str:
-    """`good`, `bad` or `even`: how the head compares with the tuned best constant."""
-    return {1: "good", 0: "even", -1: "bad"}[report.row(report.tuned).sign]
 
 
 def _counts(report: Report) -> dict[str, int]:

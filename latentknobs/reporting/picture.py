@@ -74,7 +74,7 @@ def _background(segment: Segment) -> str:
 
 def _response(sample: Sample, samples: Samples, scale: Scale) -> Text:
     pieces = [(piece, k) for piece, special, k in zip(sample.pieces, sample.special, sample.options, strict=True) if not special]
-    return coloured([piece for piece, _ in pieces], [samples.value(scale.knob, k) for _, k in pieces], scale)
+    return coloured([piece for piece, _ in pieces], [samples.options[k][scale.knob] for _, k in pieces], scale)
 
 
 def _draw(lines: list[tuple[Text, str]]) -> Figure:

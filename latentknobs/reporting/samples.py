@@ -56,14 +56,8 @@ class Samples:
             if not all(0 <= k < len(self.options) for k in sample.options):
                 raise ValueError(f"an option of prompt {sample.prompt} does not exist")
 
-    def value(self, knob: str, k: int) -> float:
-        """The value of a knob in option k."""
-        return self.options[k][knob]
 
-
-def write_samples(
-    run: Path, space: KnobSpace, prompts: Sequence[Prompt], tasks: Sequence[str], tokenizer: Any, per_task: int = PER_TASK
-) -> None:
+def write_samples(run: Path, space: KnobSpace, prompts: Sequence[Prompt], tasks: Sequence[str], tokenizer: Any) -> None:
     """Saves the head's first answer to the first prompts of each task: the first ones, so that none is picked.
 
     Args:
@@ -78,7 +72,7 @@ def write_samples(
     for rollout in sorted(first_seed.values(), key=lambda rollout: rollout.prompt):
         task = tasks[rollout.prompt]
         taken[task] += 1
-        if taken[task] <= per_task:
+        if taken[task] <= PER_TASK:
             pieces, special = token_texts(tokenizer, rollout.ids)
             shown.append(Sample(rollout.prompt, task, prompts[rollout.prompt].text, pieces, special, rollout.options or ()))
     samples = Samples(space.names, options, labels, shown)

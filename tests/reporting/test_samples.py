@@ -56,7 +56,7 @@ def test_samples_survive_the_disk_and_are_the_first_answers_of_each_task(run: Pa
     assert [s.prompt for s in samples.shown if s.task == "math"] == [3 * n for n in range(PER_TASK)]
     first = samples.shown[0]
     assert first.text == "Prompt 0 <i>" and first.options == (0, 0, 0, 5, 5, 5, 5) and first.special[-1]
-    assert samples.value("temperature", 5) == 1.0
+    assert samples.options[5]["temperature"] == 1.0
 
 
 GOOD = {"prompt": 0, "task": "a", "text": "b", "pieces": ["c"], "special": [False], "options": [0]}
