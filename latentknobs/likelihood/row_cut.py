@@ -62,14 +62,12 @@ class Cut:
         self.kept: list[int] = [NO_CUTOFF] * self.N
         self.undetermined: set[int] = set()
         self.temperature_N: Any = None
-        self._is_extended = True
         for knob, value_N, rows, divisor_N in steps:
             if divisor_N is not None:
                 self._scale(divisor_N)
             elif isinstance(knob, TruncationKnob):
                 self._truncate(knob, value_N, [n for n in rows if n not in self.greedy])
             self._stage += isinstance(knob, ScalingKnob)
-        self._extend()
         for n in self.greedy:
             self.kept[n] = 1
 
@@ -148,7 +146,6 @@ class Cut:
 
     @np.errstate(over="ignore")  # of logits far below the best one, to -inf
     def _scale(self, divisor_N: Any) -> None:
-        self._extend()  # ties may come apart, or arise, in rounding
         self.top_NM = self.top_NM / divisor_N[:, None]
         self.temperature_N = divisor_N if self.temperature_N is None else self.temperature_N * divisor_N
 
@@ -158,8 +155,6 @@ class Cut:
         if knob.sees == "row" and not self.is_whole:
             self.undetermined.update(rows)
             return
-        if knob.sees != "prefix":
-            self._extend()
         width = self.M if knob.sees == "row" else max(min(self.kept[n], self.M) for n in rows)  # all rows are cut before it
         shown_NW = self.top_NM[:, :width]
         if knob.sees != "prefix":
@@ -168,8 +163,7 @@ class Cut:
             shown_NW = self._shown(rows, width)
         own = knob.kept(torch.from_numpy(shown_NW), torch.from_numpy(value_N)).tolist()
         for n in rows:
-            self.kept[n] = min(self.kept[n], own[n])
-        self._is_extended = False
+            self.kept[n] = min(self.kept[n], self._extended(n, own[n]))
 
     def _shown(self, rows: list[int], width: int) -> Any:
         """What is left of each row, as far as it is in the top, and the mass of the rest of rows that no knob has cut yet."""
@@ -200,18 +194,9 @@ class Cut:
         scaled_V = self.logits_NV[n] if self.temperature_N is None else self.logits_NV[n] / float(self.temperature_N[n])
         return 1 / torch.softmax(scaled_V, -1).amax().item()
 
-    def _extend(self) -> None:
-        """Extends cutoffs over ties, once it matters; M + 1 where they may reach beyond the top.
-
-        The smaller of two cutoffs, extended, is the smaller of the two extended ones.
-        """
-        if self._is_extended:
-            return
-        for n, kept in enumerate(self.kept):
-            if kept == NO_CUTOFF:
-                continue
-            kept = min(max(kept, 1), self.M)
-            if kept < self.M and self.top_NM[n, kept - 1] == self.top_NM[n, kept]:
-                kept = int(extend_over_ties(torch.from_numpy(self.top_NM[n : n + 1]), torch.tensor([[kept]])))
-            self.kept[n] = kept if self.is_whole or kept < self.M else self.M + 1
-        self._is_extended = True
+    def _extended(self, n: int, kept: int) -> int:
+        """A cutoff of row n with the tokens that tie with its last one; M + 1 where they may reach beyond the top."""
+        kept = min(max(kept, 1), self.M)
+        if kept < self.M and self.top_NM[n, kept - 1] == self.top_NM[n, kept]:
+            kept = int(extend_over_ties(torch.from_numpy(self.top_NM[n : n + 1]), torch.tensor([[kept]])))
+        return kept if self.is_whole or kept < self.M else self.M + 1
