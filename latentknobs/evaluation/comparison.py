@@ -1,7 +1,7 @@
 """The evaluator: which policies answer which prompts, and how their scores become a report.
 
-`train` keeps the responses as files of its run, `evaluate` in memory; both take the policies, the stages and their seeds from
-here. All policies of a stage answer the same prompts with the same random numbers.
+`train`, `evaluate` and `headroom` take the policies, the stages and their seeds from here. All policies of a stage answer the
+same prompts with the same random numbers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from latentknobs.adapter import KnobAdapter
 from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout
 from latentknobs.engines.base import Engine
 from latentknobs.errors import ConfigError, GridError, RewardError
 from latentknobs.evaluation.report import (
@@ -220,9 +219,8 @@ def rewards_of(values: Iterable[float | None], prompts: int) -> NDArray[np.float
 
 
 def make_report(
-    rewards: dict[str, NDArray[np.float64]], tuning: Mapping[str, NDArray[np.float64]], tasks: Sequence[str],
-    rollouts: dict[str, list[Rollout]] | None = None, *, tuned_tasks: Sequence[str] = (), level: str = "token",
-    notes: dict[str, str] | None = None,
+    rewards: dict[str, NDArray[np.float64]], tuning: Mapping[str, NDArray[np.float64]], tasks: Sequence[str], *,
+    tuned_tasks: Sequence[str] = (), level: str = "token", notes: dict[str, str] | None = None,
 ) -> Report:  # fmt: skip
     """The comparison of rewards that are known already. Where there are several tasks, the best constant per task takes part.
 
@@ -246,16 +244,14 @@ def make_report(
             )
     kept = judged(tuning)
     means = {name: float(reward_SP[:, kept].mean()) for name, reward_SP in tuning.items()}
-    tuned, notes, rollouts = max(means, key=lambda name: means[name]), dict(notes or {}), dict(rollouts or {})
+    tuned, notes = max(means, key=lambda name: means[name]), dict(notes or {})
     if len(set(tuned_tasks)) > 1:
         task_P = np.array(tuned_tasks)
         best = {task: _best(tuning, kept & (task_P == task), tuned) for task in sorted(set(tuned_tasks))}
         chosen = [best.get(task, tuned) for task in tasks]
         rewards = rewards | {PER_TASK: np.stack([rewards[name][:, p] for p, name in enumerate(chosen)], -1)}
         notes[PER_TASK] = "; ".join(f"{task}: {name}" for task, name in best.items())
-        if rollouts:
-            rollouts[PER_TASK] = [row for p, name in enumerate(chosen) for row in rollouts[name] if row.prompt == p]
-    return Report(rewards, list(tasks), tuned, means, rollouts, level=level, notes=notes)
+    return Report(rewards, list(tasks), tuned, means, level=level, notes=notes)
 
 
 def _best(tuning: Mapping[str, NDArray[np.float64]], kept: NDArray[np.bool_], otherwise: str) -> str:

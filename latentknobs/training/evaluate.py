@@ -6,52 +6,33 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from latentknobs.adapter import KnobAdapter, read_adapter
 from latentknobs.config import TrainConfig, make_config, write_yaml
 from latentknobs.data.disk import write_text
-from latentknobs.data.prompts import Prompt
-from latentknobs.data.rollouts import Rollout, roll_out, write_lines
-from latentknobs.data.scores import score_rollouts
+from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.engines.served import measure_drift
 from latentknobs.errors import ConfigError
 from latentknobs.evaluation.accounting import Account, save_accounts
-from latentknobs.evaluation.comparison import (
-    CONTROLLED,
-    Rewards,
-    Stage,
-    controls,
-    fixed,
-    judging,
-    lineup,
-    make_report,
-    most_wider,
-    numbers_of,
-    rewards_of,
-    same_as,
-    stages,
-    task_of,
-    widen,
-)  # fmt: skip
-from latentknobs.evaluation.controls import choices_of
-from latentknobs.evaluation.report import HEAD, Report
+from latentknobs.evaluation.comparison import CONTROLLED, Compared, fixed, lineup, most_wider, same_as
+from latentknobs.evaluation.report import HEAD, PER_TASK, Report
 from latentknobs.files import path_of
 from latentknobs.heads.base import Head
 from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import in_ordinary_mode, left_as_it_was
-from latentknobs.policies import Policy
+from latentknobs.policies import Pick, Policy
 from latentknobs.policies.names import policy_of
-from latentknobs.progress import Advance, progress, say
+from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.samples import RESPONSES
 from latentknobs.rewards import RewardSpec
 from latentknobs.training.accounts import add_accounts
-from latentknobs.training.judging import SUMMARY
-from latentknobs.training.rundir import explained
+from latentknobs.training.judging import SUMMARY, Judge, slug, stages_of
+from latentknobs.training.processes import Processes
+from latentknobs.training.rundir import RunDir, explained
+from latentknobs.training.sampling import read_all
 from latentknobs.training.train import noted
 
 Opponent = Policy | KnobAdapter | str | Path
@@ -59,7 +40,6 @@ SHOWN = (
     "model", "gguf_file", "device", "dtype", "prompts", "eval_prompts", "train_prompts", "reward", "reward_weights", "engine",
     "max_new_tokens", "batch_size", "eval_size", "eval_seeds", "tune_size", "pick", "account", "seed",
 )  # fmt: skip
-Kept = dict[tuple[int, str], tuple[NDArray[np.float64], list[Rollout]]]  # by stage and policy
 
 
 def evaluate(
@@ -111,8 +91,17 @@ def evaluate(
     with left_as_it_was(model), in_ordinary_mode():
         sources = gather(config, tokenizer=tokenizer, **objects)
         with closing(sources.engine):
-            kept, known = Kept(), dict[int, Account]()
-            reports = [_evaluate(one, config, sources, against, extra or {}, kept, known) for one in adapters]
+            if not sources.evaluation:
+                raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
+            usual = lineup(adapters[0].space, adapters[0].rival_features)
+            others = _others(against, extra or {}, sources, config.pick, usual)
+            accounts, texts = dict[int, Account](), dict[str, list[Rollout]]()
+            with TemporaryDirectory() as place:
+                runs = [Path(place) / f"{n}" for n in range(len(adapters))]
+                reports = [
+                    _evaluate(one, config, sources, others, accounts, texts, run, runs[0] if run != runs[0] else None)
+                    for one, run in zip(adapters, runs, strict=True)
+                ]
             joint = reports[0] if len(reports) == 1 else Report.join(reports)
             if folder:
                 _write(folder, joint, config, reports[0], adapters[0], sources)
@@ -155,93 +144,62 @@ def check_alike(adapters: Sequence[KnobAdapter]) -> None:
 
 
 def _evaluate(
-    adapter: KnobAdapter, config: TrainConfig, sources: Sources, against: Opponent | Sequence[Opponent],
-    extra: Mapping[str, Opponent], kept: Kept, accounts: dict[int, Account],
+    adapter: KnobAdapter, config: TrainConfig, sources: Sources, others: Sequence[Compared], accounts: dict[int, Account],
+    texts: dict[str, list[Rollout]], folder: Path, after: Path | None,
 ) -> Report:  # fmt: skip
-    if not sources.evaluation:
-        raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
+    """The report on one adapter, from a run of its own in `folder`, which takes what it can from the one `after`.
+
+    `accounts` and `texts` are what is known already: accounts by the `id` of the responses, responses by their content.
+    """
     adapter.check_model(sources.model, strict=False)
-    others = [against] if isinstance(against, Opponent) else against
-    named_others = [(str(one) if isinstance(one, str | Path) else type(one).__name__, one) for one in others]
-    found = [fixed(name, _policy(one, sources, config)) for name, one in [*named_others, *extra.items()]]
-    everyone = [*lineup(adapter.space, adapter.rival_features), *found]
-    compared = [one for one in everyone if one.build(adapter, config.pick) is not None]
-    names = [one.name for one in compared]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"Two policies are called {twice[0]!r}. Give one of them another name: extra={{'name': policy}}.")
-    both = stages(compared, sources.dev, sources.evaluation, config.eval_seeds)
-    policies = both[1].policies(adapter, config.pick)
+    own = config.replace(rival_features=adapter.rival_features, level=adapter.segmenter.level, keep_head=True)
+    tuning, evaluation = stages_of(own, adapter.space, sources, others)
+    policies = evaluation.policies(adapter, config.pick)
     for policy in policies.values():
         sources.engine.check(policy)
+        if isinstance(head := getattr(policy, "head", None), Head):
+            head.to(sources.engine.device)
     if config.account:
-        most = both[1].responses + (1 + CONTROLLED) * len(sources.evaluation) * config.eval_seeds
+        most = evaluation.responses + (1 + CONTROLLED) * len(sources.evaluation) * config.eval_seeds
         say(f"The account reads the responses to held-out prompts again, {most:,} at most.")
-    if not kept and (most := most_wider(adapter.space, both[0])):
+    if after is None and (most := most_wider(adapter.space, tuning)):
         say(f"Up to {most:,} more responses if the best constant is at the edge of the options.")
-    with progress("evaluation", sum(stage.responses for stage in both)) as advance:
-        tuning, _ = _scored(adapter, config, sources, both[0], kept, advance)
-
-        def rate(stage: Stage) -> Rewards:
-            return _scored(adapter, config, sources, stage, kept, advance)[0]
-
-        tuned = widen(adapter.space, both[0], tuning, rate, sources.engine)
-        evaluation = judging(both[1], adapter.space, tuned)
-        rewards, rollouts = _scored(adapter, config, sources, evaluation, kept, advance)
-    head = adapter.policy(config.pick)
+    with RunDir(folder, processes=Processes(alone=True), resume=True, after=after) as run:
+        judge = Judge(run, own, sources, "", adapter, others)
+        report = judge.report(adapter, "")
+        for (stage, name), paths in judge.files.items():
+            if stage != tuning.name and name in report.rewards:
+                rows = sorted(read_all(paths), key=lambda row: row.prompt)
+                report.rollouts[name] = texts.setdefault(str(run.content(paths)), rows)
     if sources.engine.drifts:
-        ids = [sources.evaluation[rollout.prompt].ids for rollout in rollouts[HEAD]]
-        say(f"{sources.engine.name}: {measure_drift(sources.engine, adapter.space, ids[:64], rollouts[HEAD][:64])}")
-    choices = choices_of(sources.engine, sources.evaluation, rollouts[HEAD], head)
-    more = controls(head, choices, sources.evaluation, config.eval_seeds)
-    with progress("controls", more.responses) as advance:
-        also, answers = _scored(adapter, config, sources, more, kept, advance)
-    tasks, tuned_tasks = [task_of(prompt) for prompt in sources.evaluation], [task_of(prompt) for prompt in both[0].prompts]
-    report = make_report(
-        rewards | also, {name: tuned[name] for name in tuned if name in rewards}, tasks, rollouts | answers,
-        tuned_tasks=tuned_tasks, level=adapter.segmenter.level,
-        notes=more.notes | {"numbers": numbers_of(adapter, both[0], tuned)},
-    )  # fmt: skip
+        few = report.rollouts[HEAD][:64]
+        ids = [sources.evaluation[rollout.prompt].ids for rollout in few]
+        say(f"{sources.engine.name}: {measure_drift(sources.engine, adapter.space, ids, few)}")
     if config.account:
         spaces = {name: policies[same_as(name, policies)].space for name in policies}  # of others it is that of the adapter
-        each = {name: (rows, spaces.get(name, adapter.space)) for name, rows in (rollouts | answers).items()}
+        each = {name: (rows, spaces.get(name, adapter.space)) for name, rows in report.rollouts.items()}
         add_accounts(report, sources, each, config.batch_size, accounts)
+    if PER_TASK in report.rewards:
+        chosen = enumerate(report.constants_by_task)
+        report.rollouts[PER_TASK] = [row for p, name in chosen for row in report.rollouts[name] if row.prompt == p]
     return report
 
 
-def _policy(spec: Opponent, sources: Sources, config: TrainConfig) -> Policy:
+def _others(against: Opponent | Sequence[Opponent], extra: Mapping[str, Opponent], sources: Sources, pick: Pick,
+            known: Sequence[Compared]) -> list[Compared]:  # fmt: skip
+    """Whom adapters are compared with beside those that are known; ConfigError if two have one name."""
+    several = [against] if isinstance(against, Opponent) else against
+    named = [(str(one) if isinstance(one, str | Path) else type(one).__name__, one) for one in several]
+    found = [fixed(name, _policy(one, sources, pick)) for name, one in [*named, *extra.items()]]
+    names = [one.name for one in [*known, *found]]
+    if twice := [name for name in names if [*map(slug, names)].count(slug(name)) > 1]:
+        raise ConfigError(f"Two policies are called {twice[0]!r}. Give one of them another name: extra={{'name': policy}}.")
+    return found
+
+
+def _policy(spec: Opponent, sources: Sources, pick: Pick) -> Policy:
     found = read_adapter(spec)
     if isinstance(found, KnobAdapter):
         found.check_model(sources.model, strict=False)
-        return found.policy(config.pick)
+        return found.policy(pick)
     return policy_of(found, sources.tokenizer)
-
-
-def _scored(
-    adapter: KnobAdapter, config: TrainConfig, sources: Sources, stage: Stage, kept: Kept, advance: Advance
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[Rollout]]]:
-    """For each policy of a stage its (copies, prompts) rewards and its responses; `kept` has those that are known."""
-    rewards, rollouts = dict[str, NDArray[np.float64]](), dict[str, list[Rollout]]()
-    policies = stage.policies(adapter, config.pick)
-    for name, policy in policies.items():
-        if (same := same_as(name, policies)) in rollouts:
-            rewards[name], rollouts[name] = rewards[same], rollouts[same]
-            advance(stage.copies * len(stage.prompts))
-            continue
-        if isinstance(head := getattr(policy, "head", None), Head):
-            head.to(sources.engine.device)
-        if (known := (stage.seed, policy.identity())) in kept:
-            rewards[name], rollouts[name] = kept[known]
-            advance(stage.copies * len(stage.prompts))
-            continue
-        rollouts[name] = roll_out(
-            sources.model, sources.tokenizer, stage.prompts, policy, copies=stage.copies, samples=1,
-            max_new_tokens=config.max_new_tokens,
-            batch_size=config.batch_size, seed=config.seed + stage.seed, engine=sources.engine, advance=advance,
-        )  # fmt: skip
-        rewards[name] = _rewards(sources.reward, stage.prompts, rollouts[name])
-        kept[known] = rewards[name], rollouts[name]
-    return rewards, rollouts
-
-
-def _rewards(reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> NDArray[np.float64]:
-    return rewards_of([score.value for score in score_rollouts(reward, prompts, rollouts, whole=False)], len(prompts))

@@ -5,6 +5,7 @@ A constant does not depend on the head, so its responses are kept when only the 
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -56,9 +57,10 @@ LARGEST = 512 * MB
 T = TypeVar("T")
 
 
-def stages_of(config: TrainConfig, space: KnobSpace, sources: Sources) -> tuple[Stage, ...]:
-    """The stages of the evaluation of a run; without held-out prompts there are none."""
-    both = stages(lineup(space, config.rival_features), sources.dev, sources.evaluation, config.eval_seeds)
+def stages_of(config: TrainConfig, space: KnobSpace, sources: Sources, others: Sequence[Compared] = ()) -> tuple[Stage, ...]:
+    """The stages of an evaluation, in which `others` take part, too; without held-out prompts there are none."""
+    compared = [*lineup(space, config.rival_features), *others]
+    both = stages(compared, sources.dev, sources.evaluation, config.eval_seeds)
     return both if sources.evaluation else ()
 
 
@@ -82,7 +84,9 @@ class Judge:
     sources: Sources
     key: str  # digest of the model, the space, and the level
     trained: KnobAdapter  # the head
+    others: Sequence[Compared] = ()  # whom it meets beside the usual policies
     contents: dict[str, str] = field(default_factory=dict)  # of each stage, a digest of its scores
+    files: dict[tuple[str, str], list[Path]] = field(default_factory=dict)  # of rollouts, by stage and policy
 
     def choose(self) -> tuple[KnobAdapter, str]:
         """What the adapter of the run holds, and why in a sentence; see `training.choice`."""
@@ -90,7 +94,7 @@ class Judge:
         adapter, (tuning, tuned) = self.trained, self.tuned
         labels = [adapter.space.label(k) for k in range(adapter.space.K)]
         option, best = labels.index(best_of({name: tuned[name] for name in labels})), constant_of(adapter.space, best_of(tuned))
-        policy, answers = adapter.policy(config.pick), responses(self.run.path, tuning.name, HEAD)
+        policy, answers = adapter.policy(config.pick), list(read_all(self.files[tuning.name, HEAD]))
         choices = self._same(choices_of(engine, sources.dev, answers, policy))
         margin = typical_margin(policy, engine, sources.dev, answers, option, config.max_new_tokens)
         mean = MeanShift(adapter.space, choices)
@@ -110,12 +114,12 @@ class Judge:
         """
         config, sources, trained = self.config, self.sources, self.trained
         tuning, tuned = self.tuned
-        evaluation = judging(stages_of(config, trained.space, sources)[1], trained.space, tuned)
+        evaluation = judging(stages_of(config, trained.space, sources, self.others)[1], trained.space, tuned)
         if adapter is not trained:
             before = fixed(TRAINED, trained.policy(config.pick))
             evaluation = replace(evaluation, compared=[*evaluation.compared, before])
         rewards = self.scored(adapter, evaluation)
-        policy, answers = adapter.policy(config.pick), responses(self.run.path, evaluation.name, HEAD)
+        policy, answers = adapter.policy(config.pick), list(read_all(self.files[evaluation.name, HEAD]))
         choices = self._same(choices_of(sources.engine, sources.evaluation, answers, policy))
         more = controls(policy, choices, sources.evaluation, config.eval_seeds)
         also = self.scored(adapter, more)
@@ -157,7 +161,7 @@ class Judge:
                 run.stage(f"{stage.name}/{what}", [])
             return {}
         policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
-        runs = [PolicyRun(_slug(name), policy) for name, policy in policies.items()]
+        runs = [PolicyRun(slug(name), policy) for name, policy in policies.items()]
         seed = (config.seed if config.draws is None else config.draws) + stage.seed
         files = sample(
             run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=self.key, samples=1
@@ -168,12 +172,14 @@ class Judge:
             pairs = sorted(read_scored(*both), key=lambda pair: pair[0].prompt)
             rewards[name] = rewards_of([score for _, score in pairs], len(stage.prompts))
         self.contents[stage.name] = str(run.content([path for paths in scores for path in paths]))
+        found = dict(zip(policies, files, strict=True))
+        self.files.update({(stage.name, name): found[same_as(name, all_of)] for name in all_of})
         return {name: rewards[same_as(name, all_of)] for name in all_of}
 
 
 def responses(run: Path, stage: str, policy: str) -> list[Rollout]:
     """What a policy wrote in a stage of the evaluation."""
-    name, files = re.compile(rf"{re.escape(_slug(policy))}-\d+\.jsonl"), (run / stage / "rollouts").glob("*.jsonl")
+    name, files = re.compile(rf"{re.escape(slug(policy))}-\d+\.jsonl"), (run / stage / "rollouts").glob("*.jsonl")
     return list(read_all(sorted(path for path in files if name.fullmatch(path.name))))
 
 
@@ -182,8 +188,10 @@ def mean_length(run: Path, policy: str) -> float:
     return float(np.mean([len(rollout.ids) for rollout in responses(run, "evaluation", policy)]))
 
 
-def _slug(name: str) -> str:
-    return name.replace(" ", "_").replace(",", "")
+def slug(name: str) -> str:
+    """A policy's name in those of its files; a digest of it where no file can be called so."""
+    plain = name.replace(" ", "_").replace(",", "")
+    return plain if re.fullmatch(r"[^/\\:\0]{1,100}", plain) else digest(name)
 
 
 def read_report(path: Path) -> Report:

@@ -22,14 +22,15 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launch
 class Processes:
     """This process, number `rank` of `size`, among all of a run; RunError if the environment promises others that do not come.
 
-    With `cpu` they meet over gloo although there is an accelerator; None: only where there is none.
+    With `cpu` they meet over gloo although there is an accelerator; None: only where there is none. With `alone` they share
+    nothing: each does all of the work.
     """
 
-    def __init__(self, cpu: bool | None = None) -> None:
-        promised = int(os.environ.get("WORLD_SIZE") or 1)
+    def __init__(self, cpu: bool | None = None, alone: bool = False) -> None:
+        promised = 1 if alone else int(os.environ.get("WORLD_SIZE") or 1)
         if promised > 1 and not _started():
             _start(promised, not torch.accelerator.is_available() if cpu is None else cpu)
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if _started() else (0, 1)
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if _started() and not alone else (0, 1)
 
     @property
     def is_main(self) -> bool:

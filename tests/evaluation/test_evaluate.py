@@ -153,7 +153,7 @@ def test_policies_by_name_and_adapters_are_compared_too(adapter, tmp_path):
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_generated(adapter, against, words, monkeypatch):
-    monkeypatch.setattr("latentknobs.training.evaluate.roll_out", lambda *_, **__: pytest.fail("generated"))
+    monkeypatch.setattr("latentknobs.training.sampling.roll_out_batch", lambda *_, **__: pytest.fail("generated"))
     with pytest.raises(LatentKnobsError, match=words):
         lk.evaluate(adapter, against=against, **SMALL)
 
@@ -302,13 +302,13 @@ def test_a_head_that_never_changes_its_mind_has_no_controls(adapter):
 
 
 def test_adapters_of_several_seeds_share_constants_and_are_judged_together(adapter, monkeypatch):
-    from latentknobs.training import evaluate as api
+    from latentknobs.training import sampling
 
     warm = OptionHead(adapter.space, adapter.head.in_features, 8)
     torch.nn.init.constant_(warm.mlp[-1].bias[1:], 50.0)
     other = lk.KnobAdapter(adapter.space, warm, adapter.segmenter, ("hidden",), adapter.base)
-    calls, roll_out = [], api.roll_out
-    monkeypatch.setattr(api, "roll_out", lambda *args, **settings: calls.append(args[3]) or roll_out(*args, **settings))
+    calls, roll_out = [], sampling.roll_out_batch
+    monkeypatch.setattr(sampling, "roll_out_batch", lambda *args, **how: calls.append(args[3]) or roll_out(*args, **how))
     both = lk.evaluate([adapter, other], **SMALL)
     assert both.runs == 2 and both.rewards[HEAD].shape == (4, 6)
     assert len({(policy.identity(), n) for n, policy in enumerate(calls)}) == 3 + 2 + 1 + 2, "tuning, constants, mixture, heads"
