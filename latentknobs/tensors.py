@@ -25,6 +25,14 @@ def segment_sum(x_T: Tensor, segment_T: Tensor, segments: int) -> Tensor:
     return x_T.new_zeros(*x_T.shape[:dim], segments, *x_T.shape[dim + 1 :]).scatter_add(dim, index, x_T)
 
 
+def logsumexp(x_NK: Tensor) -> Tensor:
+    """(N,) `x_NK.logsumexp(-1)`; where every term is -inf so is the sum, with a gradient of 0 (torch's is NaN)."""
+    lost_N1 = x_NK.detach().isneginf().all(-1, keepdim=True)
+    if not lost_N1.any():
+        return x_NK.logsumexp(-1)
+    return x_NK.masked_fill(lost_N1, 0.0).logsumexp(-1).masked_fill(lost_N1.squeeze(-1), -float("inf"))
+
+
 def host_sees(tensor: Tensor) -> bool:
     """Whether the host can read a tensor's values without waiting for the device it is on."""
     return tensor.device.type == "cpu"

@@ -43,8 +43,7 @@ def evaluate(
     chosen = parse_flags(flags | {"eval_seeds": seeds})
     opened = [open_saved(path) for path in adapters_or_runs]
     adapter, folder = opened[0]
-    inherited = tuple(name for name in (*FIELDS, "eval_seeds", "train_prompts") if name not in chosen)
-    settings = settings_of(adapter, folder, inherited) | chosen
+    settings = settings_of(adapter, folder, (*FIELDS, "eval_seeds", "train_prompts"), chosen) | chosen
     if "reward" in chosen and "reward_weights" not in chosen:
         settings.pop("reward_weights", None)  # those belonged to other rewards
     if "eval_size" not in chosen and settings.get("eval_size") == 0:

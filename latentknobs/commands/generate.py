@@ -68,7 +68,7 @@ def _settings(path: Path | None, spec: str | None, chosen: dict[str, Any]) -> tu
     if path is None:
         return None, make_config(chosen)
     adapter, folder = open_saved(path)
-    return adapter, make_config(settings_of(adapter, folder, tuple(name for name in FIELDS if name not in chosen)) | chosen)
+    return adapter, make_config(settings_of(adapter, folder, FIELDS, chosen), chosen)
 
 
 def _policy(adapter: KnobAdapter | None, spec: str | None, model: Any, tokenizer: Any, pick: Pick, strict: bool) -> Policy:

@@ -2,6 +2,7 @@
 
 import reprlib
 import shlex
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ def open_saved(path: Path) -> tuple[KnobAdapter, Path]:
     return KnobAdapter.from_pretrained(folder), folder
 
 
-def settings_of(adapter: KnobAdapter, folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Some settings that the adapter was trained with, from its run or its notes, but never trust_remote_code: a folder may come
-    from anywhere. ConfigError if one was a Python object, or the reward is a program.
+def settings_of(adapter: KnobAdapter, folder: Path, names: Iterable[str], chosen: Container[str] = ()) -> dict[str, Any]:
+    """Some settings that the adapter was trained with, from its run or its notes, without those that are chosen now, and never
+    trust_remote_code: a folder may come from anywhere. ConfigError if one was a Python object, or the reward is a program.
     """
-    names = tuple(name for name in names if name != "trust_remote_code")
+    names = tuple(name for name in names if name != "trust_remote_code" and name not in chosen)
     if (folder.parent / "config.yaml").exists():
         settings = run_settings(folder.parent, names)
         check_reward(settings.get("reward"), folder.parent)

@@ -52,7 +52,7 @@ def steer(
     if out.exists() and out.resolve() == folder.resolve():
         raise ConfigError(f"--out {str(out)!r} is the folder of the adapter itself, which stays as it is. Choose another one.")
     check_writable(out / "knob_config.json" if out.is_dir() else out, "--out")
-    config = make_config(settings_of(adapter, folder, tuple(name for name in FIELDS if name not in chosen)) | chosen)
+    config = make_config(settings_of(adapter, folder, FIELDS, chosen), chosen)
     rows = read_rows(prompts)
     model, tokenizer = load_model(config.model, config)
     commands = {"low": low, "high": high}

@@ -86,6 +86,9 @@ class TrainConfig:
     `config.beta` is a setting by its flat name, `config["learner"]` a section. Of the learner's section that is an instance of
     the learner's own `Settings`; its name is `config.learner`.
 
+    Args:
+        layers: settings, flat or in sections; later ones win, and those by keyword over all.
+
     Attributes:
         changed: flat names of the settings that were not left at their defaults.
 
@@ -95,11 +98,8 @@ class TrainConfig:
 
     __slots__ = ("_learner", "_sections", "changed")
 
-    def __init__(self, **settings: Any) -> None:
-        self._build([settings])
-
-    def _build(self, layers: list[Mapping[str, Any]]) -> None:
-        nested = _merge(layers)
+    def __init__(self, *layers: Mapping[str, Any], **settings: Any) -> None:
+        nested = _merge([*layers, settings])
         name = self._learner = nested[LEARNER].pop("name")
         kinds = {section: kind or _settings_of(name) for section, kind in SECTIONS.items()}
         own = _merge([getattr(entry_points.load("learner", name), "defaults", {})])
@@ -156,9 +156,7 @@ class TrainConfig:
 
 def make_config(*layers: Mapping[str, Any]) -> TrainConfig:
     """The config of some settings, flat or in sections; later ones win. Errors: see `TrainConfig`."""
-    config = TrainConfig.__new__(TrainConfig)
-    config._build(list(layers))
-    return config
+    return TrainConfig(*layers)
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:

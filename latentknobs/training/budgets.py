@@ -15,7 +15,7 @@ from latentknobs.models.sources import Sources
 from latentknobs.progress import Advance
 from latentknobs.reporting.budgets import FILE
 from latentknobs.training.rundir import RunDir, Task
-from latentknobs.training.sampling import PolicyRun, read_all, read_scores, sample, score_each
+from latentknobs.training.sampling import PolicyRun, answer, read_all, read_scores
 
 
 def budgets_of(config: TrainConfig, learner: Learner) -> list[Budget]:
@@ -49,14 +49,11 @@ def judge_budgets(
     runs, seed = [PolicyRun(f"{n:03d}", policy) for n, policy in enumerate(policies.values())], config.seed + JUDGING
     for one in budgets:
         here, under = config.replace(max_new_tokens=one.tokens), replace(learner.inputs, samples=one.samples)
-        files = sample(
-            run, here, sources, _name(one), sources.evaluation, runs, copies=_copies(config, budgets), seed=seed, key=key,
-            samples=one.samples,
-        )  # fmt: skip
-        scores = score_each(run, sources.reward, _name(one), sources.evaluation, files)
-        for name, paths, scored in zip(policies, files, scores, strict=True):
-            contents += run.content(scored)
-            earned = type(learner)(learner.settings, under).earned(list(read_all(paths)), read_scores(scored))
+        how = {"copies": _copies(config, budgets), "seed": seed, "key": key, "samples": one.samples}
+        answers = answer(run, here, sources, _name(one), sources.evaluation, runs, **how)
+        for name, own in zip(policies, answers, strict=True):
+            contents += run.content(own.scores)
+            earned = type(learner)(learner.settings, under).earned(list(read_all(own.rollouts)), read_scores(own.scores))
             found[name].append([value if isfinite(value := earned[p]) else None for p in range(len(sources.evaluation))])
 
     def make(path: Path, advance: Advance) -> None:

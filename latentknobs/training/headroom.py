@@ -36,7 +36,7 @@ from latentknobs.progress import say
 from latentknobs.training.choice import with_option
 from latentknobs.training.modules import MAIN
 from latentknobs.training.rundir import HEADROOM, RunDir
-from latentknobs.training.sampling import PolicyRun, read_all, read_scored, sample, score_each, score_files
+from latentknobs.training.sampling import PolicyRun, answer, read_all, sample, score_files
 from latentknobs.training.subject import subject
 from latentknobs.training.train import make_learners, settle
 
@@ -206,13 +206,11 @@ class _Study:
         """(copies, P) rewards and the responses of each policy."""
         run, prompts, runs = self.run, self.prompts, [PolicyRun(f"{n:03d}", policy) for n, policy in enumerate(policies.values())]
         how = {"copies": copies, "seed": self.config.seed + 3001, "samples": 1}
-        files = sample(run, self.config, self.sources, stage, prompts, runs, key=self._key("token"), **how)
-        scores = score_each(run, self.sources.reward, stage, prompts, files)
         rewards, answers = {}, {}
-        for name, *both in zip(policies, files, scores, strict=True):
-            pairs = sorted(read_scored(*both), key=lambda pair: pair[0].prompt)
-            rewards[name] = rewards_of([score for _, score in pairs], len(self.prompts))
-            answers[name] = [rollout for rollout, _ in pairs]
+        found = answer(run, self.config, self.sources, stage, prompts, runs, key=self._key("token"), **how)
+        for name, one in zip(policies, found, strict=True):
+            rewards[name] = rewards_of([score for _, score in one.pairs()], len(prompts))
+            answers[name] = [rollout for rollout, _ in one.pairs()]
         return rewards, answers
 
     def _explore(self, level: str) -> None:

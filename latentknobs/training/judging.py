@@ -50,7 +50,7 @@ from latentknobs.policies import MeanShift
 from latentknobs.progress import Advance
 from latentknobs.training.choice import CANDIDATES, candidates, sentence, typical_margin, winner
 from latentknobs.training.rundir import RunDir, Task
-from latentknobs.training.sampling import PolicyRun, read_all, read_scored, sample, score_each
+from latentknobs.training.sampling import PolicyRun, answer, read_all
 
 SUMMARY = "evaluation/summary.json"
 LARGEST = 512 * MB
@@ -163,17 +163,11 @@ class Judge:
         policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
         runs = [PolicyRun(slug(name), policy) for name, policy in policies.items()]
         seed = (config.seed if config.draws is None else config.draws) + stage.seed
-        files = sample(
-            run, config, sources, stage.name, stage.prompts, runs, copies=stage.copies, seed=seed, key=self.key, samples=1
-        )
-        scores = score_each(run, sources.reward, stage.name, stage.prompts, files)
-        rewards: dict[str, NDArray[np.float64]] = {}
-        for name, *both in zip(policies, files, scores, strict=True):
-            pairs = sorted(read_scored(*both), key=lambda pair: pair[0].prompt)
-            rewards[name] = rewards_of([score for _, score in pairs], len(stage.prompts))
-        self.contents[stage.name] = str(run.content([path for paths in scores for path in paths]))
-        found = dict(zip(policies, files, strict=True))
-        self.files.update({(stage.name, name): found[same_as(name, all_of)] for name in all_of})
+        how = {"copies": stage.copies, "seed": seed, "key": self.key, "samples": 1}
+        found = dict(zip(policies, answer(run, config, sources, stage.name, stage.prompts, runs, **how), strict=True))
+        rewards = {name: rewards_of([score for _, score in one.pairs()], len(stage.prompts)) for name, one in found.items()}
+        self.contents[stage.name] = str(run.content([path for one in found.values() for path in one.scores]))
+        self.files.update({(stage.name, name): found[same_as(name, all_of)].rollouts for name in all_of})
         return {name: rewards[same_as(name, all_of)] for name in all_of}
 
 

@@ -136,12 +136,26 @@ def score_files(
     return paths
 
 
-def score_each(
-    run: RunDir, reward: Rewards, stage: str, prompts: Sequence[Prompt], files: Sequence[Sequence[Path]]
-) -> list[list[Path]]:  # fmt: skip
-    """The files of scores of each policy, from the files of its rollouts; see `score_files`."""
-    left = iter(score_files(run, reward, stage, prompts, [path for paths in files for path in paths]))
-    return [list(islice(left, len(paths))) for paths in files]
+@dataclass(frozen=True)
+class Answers:
+    """The files of what a policy answered in a stage, and of its scores."""
+
+    rollouts: list[Path]
+    scores: list[Path]
+
+    def pairs(self) -> list[tuple[Rollout, float | None]]:
+        """Responses and their scores, in the order of the prompts."""
+        return sorted(read_scored(self.rollouts, self.scores), key=lambda pair: pair[0].prompt)
+
+
+def answer(
+    run: RunDir, config: TrainConfig, sources: Sources, stage: str, prompts: Sequence[Prompt], policies: Sequence[PolicyRun],
+    **how: Any,
+) -> list[Answers]:  # fmt: skip
+    """What each policy answers, scored by the reward of the run; `how` are further arguments of `sample`."""
+    files = sample(run, config, sources, stage, prompts, policies, **how)
+    scores = iter(score_files(run, sources.reward, stage, prompts, [path for paths in files for path in paths]))
+    return [Answers(paths, list(islice(scores, len(paths)))) for paths in files]
 
 
 @dataclass(frozen=True)

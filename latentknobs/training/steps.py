@@ -154,14 +154,14 @@ class OnPolicy:
 
     def _prompts(self, part: str, step: int, count: int) -> list[int]:
         """The prompts of a step: all take turns, in an order of their own each time around."""
-        total, found, orders = len(self.sources.train), list[int](), dict[int, list[int]]()
-        for place in range(step * count, (step + 1) * count):
-            turn, n = divmod(place, total)
-            if turn not in orders:
-                generator = torch.Generator().manual_seed(self._seed(part, f"turn {turn}"))
-                orders[turn] = torch.randperm(total, generator=generator).tolist()
-            found.append(orders[turn][n])
-        return found
+        total, places = len(self.sources.train), range(step * count, (step + 1) * count)
+
+        def order(turn: int) -> list[int]:
+            generator = torch.Generator().manual_seed(self._seed(part, f"turn {turn}"))
+            return torch.randperm(total, generator=generator).tolist()
+
+        orders = {turn: order(turn) for turn in {place // total for place in places}}
+        return [orders[place // total][place % total] for place in places]
 
     def _seed(self, part: str, what: str) -> int:
         """Of one kind of random numbers."""

@@ -26,7 +26,7 @@ from latentknobs.models.world import in_ordinary_mode, left_as_it_was
 from latentknobs.policies import ConstantPolicy
 from latentknobs.progress import say
 from latentknobs.training.rundir import RunDir
-from latentknobs.training.sampling import PolicyRun, read_scored, sample, score_each
+from latentknobs.training.sampling import PolicyRun, answer
 from latentknobs.training.subject import subject
 from latentknobs.training.train import settle
 
@@ -108,12 +108,11 @@ def _find(config: TrainConfig, space: KnobSpace, sources: Sources, count: int, c
     with RunDir(config.output_dir, say, resume=resume) as run:
         key = subject(sources.model, sources.tokenizer, space, Every(1))
         policies = [PolicyRun(f"{k:05d}", ConstantPolicy(space, k)) for k in range(space.K)]
-        files = sample(run, config, sources, "pool", prompts, policies, copies=copies, seed=config.seed + 101, key=key)
-        scores = score_each(run, sources.reward, "pool", prompts, files)
+        found = answer(run, config, sources, "pool", prompts, policies, copies=copies, seed=config.seed + 101, key=key)
         cells = [
             (rollout.prompt, k, torch.nan if score is None else score)
-            for k, both in enumerate(zip(files, scores, strict=True))
-            for rollout, score in read_scored(*both)
+            for k, one in enumerate(found)
+            for rollout, score in one.pairs()
         ]
         prompt_R, option_R, reward_R = (torch.tensor(column) for column in zip(*cells, strict=True))
         reward_PK = reward_table(prompt_R, option_R, reward_R, len(prompts), space.K)
@@ -129,7 +128,7 @@ def _find(config: TrainConfig, space: KnobSpace, sources: Sources, count: int, c
         reward_PK = reward_PK[is_known_P]
         chosen = greedy_cover(reward_PK[chooses_P], count)
         best = reward_PK[chooses_P].mean(0).argsort(descending=True, stable=True)[:count].tolist()
-        found = Strategies(space, chosen, best, reward_PK, chooses_P, run.path / FILE)
+        result = Strategies(space, chosen, best, reward_PK, chooses_P, run.path / FILE)
         data = {"knobs": config.flat()["knobs"], "order": config.order, "strategies": [space.options[k] for k in chosen]}
-        write_text(found.path, json.dumps(data, indent=1))
-    return found
+        write_text(result.path, json.dumps(data, indent=1))
+    return result

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from latentknobs.errors import ConfigError, UnreachableTokenError, did_you_mean
 from latentknobs.learners.lpo.settings import LengthNorm, Objective
-from latentknobs.tensors import pick, segment_sum
+from latentknobs.tensors import logsumexp, pick, segment_sum
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
@@ -60,10 +60,7 @@ def log_marginals(log_pi_BTK: Tensor, responses: Responses) -> Tensor:
     S = int(segment_BT.max()) + 1 if segment_BT.numel() else 0
     log_pi_BSK = segment_sum(torch.where(starts_BT.unsqueeze(-1), log_pi_BTK, 0.0), segment_BT, S)
     logps_BTK = torch.where(mask_BT.unsqueeze(-1), responses.option_logps_BTK, 0.0).to(log_pi_BTK.dtype)
-    joint_BSK = log_pi_BSK + segment_sum(logps_BTK, segment_BT, S)
-    # Where every term is -inf, so is the sum; its gradient is set to zero (torch's would be NaN).
-    lost_BS = joint_BSK.isneginf().all(-1)
-    marginal_BS = joint_BSK.masked_fill(lost_BS.unsqueeze(-1), 0.0).logsumexp(-1).masked_fill(lost_BS, -torch.inf)
+    marginal_BS = logsumexp(log_pi_BSK + segment_sum(logps_BTK, segment_BT, S))
     exists_BS = segment_sum(starts_BT.long(), segment_BT, S) > 0
     return torch.where(exists_BS, marginal_BS, 0.0)
 
@@ -75,11 +72,16 @@ def latent_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Response
     """
     ref_BS = log_marginals(ref_log_pi_BTK, responses)
     if (lost_B := ref_BS.isneginf().any(-1)).any():
-        raise UnreachableTokenError(
-            f"The response in row {int(lost_B.nonzero()[0])} of the batch holds a segment that no option can produce, so its "
-            "probability is 0 and its log-ratio undefined. Leave the response out, or give the space an untruncated option."
-        )
+        raise unreachable(int(lost_B.nonzero()[0]))
     return (log_marginals(log_pi_BTK, responses) - ref_BS).sum(-1)
+
+
+def unreachable(row: int) -> UnreachableTokenError:
+    """The error about the response in a row of a batch."""
+    return UnreachableTokenError(
+        f"The response in row {row} of the batch holds a segment that no option can produce, so its probability is 0 and its "
+        "log-ratio undefined. Leave the response out, or give the space an untruncated option."
+    )
 
 
 def tokens_separate_score(log_pi_BTK: Tensor, ref_log_pi_BTK: Tensor, responses: Responses) -> Tensor:

@@ -6,13 +6,12 @@ is the sum of its tokens' tables. At 384 options the difference is most of the t
 
 import math
 
-import torch
 from torch import Tensor
 
 from latentknobs.data.segment_batches import Segments
-from latentknobs.errors import UnreachableTokenError
+from latentknobs.learners.lpo.losses import unreachable
 from latentknobs.learners.lpo.settings import LengthNorm, Objective
-from latentknobs.tensors import pick
+from latentknobs.tensors import logsumexp, pick
 
 
 def segment_scores(
@@ -35,16 +34,8 @@ def _marginal_ratios(log_pi_MK: Tensor, ref_MK: Tensor | None, segments: Segment
     logps_MK = segments["logps_NK"].to(log_pi_MK.dtype)
     ref_M = logps_MK.logsumexp(-1) - math.log(logps_MK.shape[-1]) if ref_MK is None else (ref_MK + logps_MK).logsumexp(-1)
     if (lost_M := ref_M.isneginf()).any():
-        row = int(segments.mask_US.nonzero()[lost_M][0, 0])
-        raise UnreachableTokenError(
-            f"The response in row {row} of the batch holds a segment that no option can produce, so its probability is 0 and its "
-            "log-ratio undefined. Leave the response out, or give the space an untruncated option."
-        )
-    joint_MK = log_pi_MK + logps_MK
-    lost_M1 = joint_MK.detach().isneginf().all(-1, keepdim=True)
-    if lost_M1.any():  # then so is the sum; its gradient is set to zero (torch's would be NaN)
-        return joint_MK.masked_fill(lost_M1, 0.0).logsumexp(-1).masked_fill(lost_M1.squeeze(-1), -torch.inf) - ref_M
-    return joint_MK.logsumexp(-1) - ref_M
+        raise unreachable(int(segments.mask_US.nonzero()[lost_M][0, 0]))
+    return logsumexp(log_pi_MK + logps_MK) - ref_M
 
 
 def _picked(objective: Objective, log_pi_MK: Tensor, ref_MK: Tensor | None, segments: Segments) -> Tensor:
