@@ -145,13 +145,6 @@ class NotFinite(Good):
         return Choice(values_NJ, state=torch.cat([seen.logits_NV.log_softmax(-1), values_NJ], -1))
 
 
-class OtherwisePrepared(Good):
-    """Prepared, it is another policy."""
-
-    def prepared(self):
-        return Counting()
-
-
 class NewIdentity(Good):
     """Its identity is where it lies in memory."""
 
@@ -172,6 +165,5 @@ BROKEN = {
     "rows_can_leave_and_be_reordered": KeepsItsRows,
     "draws_only_if_it_says_so": SaysItDoesNotDraw,
     "survives_padding": NotFinite,
-    "is_prepared_to_the_same": OtherwisePrepared,
     "has_an_identity": NewIdentity,
 }

@@ -217,11 +217,6 @@ def survives_padding(subject: Subject) -> None:
         state = policy.observe(torch.zeros(ROWS, dtype=torch.long), state if choice.state is None else choice.state)
 
 
-def is_prepared_to_the_same(subject: Subject) -> None:
-    """`prepared` chooses the same."""
-    require(_same(subject.run(), subject.run(policy=subject.policy.prepared())), "its `prepared` chooses differently")
-
-
 def has_an_identity(subject: Subject) -> None:
     """`identity` is a text, the same each time and for a copy."""
     found = subject.policy.identity()
@@ -258,8 +253,7 @@ CHECKS = by_name(
     has_a_space_and_a_segmenter, reads_only_what_it_names, chooses_a_value_for_each_row_and_knob,
     values_lie_in_their_ranges, options_have_their_values, log_probs_are_those_of_its_options,
     remembers_only_in_its_state, changes_none_of_its_inputs, rows_do_not_depend_on_each_other,
-    rows_can_leave_and_be_reordered, draws_only_if_it_says_so, survives_padding, is_prepared_to_the_same,
-    has_an_identity,
+    rows_can_leave_and_be_reordered, draws_only_if_it_says_so, survives_padding, has_an_identity,
 )  # fmt: skip
 
 

@@ -4,14 +4,12 @@ A 3-layer MLP with SiLU (arXiv 2411.09661, section 3.1; hidden width 2048 there)
 an untrained head is exactly the uniform distribution, which is also the reference of the first round.
 """
 
-import copy
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from latentknobs.heads.base import Head, Shape
 from latentknobs.heads.features import BUDGETS
@@ -106,31 +104,6 @@ class OptionHead(Head):
             )
             out = self.mlp[0](torch.cat([plain_NF, self.code(budget_NF)], -1))
         return self._log_pi(self.mlp[1:](out))
-
-    @torch.no_grad()
-    def for_few_rows(self) -> Callable[[Tensor], Tensor]:
-        """`forward`, without gradient and with the weights of now, for a CPU that decodes a few rows in a step.
-
-        Its time is then that of reading the weights, which have left the cache since the last step: they are laid out as such a
-        product reads them, with the standardisation folded in.
-        """
-        if self.budgets:
-            frozen = copy.deepcopy(self)
-            return torch.no_grad()(lambda feature_NF: frozen(feature_NF))
-        weight_IO, bias = self._folded()[0].T.contiguous(), self._folded()[1]
-        after = [
-            (layer.weight.T.contiguous(), layer.bias.clone()) if isinstance(layer, nn.Linear) else None
-            for layer in list(self.mlp)[1:]
-        ]
-
-        @torch.no_grad()
-        def log_pi(feature_NF: Tensor) -> Tensor:
-            out = torch.addmm(bias, feature_NF.to(self.shift_F.dtype), weight_IO)
-            for layer in after:
-                out = silu(out, inplace=True) if layer is None else torch.addmm(layer[1], out, layer[0])
-            return self._log_pi(out)
-
-        return log_pi
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Weights and bias of the first layer for features that are not standardised: quicker than standardising every row."""

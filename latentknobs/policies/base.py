@@ -78,10 +78,6 @@ class Policy(ABC):
         """(N, K) log-probabilities of the options, from a policy that chooses among them; None from any other."""
         return None
 
-    def prepared(self) -> "Policy":
-        """A policy that chooses the same as long as no weights change, as fast as it can: engines decode with it."""
-        return self
-
     def move_to(self, device: torch.device | str) -> None:
         """Moves its modules, the policy itself if it is one, to where a model gives its hidden states."""
         for part in (self, *vars(self).values()):

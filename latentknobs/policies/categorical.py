@@ -1,8 +1,7 @@
 """Policies that choose among the options of their space: a distribution per segment, and a rule to pick from it."""
 
-import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -62,8 +61,6 @@ class CategoricalPolicy(Policy):
 class HeadPolicy(CategoricalPolicy):
     """A learned head. `features` names what it reads (see `latentknobs.heads.features`)."""
 
-    _fast: Callable[[Tensor], Tensor] | None = None
-
     def __init__(
         self, head: OptionHead, space: KnobSpace, segmenter: Segmenter, features: Sequence[str] = (HIDDEN,),
         pick: Pick = "greedy",
@@ -81,16 +78,8 @@ class HeadPolicy(CategoricalPolicy):
         """(N, K) from the head."""
         with torch.no_grad():
             feature_NF = read_features(self.features, seen.hidden_ND, seen.logits_NV, seen.parts)
-            log_pi_NK: Tensor = (self._fast or self.head)(feature_NF)
+            log_pi_NK: Tensor = self.head(feature_NF)
         return log_pi_NK
-
-    def prepared(self) -> "HeadPolicy":
-        """On a CPU, with the weights of now laid out for few rows."""
-        if not host_sees(self.head.shift_F):
-            return self
-        policy = copy.copy(self)
-        policy._fast = self.head.for_few_rows()
-        return policy
 
 
 def draw_options(log_pi_NK: Tensor, uniform_N: Tensor) -> Tensor:

@@ -115,7 +115,6 @@ def test_a_head_of_low_rank_is_one_without_whose_first_weights_are_a_product() -
     for head in (low, plain):
         head.fit_scaler(*moments(feature_NF))
     assert torch.allclose(low(feature_NF), plain(feature_NF), rtol=0, atol=1e-9)
-    assert torch.allclose(low.for_few_rows()(feature_NF), plain(feature_NF), rtol=0, atol=1e-9)
 
 
 def moments(feature_NF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,23 +217,3 @@ def test_a_new_head_can_learn(space: KnobSpace, factorised: bool) -> None:
                 weight -= weight.grad
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in head.parameters())
     assert head(torch.ones(1, 5))[0].argmax() == space.K - 1
-
-
-@both
-@spaces
-@settings(max_examples=10)
-@given(st.integers(0, 1000))
-def test_the_way_for_few_rows_is_the_same(space: KnobSpace, factorised: bool, seed: int) -> None:
-    head = trained(space, factorised, seed=seed)
-    feature_NF = torch.randn(3, 5, dtype=torch.float64) * 4 + 1
-    feature_NF[:, 2] = 7.0  # ignored: it is constant
-    head.fit_scaler(*moments(feature_NF))
-    assert torch.allclose(head.for_few_rows()(feature_NF), head(feature_NF), rtol=0, atol=1e-9)
-
-
-def test_the_way_for_few_rows_keeps_the_weights_of_its_time() -> None:
-    head, feature_NF = trained(SPACE, factorised=False), torch.randn(3, 5, dtype=torch.float64)
-    before, way = head(feature_NF), head.for_few_rows()
-    with torch.no_grad():
-        head.mlp[-1].bias += torch.arange(6)
-    assert torch.allclose(way(feature_NF), before) and not torch.allclose(head(feature_NF), before)

@@ -121,15 +121,6 @@ def test_the_values_of_a_choice_are_those_of_its_option(policy: CategoricalPolic
         assert torch.equal(choice.log_prob_N, expected_N)
 
 
-@pytest.mark.parametrize("features", [("hidden",), ("entropy", "hidden")])
-def test_a_prepared_head_policy_chooses_the_same_with_the_weights_of_its_time(features: tuple[str, ...]) -> None:
-    policy = head_policy(features=features)
-    prepared, before_NK = policy.prepared(), policy.log_pi(SEEN)
-    with torch.no_grad():
-        policy.head.mlp[-1].weight.mul_(-1)
-    assert torch.allclose(prepared.log_pi(SEEN), before_NK, atol=1e-5) and not torch.allclose(policy.log_pi(SEEN), before_NK)
-
-
 def test_the_greedy_policy_is_temperature_zero_of_a_space_of_its_own() -> None:
     choice = GreedyPolicy().choose(SEEN, torch.rand(9))
     assert choice.value_NJ.tolist() == [[0.0]] * 9 and GreedyPolicy().space.names == ("temperature",)
@@ -153,7 +144,7 @@ def test_the_balanced_mixture_gives_half_to_what_cuts_nothing_off(space: KnobSpa
 
 
 def test_identities_follow_every_ingredient_of_a_head_policy() -> None:
-    """Perturbed one at a time: weights, scaler, features, space, level, pick; a rebuilt or a prepared policy is the same."""
+    """Perturbed one at a time: weights, scaler, features, space, level, pick; a rebuilt policy is the same."""
 
     def changed(**changes: object) -> str:
         policy = head_policy()
@@ -180,7 +171,7 @@ def test_identities_follow_every_ingredient_of_a_head_policy() -> None:
         ConstantPolicy(SPACE, 0).identity(), ConstantPolicy(SPACE, 1).identity(),
     ]  # fmt: skip
     assert len({changed(), *others}) == len(others) + 1
-    assert head_policy().identity() == changed() == head_policy().prepared().identity()
+    assert head_policy().identity() == changed()
 
 
 def test_what_cannot_be_read_has_no_identity() -> None:

@@ -227,7 +227,6 @@ class Attached:
         self._call, now.verifier = call, Verifier(call, ledger.prompt_length, ledger.is_plain and not drafts)
         now.may_sample = self.sampler == "own" and not drafts
         try:
-            self._stepper.begin()
             self.model.generation_config = neutral
             with inputs.in_our_words(now.verifier.has_begun):
                 returned = self._methods["generate"].original(*args, generation_config=config, **kwargs)
@@ -235,7 +234,6 @@ class Attached:
             if self.model.generation_config is neutral:
                 self.model.generation_config = own
             verifier, now.verifier, ledger.sampling = now.verifier, None, False
-            self._stepper.end()
             ledger.second = ledger.cache = None  # their memory
             ledger.release()
         if ledger.value_BLJ is not None and ledger.option_BL is None and not host_sees(ledger.value_BLJ):

@@ -20,15 +20,7 @@ class Stepper:
     """The steps of one policy."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = self._prepared = policy
-
-    def begin(self) -> None:
-        """Before each generation."""
-        self._prepared = self.policy.prepared()
-
-    def end(self) -> None:
-        """After each generation: from now on, weights may change."""
-        self._prepared = self.policy
+        self.policy = policy
 
     def choose(self, seen: Observation, uniform_B: Tensor, is_new: bool | Tensor, before: Choice | None, state: State) -> Choice:
         """A new choice in rows that begin a segment, the one of the token before in all others.
@@ -39,7 +31,7 @@ class Stepper:
         """
         if is_new is False and state is None and before is not None:
             return before
-        choice = self._prepared.choose(seen, uniform_B, state)
+        choice = self.policy.choose(seen, uniform_B, state)
         choice = choice._replace(value_NJ=choice.value_NJ.double(), state=state if choice.state is None else choice.state)
         if choice.option_N is None and host_sees(choice.value_NJ):
             check_values(self.policy, choice.value_NJ)

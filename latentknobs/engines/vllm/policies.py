@@ -71,4 +71,4 @@ def _ready(name: str, policy: Policy, device: torch.device) -> Policy:
     for key, value in vars(policy).items():
         if isinstance(value, torch.nn.Module):
             setattr(policy, key, copy.deepcopy(value).to(device))
-    return policy.prepared()
+    return policy
