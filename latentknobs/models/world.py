@@ -11,11 +11,13 @@ import torch
 
 @contextmanager
 def left_as_it_was(model: Any = None) -> Iterator[None]:
-    """Restores the random states of Python, numpy and torch, and which parts of a model train and have gradients."""
+    """A block `in_ordinary_mode` that leaves no trace: the random states of Python, numpy and torch are restored, and which parts
+    of a model train and have gradients; a name of a model has no parts.
+    """
     python, arrays = random.getstate(), np.random.get_state()
     modes = [(part, part.training) for part in model.modules()] if hasattr(model, "modules") else []
     gradients = [(weight, weight.requires_grad) for weight in model.parameters()] if modes else []
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), in_ordinary_mode():
         try:
             yield
         finally:

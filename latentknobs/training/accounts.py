@@ -46,8 +46,7 @@ def account(run: str | Path, **settings: Any) -> dict[str, Account]:
         save_accounts(run, report.rewards, report.accounts)
         write_report(first, report, run / "report.html")
         return report.accounts
-    model = settings.get("model")
-    with left_as_it_was(None if isinstance(model, str | Path) else model):
+    with left_as_it_was(settings.get("model")):
         config, sources = reopened(run, settings)
         adapter = KnobAdapter.from_pretrained(run / "adapter")
         if adapter.training.get(WEIGHTS, "") not in ("", weights(sources.model)):

@@ -65,8 +65,7 @@ def discriminator(
             f"Of {len(label_N)} responses in {str(run)!r} {'all' if label_N[0] else 'none'} earn more than {limit:g}, so there "
             f"is nothing to tell apart. Choose a threshold between {min(reward_N):g} and {max(reward_N):g}."
         )
-    model = settings.get("model")
-    with left_as_it_was(None if isinstance(model, str | Path) else model), torch.random.fork_rng(devices=[]):
+    with left_as_it_was(settings.get("model")):
         config, sources = reopened(run, settings)
         if not sources.engine.reads_hidden:
             raise ConfigError(f"The engine {sources.engine.name!r} gives no hidden states. Use engine='transformers'.")
@@ -99,16 +98,15 @@ def fit_discriminator(examples: Examples, vocabulary: int, rank: int, steps: int
     found.std_D.copy_(examples.hidden_MD[train_M].std(0).clamp(min=1e-6))
     optimizer = torch.optim.AdamW(found.parameters(), lr=1e-2, weight_decay=0.1)
     best, kept, place_T = float("inf"), found.state_dict(), train_M.nonzero().squeeze(-1)
-    with torch.enable_grad():
-        for step in range(steps):
-            some_B = place_T[torch.randint(len(place_T), (4096,))]
-            optimizer.zero_grad()
-            _loss(found, examples, some_B).backward()
-            optimizer.step()
-            if (step + 1) % 20 == 0 or step + 1 == steps:
-                loss = float(_loss(found, examples, held_M.nonzero().squeeze(-1)).detach())
-                if loss < best:
-                    best, kept = loss, {name: value.clone() for name, value in found.state_dict().items()}
+    for step in range(steps):
+        some_B = place_T[torch.randint(len(place_T), (4096,))]
+        optimizer.zero_grad()
+        _loss(found, examples, some_B).backward()
+        optimizer.step()
+        if (step + 1) % 20 == 0 or step + 1 == steps:
+            loss = float(_loss(found, examples, held_M.nonzero().squeeze(-1)).detach())
+            if loss < best:
+                best, kept = loss, {name: value.clone() for name, value in found.state_dict().items()}
     found.load_state_dict(kept)
     return found.eval().requires_grad_(False), _quality(found, examples, best)
 

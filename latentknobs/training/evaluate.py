@@ -21,7 +21,7 @@ from latentknobs.evaluation.report import HEAD, PER_TASK, Report
 from latentknobs.files import path_of
 from latentknobs.heads.base import Head
 from latentknobs.models.sources import Sources, gather
-from latentknobs.models.world import in_ordinary_mode, left_as_it_was
+from latentknobs.models.world import left_as_it_was
 from latentknobs.policies import Pick, Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import say
@@ -88,7 +88,7 @@ def evaluate(
     notes, objects = noted(named)
     config = make_config({**notes, **settings, "eval_seeds": seeds})
     folder = _folder(config) if "output_dir" in config.changed else None
-    with left_as_it_was(model), in_ordinary_mode():
+    with left_as_it_was(model):
         sources = gather(config, tokenizer=tokenizer, **objects)
         with closing(sources.engine):
             if not sources.evaluation:

@@ -7,6 +7,7 @@ best constant has an interval, without the optimism of choosing (`evaluation.hea
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -29,7 +30,7 @@ from latentknobs.files import path_of
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.models.sources import Sources, gather
-from latentknobs.models.world import in_ordinary_mode, left_as_it_was
+from latentknobs.models.world import left_as_it_was
 from latentknobs.policies import Branch, Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import say
@@ -108,13 +109,10 @@ def headroom(
     chosen, space, objects = settle(knobs, config, DEFAULTS | settings, named)
     if ((folder := path_of(chosen.output_dir)) / "adapter").exists():
         raise ConfigError(f"{str(folder)!r} holds a run, whose settings would be lost. Choose another output_dir.")
-    with left_as_it_was(model), in_ordinary_mode():
+    with left_as_it_was(model):
         sources = gather(chosen, tokenizer=tokenizer, **objects)
-        try:
-            with RunDir(chosen.output_dir, say, resume=resume) as run:
-                return _Study(run, chosen, space, sources, min(count, len(sources.train)), samples).result()
-        finally:
-            sources.engine.close()
+        with closing(sources.engine), RunDir(chosen.output_dir, say, resume=resume) as run:
+            return _Study(run, chosen, space, sources, min(count, len(sources.train)), samples).result()
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def steer(
     texts, low, high = prompts_of(prompts), *([one] if isinstance(one, str) else list(one) for one in (low, high))
     versions = [_versions(texts, commands) for commands in (low, [TEXT], high)]
     engine = engine_of("transformers", model, tokenizer)
-    with left_as_it_was(model), torch.inference_mode(False), torch.enable_grad():
+    with left_as_it_was(model):
         seen = [
             _read(adapter, engine, make_prompts(rows, tokenizer), copies, max_new_tokens, seed + number)
             for number, rows in enumerate(versions)

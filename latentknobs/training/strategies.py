@@ -22,7 +22,7 @@ from latentknobs.heads.segmenters import Every
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.knobs.strategies import coverage, greedy_cover, reward_table
 from latentknobs.models.sources import Sources, gather
-from latentknobs.models.world import in_ordinary_mode, left_as_it_was
+from latentknobs.models.world import left_as_it_was
 from latentknobs.policies import ConstantPolicy
 from latentknobs.progress import say
 from latentknobs.training.rundir import RunDir
@@ -96,7 +96,7 @@ def find_strategies(
     named = {"model": model, "prompts": prompts, "reward": reward}
     config, space, objects = settle(knobs, None, DEFAULTS | settings, named)
     greedy_cover(torch.zeros(1, space.K), count)  # refuses a count before anything is sampled
-    with left_as_it_was(model), in_ordinary_mode():
+    with left_as_it_was(model):
         sources = gather(config, tokenizer=tokenizer, **objects)
         with closing(sources.engine):
             return _find(config, space, sources, count, copies, resume)

@@ -26,7 +26,7 @@ from latentknobs.knobs.space import KnobSpace
 from latentknobs.knobs.strategies import only, read_strategies
 from latentknobs.learners.base import Inputs, Learner, find_learner
 from latentknobs.models.sources import Sources, gather
-from latentknobs.models.world import in_ordinary_mode, left_as_it_was
+from latentknobs.models.world import left_as_it_was
 from latentknobs.progress import say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.console import name_of, signed
@@ -109,10 +109,12 @@ def train(
     """
     named = {"model": model, "prompts": prompts, "eval_prompts": eval_prompts, "preferences": preferences}
     chosen, space, objects = settle(knobs, config, settings, named | {"reward": reward, "second_reward": second_reward})
-    with left_as_it_was(model), in_ordinary_mode():
+    with left_as_it_was(model):
 
         def one(config: TrainConfig, known: Path | None) -> Run:
-            return run_training(config, space, gather(config, tokenizer=tokenizer, **objects), resume, known)
+            sources = gather(config, tokenizer=tokenizer, **objects)
+            with closing(sources.engine):
+                return _run(config, space, sources, resume, known)
 
         known = None if after is None else run_folder(after)
         return one(chosen, known) if seeds == 1 else train_several(chosen, seeds, known, one)
@@ -151,15 +153,8 @@ def noted(named: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return notes, {name: named[name] for name in notes if any(text.endswith(OBJECT) for text in texts[name])}
 
 
-def run_training(
-    config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool = False, after: Path | None = None
-) -> Run:  # fmt: skip
-    """All stages of a run, on sources that are already loaded, in torch's ordinary mode whatever the caller's. See `train`."""
-    with in_ordinary_mode(), closing(sources.engine):
-        return _run(config, space, sources, resume, after)
-
-
 def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, after: Path | None) -> Run:
+    """All stages of a run, on sources that are already loaded. See `train`."""
     segmenter = parse_level(config.level, sources.tokenizer)
     learners = make_learners(config, space, segmenter)
     check_reads(sources.engine, config.features)
