@@ -49,7 +49,7 @@ def main() -> None:
             for policy in policies:
                 found = roll_out(model, tokenizer, prompts, policy, copies=COPIES, max_new_tokens=TOKENS, batch_size=len(prompts),
                                  seed=SEED, engine=engine)  # fmt: skip
-                values = np.array([score.value for score in score_rollouts(reward, prompts, found, whole=False)], dtype=float)
+                values = np.array([score.value for score in score_rollouts(reward, prompts, found)], dtype=float)
                 rows.append(reduce(values, "(P C) -> P", "mean", C=COPIES))
             reward_RP[group, engine] = np.stack(rows)
             print(f"heads of {group}, sampled by {engine}: {reward_RP[group, engine].mean():.3f}", flush=True)

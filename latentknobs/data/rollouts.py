@@ -83,7 +83,6 @@ def roll_out(
     seed: int,
     samples: int | None = None,
     engine: str | Engine = "transformers",
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> list[Rollout]:
     """`copies` responses to each prompt, in the order of the prompts.
 
@@ -91,7 +90,6 @@ def roll_out(
         seed: fixes all values and tokens, together with `batch_size`.
         samples: how many responses are sampled together, for policies that read it; None: `copies`.
         engine: runs the policy on the model, or the name of such an engine.
-        advance: called with the number of responses just finished.
     """
     check_evidence(prompts, reads(policy))
     runner = engine if isinstance(engine, Engine) else engine_of(engine, model, tokenizer)
@@ -102,7 +100,6 @@ def roll_out(
             runner, prompts, rows, policy, max_new_tokens=max_new_tokens, seed=batch_seed(seed, number, batch_size),
             samples=samples or copies,
         )  # fmt: skip
-        advance(len(rows))
     return sorted(found, key=lambda rollout: rollout.prompt)
 
 

@@ -9,9 +9,10 @@ from latentknobs.rewards import RewardSpec, Score, ScoreCache, score_all
 
 def score_rollouts(
     reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], cache: ScoreCache | None = None, *,
-    whole: bool = True, advance: Callable[[int], None] = lambda items: None,
+    advance: Callable[[int], None] = lambda items: None,
 ) -> list[Score]:  # fmt: skip
-    """The score of every rollout. See `score_all` for the other arguments and the errors.
+    """The score of every rollout, None where the reward failed, be it everywhere. See `score_all` for the other arguments and the
+    errors.
 
     Args:
         prompts: all prompts, also those that these rollouts do not answer: together they say which columns there are. A
@@ -26,6 +27,6 @@ def score_rollouts(
         {name: [prompt.columns.get(name) for prompt in answered] for name in names},
         completion_ids=[rollout.ids for rollout in rollouts],
         cache=cache,
-        whole=whole,
+        whole=False,
         advance=advance,
     )

@@ -238,7 +238,7 @@ class _Study:
             whole = [[*before[row.prompt], *row.ids][: self.config.max_new_tokens] for row in rows]
             texts = self.sources.tokenizer.batch_decode(whole, skip_special_tokens=True)
             answers = [replace(row, ids=tuple(ids), text=text) for row, ids, text in zip(rows, whole, texts, strict=True)]
-            scores = [score.value for score in score_rollouts(self.sources.reward, original, answers, whole=False)]
+            scores = [score.value for score in score_rollouts(self.sources.reward, original, answers)]
             parts.append(rewards_of(scores, len(original)))
         reward_KSN = np.stack(parts)
         reward_KSN = reward_KSN[:, :, np.isfinite(reward_KSN).all((0, 1))]

@@ -115,7 +115,7 @@ def score_files(
 
     def task(path: Path, content: str) -> Task:
         def make(out: Path, advance: Advance) -> None:
-            scores = score_rollouts(reward, prompts, read_lines(path, Rollout), cache, whole=False, advance=advance)
+            scores = score_rollouts(reward, prompts, read_lines(path, Rollout), cache, advance=advance)
             write_lines(out, map(_row, scores))
 
         file = f"{stage}/{what}/{path.stem}.jsonl"

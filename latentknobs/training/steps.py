@@ -183,7 +183,7 @@ class OnPolicy:
         """New ones, and those of earlier runs where the reward has a version."""
         folder, reward = self.run.path / "reward_cache", self.sources.reward
         cache = ScoreCache(folder / f"{self.run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
-        return score_rollouts(reward, self.sources.train, rollouts, cache, whole=False)
+        return score_rollouts(reward, self.sources.train, rollouts, cache)
 
     def _read(self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget) -> FeatureCache:
         """Features and columns of responses."""
