@@ -7,16 +7,22 @@ from latentknobs.data.rollouts import Rollout
 from latentknobs.errors import NoExamplesError
 
 
+def by_prompt(prompts: Iterable[int], reward_N: Sequence[float | None]) -> dict[int, dict[int, float]]:
+    """By prompt in their order, the rewards of its rollouts by index; what has no reward (None, NaN) is left out."""
+    found: dict[int, dict[int, float]] = {}
+    for n, (prompt, reward) in enumerate(zip(prompts, reward_N, strict=True)):
+        if reward is not None and reward == reward:
+            found.setdefault(prompt, {})[n] = reward
+    return dict(sorted(found.items()))
+
+
 def advantages(rollouts: Iterable[Rollout], reward_N: Sequence[float | None]) -> list[tuple[int, int, float]]:
     """Rollout, prompt, and reward minus the mean of its prompt, by prompt; NoExamplesError if no two rewards of one differ."""
-    members: dict[int, dict[int, float]] = {}
-    for n, (rollout, reward) in enumerate(zip(rollouts, reward_N, strict=True)):
-        if reward is not None and reward == reward:  # not NaN
-            members.setdefault(rollout.prompt, {})[n] = reward
+    members = by_prompt((rollout.prompt for rollout in rollouts), reward_N)
     if all(min(rewards.values()) == max(rewards.values()) for rewards in members.values()):
         kept = [reward for rewards in members.values() for reward in rewards.values()]
         raise NoExamplesError(nothing_to_learn(kept, len(reward_N), len(members)))
-    return [(n, prompt, r - fmean(rewards.values())) for prompt, rewards in sorted(members.items()) for n, r in rewards.items()]
+    return [(n, prompt, r - fmean(rewards.values())) for prompt, rewards in members.items() for n, r in rewards.items()]
 
 
 def nothing_to_learn(rewards: Sequence[float], total: int, prompts: int, rule: str = "") -> str:

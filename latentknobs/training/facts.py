@@ -14,6 +14,7 @@ from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.value_head import ValueHead
 from latentknobs.learners.base import Count, Fitted, Learner
 from latentknobs.learners.penalties import entropy
+from latentknobs.learners.rewards import by_prompt
 from latentknobs.policies import Pick
 from latentknobs.training.diagnostics import NONE, Facts
 from latentknobs.training.fit import SEGMENTS, evaluate
@@ -92,12 +93,8 @@ def option_usage(head: OptionHead, features: Features, tasks: dict[int, str], pi
 
 def tied_prompts(prompt_N: Sequence[int], reward_N: Sequence[float | None]) -> Count:
     """How many prompts have the same reward for all their rollouts, of those with at least two rewards."""
-    rewards: dict[int, list[float]] = {}
-    for prompt, reward in zip(prompt_N, reward_N, strict=True):
-        if reward is not None:
-            rewards.setdefault(prompt, []).append(reward)
-    several = [values for values in rewards.values() if len(values) > 1]
-    return Count(sum(min(values) == max(values) for values in several), len(several))
+    several = [{*rewards.values()} for rewards in by_prompt(prompt_N, reward_N).values() if len(rewards) > 1]
+    return Count(sum(len(values) == 1 for values in several), len(several))
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

@@ -20,7 +20,7 @@ from latentknobs.learners.base import Fitted, Inputs, Learner, Loss
 from latentknobs.learners.end_to_end.losses import preference_loss, token_weights
 from latentknobs.learners.end_to_end.settings import Settings as EndToEndSettings
 from latentknobs.learners.lpo.pairs import pick_pairs
-from latentknobs.learners.rewards import advantages, nothing_to_learn
+from latentknobs.learners.rewards import advantages, by_prompt, nothing_to_learn
 from latentknobs.likelihood.soft import check_soft, soft_logps
 from latentknobs.policies import ConstantPolicy, Policy
 
@@ -85,26 +85,22 @@ class EndToEnd(Learner):
 
     def _kept(self, rollouts: Iterable[Rollout], reward_N: Sequence[float | None]) -> list[Example]:
         """The responses whose likelihood is raised."""
-        rows = [(n, r.prompt, w) for n, (r, w) in enumerate(zip(rollouts, reward_N, strict=True)) if w is not None and w == w]
-        if self.settings.keep == "all":
-            kept = rows
-        elif self.settings.keep == "correct":
-            kept = [row for row in rows if row[2] >= GOOD]
+        keep, members = self.settings.keep, by_prompt((rollout.prompt for rollout in rollouts), reward_N)
+        known = [reward for rewards in members.values() for reward in rewards.values()]
+        if keep == "best":
+            varied = {prompt: rewards for prompt, rewards in members.items() if len({*rewards.values()}) > 1}
+            kept = [(max(reversed(rewards), key=rewards.__getitem__), prompt) for prompt, rewards in varied.items()]
         else:
-            best: dict[int, tuple[int, int, float]] = {}
-            worst: dict[int, float] = {}
-            for row in rows:
-                best[row[1]] = max(row, best.get(row[1], row), key=lambda one: one[2])
-                worst[row[1]] = min(row[2], worst.get(row[1], row[2]))
-            kept = [row for prompt, row in sorted(best.items()) if row[2] > worst[prompt]]
-        if not kept and rows and self.settings.keep == "correct":
+            rows = [(n, prompt, reward) for prompt, rewards in members.items() for n, reward in rewards.items()]
+            kept = sorted((n, prompt) for n, prompt, reward in rows if keep == "all" or reward >= GOOD)
+        if not kept and known and keep == "correct":
             raise NoExamplesError(
-                f"None of {len(rows)} responses has a reward of {GOOD} or more (keep='correct'); the highest is "
-                f"{max(row[2] for row in rows):g}. Set keep to 'best', or collect more rollouts."
+                f"None of {len(known)} responses has a reward of {GOOD} or more (keep='correct'); the highest is "
+                f"{max(known):g}. Set keep to 'best', or collect more rollouts."
             )
         if not kept:
-            raise NoExamplesError(nothing_to_learn([row[2] for row in rows], len(reward_N), len({p for _, p, _ in rows})))
-        return [Example(prompt, (n,)) for n, prompt, _ in kept]
+            raise NoExamplesError(nothing_to_learn(known, len(reward_N), len(members)))
+        return [Example(prompt, (n,)) for n, prompt in kept]
 
     def from_preferences(self, preferences: Preferences) -> list[Example]:
         """Their pairs; without pairs in the objective, their chosen responses."""
