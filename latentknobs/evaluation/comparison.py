@@ -7,7 +7,7 @@ same prompts with the same random numbers.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -94,8 +94,8 @@ class Stage:
         """How many responses it takes."""
         return len(self.compared) * len(self.prompts) * self.copies
 
-    def policies(self, adapter: KnobAdapter, pick: Pick) -> dict[str, Policy]:
-        """Its policies by name, in order."""
+    def policies(self, adapter: Any, pick: Pick) -> dict[str, Policy]:
+        """Its policies by name, in order; without an adapter (None) where none depends on it."""
         built = {one.name: one.build(adapter, pick) for one in self.compared}
         return {name: policy for name, policy in built.items() if policy is not None}
 

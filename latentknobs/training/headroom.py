@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -21,7 +22,7 @@ from latentknobs.data.prompts import Prompt
 from latentknobs.data.rollouts import Rollout
 from latentknobs.data.scores import score_rollouts
 from latentknobs.errors import ConfigError, LatentKnobsError, RewardError
-from latentknobs.evaluation.comparison import Rewards, Stage, constant_of, lineup, most_wider, rewards_of, task_of, widen
+from latentknobs.evaluation.comparison import Stage, constant_of, fixed, lineup, most_wider, rewards_of, task_of, widen
 from latentknobs.evaluation.headroom import choosing_among, choosing_by_group, recommendation
 from latentknobs.evaluation.report import judged
 from latentknobs.evaluation.statistics import Floats, Interval, estimate, holm
@@ -35,9 +36,10 @@ from latentknobs.policies import Branch, Policy
 from latentknobs.policies.names import policy_of
 from latentknobs.progress import say
 from latentknobs.training.choice import with_option
+from latentknobs.training.judging import Scorer
 from latentknobs.training.modules import MAIN
 from latentknobs.training.rundir import HEADROOM, RunDir
-from latentknobs.training.sampling import PolicyRun, answer, read_all, sample, score_files
+from latentknobs.training.sampling import PolicyRun, read_all, sample, score_files
 from latentknobs.training.subject import subject
 from latentknobs.training.train import make_learners, settle
 
@@ -51,6 +53,7 @@ RULES = {
     "cold at the start": members("opening", cold=[0, 0.4], hot=[0.8, 1.2]),
     "hot at the start": members("opening", cold=[1, 1.3], hot=[0, 0.6]),
 }  # fmt: skip
+SEED = 3001  # added to that of the settings
 PREFIXES, BRANCHES, SHOWN = 16, 4, 3  # places that are branched, responses of each branch, prompts whose responses are written
 BRANCHED, BY_TASK, BY_PROMPT = "one choice at the right place", "a constant for each task", "a constant for each prompt"
 
@@ -133,23 +136,19 @@ class _Study:
         rules = {family: self._policies(names) for family, names in RULES.items()}
         few, P, K = max(2, self.samples // 2), len(self.prompts), self.space.K
         constant = [one for one in lineup(self.space) if one.role == "constant"]
-        options = Stage("constants", constant, self.prompts, self.samples, 0)
+        options = Stage("constants", constant, self.prompts, self.samples, SEED)
         parts = {f"{K} constants": options.responses, "values beyond their edge": most_wider(self.space, options),
                  "rules": P * few * sum(map(len, rules.values())),
                  "the mixture that training begins with": P * self.config.rollouts,
                  "branches": min(PREFIXES, P) * (K + 1) * BRANCHES}  # fmt: skip
         listed = ", ".join(f"{what} {number:,}" for what, number in parts.items())
         say(f"At most {sum(parts.values()):,} responses of at most {self.config.max_new_tokens} tokens: {listed}")
-        texts = dict[str, list[Rollout]]()
-
-        def rate(stage: Stage) -> Rewards:
-            policies: dict[str, Policy] = {one.name: constant_of(self.space, one.name) for one in stage.compared}
-            rewards, answers = self._rated(stage.name, policies, self.samples)
-            texts.update(answers)
-            return rewards
-
+        scorer = Scorer(self.run, self.config, self.sources, self._key("token"))
+        rate = partial(scorer.scored, None)
         constants = widen(self.space, options, rate(options), rate, self.sources.engine)
-        found, more = self._rated("rules", {name: policy for part in rules.values() for name, policy in part.items()}, few)
+        ruled = [fixed(name, policy) for part in rules.values() for name, policy in part.items()]
+        found = rate(Stage("rules", ruled, self.prompts, few, SEED))
+        texts = {name: sorted(read_all(paths), key=lambda row: row.prompt) for (_, name), paths in scorer.files.items()}
         kept = judged({**constants, **found})
         if not kept.any():
             raise RewardError("No prompt has a reward for every response, so nothing can be compared. Repair the reward.")
@@ -175,7 +174,7 @@ class _Study:
                 f"{instead} Train {what}: latentknobs train --config {quote(str(path))} --after {quote(str(self.run.path))}"
             )
         result = Headroom(self.run.path, shown, best, intervals, p, top, verdict)
-        self._write(result, texts | more)
+        self._write(result, texts)
         self._explore(config.level)
         return result
 
@@ -199,17 +198,6 @@ class _Study:
                 continue
             found[name] = policy
         return found
-
-    def _rated(self, stage: str, policies: dict[str, Policy], copies: int) -> tuple[dict[str, Floats], dict[str, list[Rollout]]]:
-        """(copies, P) rewards and the responses of each policy."""
-        run, prompts, runs = self.run, self.prompts, [PolicyRun(f"{n:03d}", policy) for n, policy in enumerate(policies.values())]
-        how = {"copies": copies, "seed": self.config.seed + 3001, "samples": 1}
-        rewards, answers = {}, {}
-        found = answer(run, self.config, self.sources, stage, prompts, runs, key=self._key("token"), **how)
-        for name, one in zip(policies, found, strict=True):
-            rewards[name] = rewards_of([score for _, score in one.pairs()], len(prompts))
-            answers[name] = [rollout for rollout, _ in one.pairs()]
-        return rewards, answers
 
     def _explore(self, level: str) -> None:
         """The rollouts of the first round of a training that comes after, on these prompts."""

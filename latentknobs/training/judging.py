@@ -76,17 +76,41 @@ def planned(config: TrainConfig, space: KnobSpace, sources: Sources) -> dict[str
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The evaluation of one head, stage by stage."""
+class Scorer:
+    """Lets the policies of stages answer, and scores them."""
 
     run: RunDir
     config: TrainConfig
     sources: Sources
     key: str  # digest of the model, the space, and the level
+    contents: dict[str, str] = field(default_factory=dict, kw_only=True)  # of each stage, a digest of its scores
+    files: dict[tuple[str, str], list[Path]] = field(default_factory=dict, kw_only=True)  # of rollouts, by stage and policy
+
+    def scored(self, adapter: KnobAdapter | None, stage: Stage) -> dict[str, NDArray[np.float64]]:
+        """For each policy its (copies, prompts) rewards; without an adapter, of policies that do not depend on one."""
+        run, config, sources = self.run, self.config, self.sources
+        all_of = stage.policies(adapter, config.pick)
+        if not all_of:
+            for what in ("rollouts", "scores"):
+                run.stage(f"{stage.name}/{what}", [])
+            return {}
+        policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
+        runs = [PolicyRun(slug(name), policy) for name, policy in policies.items()]
+        seed = (config.seed if config.draws is None else config.draws) + stage.seed
+        how = {"copies": stage.copies, "seed": seed, "key": self.key, "samples": 1}
+        found = dict(zip(policies, answer(run, config, sources, stage.name, stage.prompts, runs, **how), strict=True))
+        rewards = {name: rewards_of([score for _, score in one.pairs()], len(stage.prompts)) for name, one in found.items()}
+        self.contents[stage.name] = str(run.content([path for one in found.values() for path in one.scores]))
+        self.files.update({(stage.name, name): found[same_as(name, all_of)].rollouts for name in all_of})
+        return {name: rewards[same_as(name, all_of)] for name in all_of}
+
+
+@dataclass(frozen=True)
+class Judge(Scorer):
+    """The evaluation of one head, stage by stage."""
+
     trained: KnobAdapter  # the head
     others: Sequence[Compared] = ()  # whom it meets beside the usual policies
-    contents: dict[str, str] = field(default_factory=dict)  # of each stage, a digest of its scores
-    files: dict[tuple[str, str], list[Path]] = field(default_factory=dict)  # of rollouts, by stage and policy
 
     def choose(self) -> tuple[KnobAdapter, str]:
         """What the adapter of the run holds, and why in a sentence; see `training.choice`."""
@@ -152,24 +176,6 @@ class Judge:
         found: T = self.run.processes.gather(value)[0]
         return found
 
-    def scored(self, adapter: KnobAdapter, stage: Stage) -> dict[str, NDArray[np.float64]]:
-        """For each policy its (copies, prompts) rewards."""
-        run, config, sources = self.run, self.config, self.sources
-        all_of = stage.policies(adapter, config.pick)
-        if not all_of:
-            for what in ("rollouts", "scores"):
-                run.stage(f"{stage.name}/{what}", [])
-            return {}
-        policies = {name: policy for name, policy in all_of.items() if same_as(name, all_of) == name}
-        runs = [PolicyRun(slug(name), policy) for name, policy in policies.items()]
-        seed = (config.seed if config.draws is None else config.draws) + stage.seed
-        how = {"copies": stage.copies, "seed": seed, "key": self.key, "samples": 1}
-        found = dict(zip(policies, answer(run, config, sources, stage.name, stage.prompts, runs, **how), strict=True))
-        rewards = {name: rewards_of([score for _, score in one.pairs()], len(stage.prompts)) for name, one in found.items()}
-        self.contents[stage.name] = str(run.content([path for one in found.values() for path in one.scores]))
-        self.files.update({(stage.name, name): found[same_as(name, all_of)].rollouts for name in all_of})
-        return {name: rewards[same_as(name, all_of)] for name in all_of}
-
 
 def responses(run: Path, stage: str, policy: str) -> list[Rollout]:
     """What a policy wrote in a stage of the evaluation."""
@@ -185,7 +191,7 @@ def mean_length(run: Path, policy: str) -> float:
 def slug(name: str) -> str:
     """A policy's name in those of its files; a digest of it where no file can be called so."""
     plain = name.replace(" ", "_").replace(",", "")
-    return plain if re.fullmatch(r"[^/\\:\0]{1,100}", plain) else digest(name)
+    return plain if re.fullmatch(r"[^/\0]{1,230}", plain) else digest(name)
 
 
 def read_report(path: Path) -> Report:
