@@ -95,7 +95,7 @@ def evaluate(
                 raise ConfigError("There are no held-out prompts to judge on. Set eval_size to at least 1, or give more prompts.")
             usual = lineup(adapters[0].space, adapters[0].rival_features)
             others = _others(against, extra or {}, sources, config.pick, usual)
-            accounts, texts = dict[int, Account](), dict[str, list[Rollout]]()
+            accounts, texts = dict[int, Account](), dict[tuple[str, ...], list[Rollout]]()
             with TemporaryDirectory() as place:
                 runs = [Path(place) / f"{n}" for n in range(len(adapters))]
                 reports = [
@@ -145,11 +145,11 @@ def check_alike(adapters: Sequence[KnobAdapter]) -> None:
 
 def _evaluate(
     adapter: KnobAdapter, config: TrainConfig, sources: Sources, others: Sequence[Compared], accounts: dict[int, Account],
-    texts: dict[str, list[Rollout]], folder: Path, after: Path | None,
+    texts: dict[tuple[str, ...], list[Rollout]], folder: Path, after: Path | None,
 ) -> Report:  # fmt: skip
     """The report on one adapter, from a run of its own in `folder`, which takes what it can from the one `after`.
 
-    `accounts` and `texts` are what is known already: accounts by the `id` of the responses, responses by their content.
+    `accounts` and `texts` are what is known already: accounts by the `id` of the responses, responses by policy and content.
     """
     adapter.check_model(sources.model, strict=False)
     own = config.replace(rival_features=adapter.rival_features, level=adapter.segmenter.level, keep_head=True)
@@ -168,9 +168,9 @@ def _evaluate(
         judge = Judge(run, own, sources, "", adapter, others)
         report = judge.report(adapter, "")
         for (stage, name), paths in judge.files.items():
-            if stage != tuning.name and name in report.rewards:
+            if stage in (evaluation.name, "controls"):
                 rows = sorted(read_all(paths), key=lambda row: row.prompt)
-                report.rollouts[name] = texts.setdefault(str(run.content(paths)), rows)
+                report.rollouts[name] = texts.setdefault((same_as(name, policies), *run.content(paths)), rows)
     if sources.engine.drifts:
         few = report.rollouts[HEAD][:64]
         ids = [sources.evaluation[rollout.prompt].ids for rollout in few]
