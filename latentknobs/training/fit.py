@@ -153,9 +153,9 @@ def evaluate(
         loss: Loss = learner.loss(module, batch, reference)
         for name, value_B in {"loss": loss.each_B, **loss.metrics}.items():
             sums[name] = sums.get(name, 0.0) + value_B.sum().item()
-    names = sorted({name for part in processes.gather(list(sums)) for name in part})
-    totals = processes.totals([sums.get(name, 0.0) for name in names])
-    return {name: value / len(examples) for name, value in zip(names, totals, strict=True)}
+    parts = processes.gather(sums)
+    names = sorted({name for part in parts for name in part})
+    return {name: sum(part.get(name, 0.0) for part in parts) / len(examples) for name in names}
 
 
 def _is_over(state: FitState, config: TrainConfig) -> bool:

@@ -60,10 +60,6 @@ class Processes:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def totals(self, values: Sequence[float]) -> list[float]:
-        """A few numbers, each added up over all processes in the order of their ranks."""
-        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
-
 
 def check_agreement(facts_R: Sequence[Mapping[str, str]]) -> None:
     """`Processes.agree`, from the facts of all processes."""

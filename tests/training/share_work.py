@@ -46,7 +46,6 @@ def work(folder: Path) -> None:
     told = {
         "rank": processes.rank, "size": processes.size, "is_main": processes.is_main, "sum": ones.tolist(),
         "gathered": processes.gather({"pid": os.getpid(), "rank": processes.rank}),
-        "totals": processes.totals([processes.rank, 0.5]),
     }  # fmt: skip
     (folder / f"told-{processes.rank}.json").write_text(json.dumps(told))
 
