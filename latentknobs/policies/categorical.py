@@ -15,7 +15,7 @@ from latentknobs.heads.segmenters import Segmenter
 from latentknobs.knobs.context import Observation
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.policies.base import Choice, Policy, State
-from latentknobs.tensors import host_sees, pick
+from latentknobs.tensors import pick
 
 Pick = Literal["greedy", "sample"]
 
