@@ -163,7 +163,7 @@ class KnobAdapter:
             AdapterError: the adapter was trained on another model.
             ConfigError: it chooses within responses, or what such a server cannot express.
         """
-        check_base(self.base, describe_model(model), strict)
+        self.check_model(model, strict)
         self.head.to(input_device(model))
         return Client(client, self.policy(pick), model=model, tokenizer=tokenizer, profile=profile, seed=seed)
 

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_lm
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import latentknobs as lk
 from latentknobs import testbed
 from latentknobs.adapter import CONFIG, ENTROPY, HEAD, RIVAL, describe_model
+from latentknobs.cli import cli
 from latentknobs.errors import AdapterError, ConfigError, UnknownNameError
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
+from latentknobs.serving import base_of, read_picks
 
 LEVELS = ["token", "sequence", "every:4", "delimiter:.!"]
 
@@ -266,6 +270,13 @@ def test_a_head_on_statistics_alone_fits_any_model_and_its_card_says_so(model, t
     other = tiny_lm("gpt2")
     with lk.KnobAdapter.from_pretrained(folder, other).attach(other):
         other.generate(input_ids=torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, pad_token_id=0)
+    assert set(read_picks(str(folder), base_of(other.config, "another model"))) == {"greedy", "sample"}  # inside a server
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), pad_token_id=0, **shape)).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    flags = ["--model", str(tmp_path / "lm"), "--prompt", "Story:", "--max-new-tokens", "4"]
+    said = CliRunner().invoke(cli, ["generate", str(folder), *flags])
+    assert said.exit_code == 0 and "Story:" in said.output, said.output
     by_sentence = make(model, tokenizer, "delimiter:.!?", features=("entropy", "margin"))
     for bound in (make(model, tokenizer), by_sentence):  # hidden states, or token ids, of one model
         assert "any model" not in (bound.save_pretrained(tmp_path / "bound") / "README.md").read_text()

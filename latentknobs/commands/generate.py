@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from latentknobs import testbed
-from latentknobs.adapter import KnobAdapter, check_base, describe_model
+from latentknobs.adapter import KnobAdapter
 from latentknobs.commands.saved import open_saved, settings_of
 from latentknobs.commands.settings import config_options, parse_flags
 from latentknobs.config import TrainConfig, make_config
@@ -74,7 +74,7 @@ def _settings(path: Path | None, spec: str | None, chosen: dict[str, Any]) -> tu
 def _policy(adapter: KnobAdapter | None, spec: str | None, model: Any, tokenizer: Any, pick: Pick, strict: bool) -> Policy:
     if adapter is None:
         return policy_of(str(spec), tokenizer)
-    check_base(adapter.base, describe_model(model), strict)
+    adapter.check_model(model, strict)
     adapter.head.to(input_device(model))
     return adapter.policy(pick)
 

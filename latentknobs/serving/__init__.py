@@ -23,7 +23,7 @@ def read_picks(spec: str, base: dict[str, Any] | None = None, tokenizer: Any = N
     adapter = KnobAdapter.from_pretrained(spec) if _is_folder(spec) else read_adapter(spec)
     if not isinstance(adapter, KnobAdapter):
         return {"": policy_of(adapter, tokenizer)}
-    if base is not None:
+    if base is not None and not adapter.is_portable:
         check_base(adapter.base, base, strict=False)
     policy = adapter.policy("greedy")
     return {"greedy": policy, "sample": adapter.policy("sample")} if isinstance(policy, CategoricalPolicy) else {"": policy}

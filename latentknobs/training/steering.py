@@ -16,7 +16,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from latentknobs.adapter import GAIN, RESULT, KnobAdapter, check_base, describe_model
+from latentknobs.adapter import GAIN, RESULT, KnobAdapter
 from latentknobs.data.columns import Reading
 from latentknobs.data.prompts import Prompt, make_prompts
 from latentknobs.data.rollouts import roll_out
@@ -69,7 +69,7 @@ def steer(
             "Only adapters with a value head, for models that do not cap their logits, can be steered. Train one with "
             "learner='end_to_end'."
         )
-    check_base(adapter.base, describe_model(model), strict=False)
+    adapter.check_model(model, strict=False)
     counts = {"copies": copies, "max_new_tokens": max_new_tokens, "steps": steps, "batch": batch}
     weights = {"margin": margin, "anchor": anchor, "learning_rate": learning_rate, "weight_decay": weight_decay}
     for name, value in (counts | weights).items():
