@@ -150,6 +150,14 @@ def test_a_head_of_other_sizes_is_refused(saved):
         lk.KnobAdapter.from_pretrained(saved)
 
 
+def test_reading_an_adapter_leaves_random_numbers_as_they_were_and_its_head_can_train_on(saved):
+    state = torch.random.get_rng_state()
+    with torch.inference_mode():
+        head = lk.KnobAdapter.from_pretrained(saved).head
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(weight.is_inference() for weight in head.parameters())
+
+
 def test_older_adapters_told_one_shape_for_both_heads_and_no_rank(saved, model):
     seen = lk.Context(hidden_ND=torch.randn(5, model.config.hidden_size), logits_NV=torch.randn(5, model.config.vocab_size))
     before = lk.KnobAdapter.from_pretrained(saved)

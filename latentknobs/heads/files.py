@@ -36,7 +36,8 @@ def load_head(path: Path, space: KnobSpace, inputs: int, saved: dict[str, Any]) 
     except ValueError as error:
         raise AdapterError(f"the shape of its head is damaged: {error}. {COPY}") from None
     tensors = _tensors(path, kind, space, inputs, shape)
-    head = kind.of_shape(space, inputs, shape)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):  # a new head draws weights, which are replaced
+        head = kind.of_shape(space, inputs, shape)
     head.load_state_dict(tensors)
     for name, value in head.state_dict().items():  # the scale of a feature that never varied is infinite
         if not (value > 0).all() if name == "scale_F" else not value.isfinite().all():

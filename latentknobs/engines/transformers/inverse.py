@@ -22,7 +22,8 @@ def draw(logits_NV: Tensor, u_N: Tensor, temperature_N: Tensor | None = None) ->
     u_N = u_N.clamp(max=1 - 2.0**-53)
     if not host_sees(logits_NV):
         cdf_NV = _probs(logits_NV, temperature_N).cumsum(-1, dtype=torch.float64)
-        return torch.searchsorted(cdf_NV, (u_N * cdf_NV[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
+        place_N1 = torch.searchsorted(cdf_NV, (u_N * cdf_NV[:, -1]).unsqueeze(-1), right=True)
+        return place_N1.squeeze(-1).clamp_(max=V - 1)  # rows of NaN would end beyond it
     parts, rows = [torch.zeros(0, dtype=torch.long)], max(1, WORK // V)
     for first in range(0, N, rows):
         part = slice(first, first + rows)

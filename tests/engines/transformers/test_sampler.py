@@ -199,6 +199,12 @@ def test_drawing_from_whole_rows_is_the_inverse_cdf(V: int, seed: int) -> None:
         assert logits_NV.gather(-1, token_N.unsqueeze(-1)).isfinite().all()
 
 
+def test_where_rows_are_not_looked_at_a_row_of_nan_gives_a_token_of_the_vocabulary() -> None:
+    logits_NV = torch.zeros(2, 9).masked_fill(torch.tensor([[True], [False]]), torch.nan)
+    with patch.object(inverse, "host_sees", lambda tensor: False), patch.object(inverse, "checked", lambda logits_NV: logits_NV):
+        assert (draw(logits_NV, torch.full((2,), 0.5, dtype=torch.float64)) < 9).all()
+
+
 def test_options_mean_what_the_likelihood_means() -> None:
     space = KnobSpace.of({"temperature": [0.0, 0.7, 1.3], "top_k": [0, 9]})
     logits_1V = logits_of(900)
