@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+BLOCK = 4096  # rows that are held in float64 at once
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,13 @@ class Moments:
     @classmethod
     def of(cls, feature_NF: Tensor) -> "Moments":
         """The moments of (N, F) features, in float64."""
-        feature_NF = feature_NF.double()
+        total = cls(0, *feature_NF.new_zeros(2, feature_NF.shape[1], dtype=torch.float64))
+        for part_NF in feature_NF.split(BLOCK):
+            total += cls._of_block(part_NF.double())
+        return total
+
+    @classmethod
+    def _of_block(cls, feature_NF: Tensor) -> "Moments":
         mean_F = feature_NF.sum(0) / max(1, len(feature_NF))
         return cls(len(feature_NF), mean_F, (feature_NF - mean_F).square().sum(0))
 

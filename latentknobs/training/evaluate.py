@@ -96,7 +96,7 @@ def evaluate(
             usual = lineup(adapters[0].space, adapters[0].rival_features)
             others = _others(against, extra or {}, sources, config.pick, usual)
             accounts, texts = dict[int, Account](), dict[tuple[str, ...], list[Rollout]]()
-            with TemporaryDirectory() as place:
+            with TemporaryDirectory(dir=folder) as place:
                 runs = [Path(place) / f"{n}" for n in range(len(adapters))]
                 reports = [
                     _evaluate(one, config, sources, others, accounts, texts, run, runs[0] if run != runs[0] else None)

@@ -54,6 +54,7 @@ from latentknobs.training.sampling import PolicyRun, answer, read_all
 
 SUMMARY = "evaluation/summary.json"
 LARGEST = 512 * MB
+LONGEST = 230  # bytes of a policy's name in those of its files, which have at most 255
 T = TypeVar("T")
 
 
@@ -191,7 +192,8 @@ def mean_length(run: Path, policy: str) -> float:
 def slug(name: str) -> str:
     """A policy's name in those of its files; a digest of it where no file can be called so."""
     plain = name.replace(" ", "_").replace(",", "")
-    return plain if re.fullmatch(r"[^/\0]{1,230}", plain) else digest(name)
+    fits = re.fullmatch(r"[^/\0]+", plain) and len(plain.encode(errors="replace")) <= LONGEST
+    return plain if fits else digest(name)
 
 
 def read_report(path: Path) -> Report:

@@ -131,10 +131,11 @@ def test_a_head_that_is_a_constant_ties_with_it(adapter):
 def test_policies_by_name_and_adapters_are_compared_too(adapter, tmp_path):
     folder = str(adapter.save_pretrained(tmp_path / "other"))
     by_name = ["constant:temperature=1", "edt:base=1.4,theta=3", folder, GreedyPolicy(), adapter]
-    found = lk.evaluate(adapter, against=by_name, extra={"mine": "constant:temperature=0"}, **SMALL)
+    mine = "温度" * 60  # 360 bytes: no file can be called so
+    found = lk.evaluate(adapter, against=by_name, extra={mine: "constant:temperature=0"}, **SMALL)
     plain = lk.evaluate(adapter, **SMALL)
-    assert [name for name in found.rewards if name not in plain.rewards] == [*by_name[:3], "GreedyPolicy", "KnobAdapter", "mine"]
-    same = [("constant:temperature=1", "temperature 1"), (folder, HEAD), ("KnobAdapter", HEAD), ("mine", GREEDY)]
+    assert [name for name in found.rewards if name not in plain.rewards] == [*by_name[:3], "GreedyPolicy", "KnobAdapter", mine]
+    same = [("constant:temperature=1", "temperature 1"), (folder, HEAD), ("KnobAdapter", HEAD), (mine, GREEDY)]
     for name, known in [*same, ("GreedyPolicy", GREEDY), *((name, name) for name in plain.rewards)]:
         assert (found.rewards[name] == plain.rewards[known]).all()
         assert [rollout.ids for rollout in found.rollouts[name]] == [rollout.ids for rollout in plain.rollouts[known]]
