@@ -166,7 +166,7 @@ def _evaluate(
         say(f"Up to {most:,} more responses if the best constant is at the edge of the options.")
     with RunDir(folder, processes=Processes(alone=True), resume=True, after=after) as run:
         judge = Judge(run, own, sources, "", adapter, others)
-        report = judge.report(adapter, "")
+        report, _ = judge.compared(adapter)
         for (stage, name), paths in judge.files.items():
             if stage in (evaluation.name, "controls"):
                 rows = sorted(read_all(paths), key=lambda row: row.prompt)

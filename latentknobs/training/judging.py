@@ -131,7 +131,17 @@ class Judge(Scorer):
         return found[held], sentence(rewards, held, int(kept.sum()), sources.dev_trained)
 
     def report(self, adapter: KnobAdapter, choice: str) -> Report:
-        """The comparison on held-out prompts, and its files.
+        """The comparison on held-out prompts as the file of the run has it: rewards with six digits. See `compared`."""
+        report, content = self.compared(adapter, choice)
+
+        def make(path: Path, advance: Advance) -> None:
+            write_text(path, json.dumps(report.to_dict()) + "\n")
+
+        self.run.stage("summary", [Task(SUMMARY, self.config.digest("evaluation", content), make)])
+        return read_report(self.run.path)
+
+    def compared(self, adapter: KnobAdapter, choice: str = "") -> tuple[Report, str]:
+        """The comparison on held-out prompts, and a digest of what it is made of.
 
         Args:
             adapter: what is judged; the trained head takes part, too, where it is another one.
@@ -151,15 +161,9 @@ class Judge(Scorer):
         tasks, tuned_tasks = ([task_of(prompt) for prompt in prompts] for prompts in (sources.evaluation, sources.dev))
         notes = more.notes | {"numbers": numbers_of(trained, tuning, tuned)} | ({"choice": choice} if choice else {})
         tuned = {name: tuned[name] for name in tuned if name in rewards}
-
-        def make(path: Path, advance: Advance) -> None:
-            report = make_report(rewards | also, tuned, tasks, tuned_tasks=tuned_tasks, level=config.level, notes=notes)
-            write_text(path, json.dumps(report.to_dict()) + "\n")
-
+        report = make_report(rewards | also, tuned, tasks, tuned_tasks=tuned_tasks, level=config.level, notes=notes)
         # the order of prompts and policies is part of what a file of scores means
-        content = digest(self.contents, list(rewards | also), tasks, tuned_tasks, notes)
-        self.run.stage("summary", [Task(SUMMARY, config.digest("evaluation", content), make)])
-        return read_report(self.run.path)
+        return report, digest(self.contents, list(rewards | also), tasks, tuned_tasks, notes)
 
     @cached_property
     def tuned(self) -> tuple[Stage, Rewards]:
