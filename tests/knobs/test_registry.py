@@ -49,7 +49,7 @@ def install(monkeypatch: pytest.MonkeyPatch):
     return plug
 
 
-def refused(error: type[Exception], words: str, call, *args) -> str:
+def assert_refused(error: type[Exception], words: str, call, *args) -> str:
     with pytest.raises(error, match=re.escape(words)) as caught:
         call(*args)
     assert "\n" not in str(caught.value) and str(caught.value)[-1] in ".)"
@@ -136,24 +136,28 @@ BAD: list[tuple[type[DecodingKnob], str]] = [
 
 @pytest.mark.parametrize(("cls", "words"), BAD, ids=lambda x: getattr(x, "__name__", ""))
 def test_each_way_in_refuses_a_class_that_breaks_the_contract(cls, words: str, install) -> None:
-    assert refused(PluginError, words, register, cls).startswith(f"register({cls.__name__}) ")
-    assert refused(PluginError, words, resolve, cls()).startswith("The knob object ")
+    assert assert_refused(PluginError, words, register, cls).startswith(f"register({cls.__name__}) ")
+    assert assert_refused(PluginError, words, resolve, cls()).startswith("The knob object ")
     install("acme-knobs 2.0", bad=cls)
-    assert refused(PluginError, words, resolve, "bad").startswith('entry point "bad = plug_acme_knobs:bad" of acme-knobs 2.0 ')
+    assert assert_refused(PluginError, words, resolve, "bad").startswith(
+        'entry point "bad = plug_acme_knobs:bad" of acme-knobs 2.0 '
+    )
 
 
 def test_an_abstract_class_is_refused_naming_what_it_leaves_out() -> None:
     class Abstract(lk.TruncationKnob):
         name, stage, neutral = "abstract", Stage.RANK, 0.0
 
-    refused(PluginError, "register(", register, Abstract)
-    refused(PluginError, "does not implement kept. See docs/write-a-knob.md.", register, Abstract)
+    assert_refused(PluginError, "register(", register, Abstract)
+    assert_refused(PluginError, "does not implement kept. See docs/write-a-knob.md.", register, Abstract)
 
 
 def test_what_is_no_knob_class_is_refused(install) -> None:
-    refused(PluginError, "register(dict) is <class 'dict'>, which is not a subclass of latentknobs.DecodingKnob", register, dict)
+    assert_refused(
+        PluginError, "register(dict) is <class 'dict'>, which is not a subclass of latentknobs.DecodingKnob", register, dict
+    )
     install("acme-knobs 2.0", odd=dict)
-    refused(PluginError, "of acme-knobs 2.0 is <class 'dict'>, which is not a subclass", resolve, "odd")
+    assert_refused(PluginError, "of acme-knobs 2.0 is <class 'dict'>, which is not a subclass", resolve, "odd")
 
 
 def test_a_plugin_installed_while_the_process_runs_is_found(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,13 +186,15 @@ def test_a_broken_plugin_fails_only_for_whoever_asks_for_it(value: str, cause: s
     install("acme-knobs 2.0", cut=value)
     assert "cut" in names() and resolve("top_p").name == "top_p"
     words = f"The knob 'cut' cannot be loaded: entry point \"cut = {value}\" of acme-knobs 2.0 failed with {cause}"
-    message = refused(PluginError, words, resolve, "cut")
+    message = assert_refused(PluginError, words, resolve, "cut")
     assert message.endswith("Repair or uninstall acme-knobs; other knobs are not affected.")
 
 
 def test_an_entry_point_and_its_class_must_agree_on_the_name(install) -> None:
     install("acme-knobs 2.0", other=Cut)
-    refused(PluginError, "of acme-knobs 2.0 holds a knob that calls itself 'cut'. The two names must be equal.", resolve, "other")
+    assert_refused(
+        PluginError, "of acme-knobs 2.0 holds a knob that calls itself 'cut'. The two names must be equal.", resolve, "other"
+    )
 
 
 def test_listing_imports_neither_plugins_nor_torch_models() -> None:
@@ -197,7 +203,7 @@ def test_listing_imports_neither_plugins_nor_torch_models() -> None:
         "assert any(s.name == 'temperature' for s in found);"
         "assert not [m for m in sys.modules if m.startswith(('latentknobs_', 'transformers'))]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # clashes
@@ -213,9 +219,11 @@ def test_two_plugins_of_one_name_raise_naming_both_and_the_way_out(install) -> N
         "Two plugins offer the knob 'cut': entry point \"cut = plug_acme_knobs:cut\" of acme-knobs 2.0 and "
         'entry point "cut = plug_zeta:cut" of zeta 0.1. Write "acme-knobs:cut" or "zeta:cut".'
     )
-    refused(PluginError, words, resolve, "cut")
+    assert_refused(PluginError, words, resolve, "cut")
     assert type(resolve("acme-knobs:cut")) is Cut and type(resolve("zeta:cut:0.1,0.5")) is Other
-    refused(SpaceError, "The knob 'cut' stands twice in ['cut', 'cut']", lambda: lk.KnobSpace.of("acme-knobs:cut", "zeta:cut"))
+    assert_refused(
+        SpaceError, "The knob 'cut' stands twice in ['cut', 'cut']", lambda: lk.KnobSpace.of("acme-knobs:cut", "zeta:cut")
+    )
 
 
 def test_a_distribution_found_twice_on_the_path_is_no_clash(install) -> None:
@@ -228,13 +236,15 @@ def test_names_of_this_distribution_are_reserved(install) -> None:
     class Fake(Cut):
         name: ClassVar[str] = "top_p"
 
-    refused(PluginError, "wants the name 'top_p', which entry point \"top_p = latentknobs_truncation:TopP\"", register, Fake)
-    refused(PluginError, "wants the name 'top_p', which entry point", resolve, Fake())
+    assert_refused(
+        PluginError, "wants the name 'top_p', which entry point \"top_p = latentknobs_truncation:TopP\"", register, Fake
+    )
+    assert_refused(PluginError, "wants the name 'top_p', which entry point", resolve, Fake())
     install("acme-knobs 2.0", top_p=Fake)
     assert type(resolve("top_p")).__module__ == "latentknobs_truncation"
     words = 'of acme-knobs 2.0 takes the name of entry point "top_p = latentknobs_truncation:TopP" of latentknobs'
-    refused(PluginError, words, resolve, "acme-knobs:top_p")
-    refused(PluginError, "which is reserved. The plugin must choose another name.", resolve, "acme-knobs:top_p")
+    assert_refused(PluginError, words, resolve, "acme-knobs:top_p")
+    assert_refused(PluginError, "which is reserved. The plugin must choose another name.", resolve, "acme-knobs:top_p")
 
 
 def test_register_and_objects_do_not_shadow_an_installed_plugin(install) -> None:
@@ -242,8 +252,8 @@ def test_register_and_objects_do_not_shadow_an_installed_plugin(install) -> None
         pass
 
     install("acme-knobs 2.0", cut=Cut)
-    refused(PluginError, "Other) wants the name 'cut', which entry point \"cut = plug_acme_knobs:cut\"", register, Other)
-    refused(PluginError, "wants the name 'cut', which entry point", resolve, Other())
+    assert_refused(PluginError, "Other) wants the name 'cut', which entry point \"cut = plug_acme_knobs:cut\"", register, Other)
+    assert_refused(PluginError, "wants the name 'cut', which entry point", resolve, Other())
     assert resolve(Cut()) == Cut()
 
 
@@ -253,7 +263,7 @@ def test_two_classes_of_one_name_cannot_both_be_registered() -> None:
 
     register(Scale)
     words = 'which "scale", registered in this process by broken_knobs:Scale already has. Give the class another `name`.'
-    refused(PluginError, words, register, Second)
+    assert_refused(PluginError, words, register, Second)
 
 
 # bad requests
@@ -282,7 +292,7 @@ def test_two_classes_of_one_name_cannot_both_be_registered() -> None:
     ],
 )  # fmt: skip
 def test_a_bad_request_is_told_what_was_wrong_and_what_to_write(spec: Any, error: type[Exception], words: str) -> None:
-    refused(error, words, resolve, spec)
+    assert_refused(error, words, resolve, spec)
 
 
 def test_a_knob_without_a_default_grid_asks_for_one() -> None:
@@ -294,10 +304,10 @@ def test_a_knob_without_a_default_grid_asks_for_one() -> None:
             return value_N
 
     register(Bare)
-    refused(ConfigError, "The knob 'bare' has no default grid. Write one, e.g. 'bare:0.5,1'.", resolve, "bare")
+    assert_refused(ConfigError, "The knob 'bare' has no default grid. Write one, e.g. 'bare:0.5,1'.", resolve, "bare")
 
 
 def test_too_many_options_are_refused_before_they_fill_the_memory() -> None:
     grid = [v / 64 for v in range(1, 65)]
     words = "has 16,777,216 options, more than 131,072. Shorten the grids, leave out knobs, or choose options"
-    refused(SpaceError, words, lambda: lk.KnobSpace.of(*({n: grid} for n in ("temperature", "top_p", "min_p", "p_less"))))
+    assert_refused(SpaceError, words, lambda: lk.KnobSpace.of(*({n: grid} for n in ("temperature", "top_p", "min_p", "p_less"))))

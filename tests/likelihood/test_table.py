@@ -56,7 +56,7 @@ SPACES["dense last"] = KnobSpace.of({"temperature": [0.5, 1.0], "top_p": [0.8, 1
 SPACES["strategies"] = SPACES["transformers"].select(range(1, SPACES["transformers"].K, 7))
 
 
-def agree(fast_NK: Tensor, slow_NK: Tensor, bound: float) -> None:
+def assert_agree(fast_NK: Tensor, slow_NK: Tensor, bound: float) -> None:
     assert fast_NK.dtype == slow_NK.dtype and fast_NK.shape == slow_NK.shape
     assert not fast_NK.isnan().any()
     assert torch.equal(fast_NK.isneginf(), slow_NK.isneginf())
@@ -88,7 +88,7 @@ def test_tables_equal_the_reference(name: str, top: int, case: tuple[Tensor, Ten
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "TOP", top)
         patch.setattr(table, "CELLS", 3 * top)
-        agree(table.option_logps(*case, SPACES[name]), reference.option_logps(*case, SPACES[name]), 1e-9)
+        assert_agree(table.option_logps(*case, SPACES[name]), reference.option_logps(*case, SPACES[name]), 1e-9)
 
 
 @pytest.mark.parametrize("name", ["transformers", "vllm", "llama.cpp", "third party"])
@@ -98,7 +98,7 @@ def test_large_vocabularies_where_the_top_comes_from_a_tournament(name: str, V: 
     logits_NV = torch.randn(5, V, generator=random, dtype=torch.float64) * torch.tensor([[0.2], [1], [2], [3], [6]])
     logits_NV[1] = logits_NV[1].mul(4).round().div(4)
     targets_N = torch.cat([logits_NV[:2].argmax(-1), logits_NV[2:].softmax(-1).multinomial(1, generator=random)[:, 0]])
-    agree(
+    assert_agree(
         table.option_logps(logits_NV, targets_N, SPACES[name]), reference.option_logps(logits_NV, targets_N, SPACES[name]), 1e-9
     )
 
@@ -109,7 +109,7 @@ def test_narrow_logits_within_the_stated_bound(dtype: torch.dtype) -> None:
     logits_NV = (torch.randn(12, 5_000, generator=random) * 3).to(dtype)
     targets_N = logits_NV.float().softmax(-1).multinomial(1, generator=random)[:, 0]
     slow_NK = reference.option_logps(logits_NV, targets_N, SPACES["transformers"])
-    agree(table.option_logps(logits_NV, targets_N, SPACES["transformers"]), slow_NK, FLOAT32_BOUND)
+    assert_agree(table.option_logps(logits_NV, targets_N, SPACES["transformers"]), slow_NK, FLOAT32_BOUND)
 
 
 def test_temperatures_alone_never_sort(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_temperatures_alone_never_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     logits_NV = torch.randn(4, 90, dtype=torch.float64)
     targets_N = torch.tensor([3, 0, 89, int(logits_NV[3].argmax())])
     space = KnobSpace.of("temperature")
-    agree(table.option_logps(logits_NV, targets_N, space), reference.option_logps(logits_NV, targets_N, space), 1e-12)
+    assert_agree(table.option_logps(logits_NV, targets_N, space), reference.option_logps(logits_NV, targets_N, space), 1e-12)
 
 
 def test_only_rows_whose_cut_lies_beyond_the_top_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_rows_and_no_gradient() -> None:
     assert not table_NK.requires_grad
     assert table.option_logps(logits_NV[:0], torch.tensor([], dtype=torch.long), SPACES["vllm"]).shape == (0, SPACES["vllm"].K)
     strided_NV = torch.randn(8, 3).T
-    agree(
+    assert_agree(
         table.option_logps(strided_NV, torch.tensor([0, 1, 2]), SPACES["vllm"]),
         reference.option_logps(strided_NV, torch.tensor([0, 1, 2]), SPACES["vllm"]),
         FLOAT32_BOUND,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_table import LastDigits, agree, rows
+from test_table import LastDigits, assert_agree, rows
 from torch import Tensor
 
 from latentknobs import KnobSpace, Stage, TruncationKnob, option_logps
@@ -52,7 +52,7 @@ def test_few_columns_tell_the_same(name: str, case: tuple[Tensor, Tensor], first
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "FIRST", first)
         patch.setattr(table, "TOP", top)
-        agree(table.option_logps(*case, SPACES[name]), reference.option_logps(*case, SPACES[name]), 1e-9)
+        assert_agree(table.option_logps(*case, SPACES[name]), reference.option_logps(*case, SPACES[name]), 1e-9)
 
 
 @given(case=rows(), seed=st.integers(0, 10**6))

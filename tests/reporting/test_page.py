@@ -221,7 +221,7 @@ def test_a_task_on_which_nothing_differs_does_not_push_the_other_panels_aside(re
     tied = dataclasses.replace(report, rewards=rewards)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns where a layout collapses
-        figures.win_rates(tied, {(row.policy, row.task): row for row in tied.table()})
+        assert "<svg" in figures.win_rates(tied, {(row.policy, row.task): row for row in tied.table()})
 
 
 def test_a_constant_that_was_not_judged_does_not_stop_the_report(run: Path, report: Report) -> None:

@@ -176,10 +176,12 @@ def test_equal_logits_go_by_index() -> None:
 
 
 def test_the_common_case_never_looks_at_a_whole_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_1V, settings = logits_of(4_000), [0.8, 50, 0.9, 0.02]
+    before_N = sampled(logits_1V, settings, 500)
     monkeypatch.setattr(sampler, "draw", lambda *_: pytest.fail("looked at a whole row"))
     monkeypatch.setattr(sampler.reference, "apply_values", lambda *_: pytest.fail("looked at a whole row"))
     monkeypatch.setattr(row_cut.Cut, "_total", lambda *_: pytest.fail("summed a whole row"))
-    sampled(logits_of(4_000), [0.8, 50, 0.9, 0.02], 500)
+    assert torch.equal(sampled(logits_1V, settings, 500), before_N)
 
 
 @given(st.integers(1, 3_000), st.integers(0, 10**6))
