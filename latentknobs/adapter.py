@@ -171,9 +171,9 @@ class KnobAdapter:
         """Writes the adapter's folder and returns its path. Folders of this machine are left out of what is written."""
         folder = path_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self.head.state_dict(), folder / HEAD)  # first: a full disk then leaves an adapter that was here as it was
         for stale in (ENTROPY, RIVAL):
             (folder / stale).unlink(missing_ok=True)
-        save_tensors(self.head.state_dict(), folder / HEAD)
         if self.rival is not None:
             save_tensors(self.rival.state_dict(), folder / RIVAL)
         config = self._config()

@@ -118,7 +118,7 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
 
 def read_lines(path: Path, kind: type[T]) -> list[T]:
     """What `write_lines` wrote of a dataclass; RunError if the file is missing or a line is damaged."""
-    cure = "Delete it, and `latentknobs train --resume` makes it again."
+    cure = "Delete it, and the command that made it makes it again with --resume."
     try:
         rows = [parse_json(line) for line in read_text(path, RunError, cure, LARGEST).splitlines()]
         found: list[T] = fit(rows, list[kind])  # type: ignore[valid-type]

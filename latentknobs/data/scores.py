@@ -11,8 +11,7 @@ def score_rollouts(
     reward: RewardSpec, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], cache: ScoreCache | None = None, *,
     advance: Callable[[int], None] = lambda items: None,
 ) -> list[Score]:  # fmt: skip
-    """The score of every rollout, None where the reward failed, be it everywhere. See `score_all` for the other arguments and the
-    errors.
+    """The score of every rollout; its value is None where the reward failed. See `score_all` for the other arguments.
 
     Args:
         prompts: all prompts, also those that these rollouts do not answer: together they say which columns there are. A

@@ -136,6 +136,7 @@ def _mass_chains(space: KnobSpace) -> tuple[tuple[Chain, ...], bool]:
     """The chains of temperatures at which masses of whole rows are read, and whether any option truncates."""
 
     def visit(j: int, branches: tuple[Branch, ...], chain: Chain, is_cut: bool) -> Iterator[tuple[Chain | None, bool]]:
+        """The chains below these branches whose masses are read, None where an option needs none; and whether it truncates."""
         for branch in branches:
             cuts = branch.temperature is None and not branch.is_neutral
             if cuts and not is_cut and space.knobs[j].sees == "mass":  # type: ignore[attr-defined]

@@ -185,6 +185,7 @@ class Ledger:
         original = cache.reorder_cache
 
         def reorder_cache(beam_idx: Tensor) -> None:
+            """The cache's own, and the same for what was chosen."""
             original(beam_idx)
             for name in TABLES:
                 if (table_BL := getattr(self, name)) is not None:

@@ -60,9 +60,9 @@ def sample_values(
         row_R = torch.tensor(rows, device=token_N.device)
         exact_RV = reference.apply_values(cut.logits_NV[row_R], space, value_NJ[row_R])
         is_gone_R = pick(exact_RV, token_N[row_R]).isneginf()
-        row_g = row_R[is_gone_R]
-        seed_g = seed[row_g] if isinstance(seed, Tensor) else seed
-        token_N[row_g] = draw(exact_RV[is_gone_R], uniforms(seed_g, REDRAWS, row_N[row_g], position_N[row_g]))
+        gone_R = row_R[is_gone_R]
+        seed_R = seed[gone_R] if isinstance(seed, Tensor) else seed
+        token_N[gone_R] = draw(exact_RV[is_gone_R], uniforms(seed_R, REDRAWS, row_N[gone_R], position_N[gone_R]))
     return token_N
 
 

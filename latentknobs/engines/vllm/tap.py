@@ -61,6 +61,8 @@ def install() -> None:
         return
 
     class TappedLogitsProcessor(base):
+        """vLLM's own, which shows the tap what it reads and what it returns."""
+
         see_latentknobs = staticmethod(TAP.see)
 
         def forward(self, lm_head: Any, hidden_states: Any, *args: Any, **more: Any) -> Any:
