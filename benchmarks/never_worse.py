@@ -1,6 +1,6 @@
 """Does anybody lose who adapts? Twelve rewards on the testbed, three training seeds each; half of them leave nothing to adapt.
 
-    python -m benchmarks.never_worse            # about 30 minutes of processor time; a run that was stopped goes on
+    python -m benchmarks.never_worse            # about 15 minutes of processor time; a run that was stopped goes on
     python -m benchmarks.never_worse --only "noise|math" --seed 0      # a part; parts may run side by side, the last call sums up
 
 For each reward the adapter that `train` saves, and the head before the choice, against the constant that was tuned on the same

@@ -25,7 +25,7 @@ from benchmarks.paper.archive import unpacked
 from benchmarks.paper.claims import VERDICTS
 from benchmarks.paper.document import write_page
 from benchmarks.paper.experiment import RIVALS, correct, play_part, put_together, summary
-from benchmarks.paper.recipe import Part, Recipe, Size, names, read_recipe
+from benchmarks.paper.recipe import Part, Recipe, Size, forecast, names, read_recipe
 from benchmarks.paper.worlds import MissingData
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,6 +68,7 @@ def run(
 @click.option("--jobs", default=2, show_default=True, help="Recipes at a time, one thread each.")
 def every(seeds: int, size: Size, out: Path, jobs: int) -> None:
     """Runs every recipe and says which conclusions hold."""
+    report(f"{forecast(names(), size, seeds)} {jobs} recipes at a time.")
     started = time.monotonic()
 
     def one(name: str) -> int:
@@ -135,6 +136,7 @@ def run_recipe(
     for label, part in parts.items():
         own_model, _, own_source = part.world.rpartition(":")
         parts[label] = part.model_copy(update={"world": f"{model or own_model}:{prompts or own_source}"})
+    report(f"{name}, {size}: {forecast([name], size, seeds, piece)}{' The parts together, that is.' if chosen else ''}")
     for one in [piece] if piece else pieces:
         with unpacked(work := folder / "-".join([one, *map(slug, chosen)])):
             for label in chosen or parts:

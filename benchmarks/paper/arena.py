@@ -109,7 +109,7 @@ class Arena:
         policy = adapter.rival_policy()
         assert policy is not None
         policy.head.to(next(self.world.model.parameters()).device)
-        return Player("statistics-only head", policy, f"{player.key} rival")
+        return Player(f"statistics-only head ({player.name})", policy, f"{player.key} rival")
 
     def play(self, player: Player, part: str, copies: int, limit: int | None = None) -> list[Rollout]:
         """`copies` responses of a policy to each of the first prompts of a part."""

@@ -85,7 +85,7 @@ def rivals(over: list[str], field: "Field", name: str, subject: str) -> list[str
     """The players that a claim names, without its subject."""
     best = field.best.get(name, next(iter(field.best.values())))
     found = [player for word in over for player in ([best] if word == "tuned" else players_called(word, field))]
-    return [player for player in dict.fromkeys(found) if player != subject]
+    return [player for player in dict.fromkeys(found) if player != subject and field.meets(player, subject)]
 
 
 def players_called(word: str, field: "Field") -> list[str]:

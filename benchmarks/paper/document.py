@@ -122,7 +122,7 @@ def _part(name: str, label: str, part: dict[str, Any], folder: Path) -> list[str
     if "front" in part:
         gain, low, high = part["front"]["hypervolume gain"]
         axes = " and ".join(part["front"]["axes"])
-        facts = f"learned minus static; {axes}; {len(part['front']['static'])} static settings"
+        facts = f"learned minus static; {axes}; {len(part['front']['static'])} static settings; interval over prompts alone"
         lines += [f"Area between the fronts ({facts}): {gain:.4f} [{low:.4f}, {high:.4f}].", ""]
     if others:
         lines += ["<details><summary>All other tables</summary>", ""]

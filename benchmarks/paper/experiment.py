@@ -90,9 +90,12 @@ class Field:
         return replace(found, p=self.corrected.get(key, found.p))
 
     def rows(self, name: str, subject: str, task: str) -> list[Key]:
-        """The subject against everybody; controls of other heads are left out."""
-        own = [player for player in self.players if player not in self.groups["controls"] or player.endswith(f"({subject})")]
-        return [Key(name, subject, player, task) for player in own if player != subject]
+        """The subject against everybody; what belongs to other heads is left out."""
+        return [Key(name, subject, player, task) for player in self.players if player != subject and self.meets(player, subject)]
+
+    def meets(self, player: str, subject: str) -> bool:
+        """Whether a player is a rival of a head: not if it was made for another one, as controls and heads on statistics are."""
+        return not any(player.endswith(f" ({head})") for head in self.groups["heads"] if head != subject)
 
     def table(self, name: str, subject: str, task: str) -> dict[str, Any]:
         """The subject against everybody, as plain data."""
@@ -165,21 +168,21 @@ def task_of(prompt: Any) -> str:
 
 
 def learned(part: Part, numbers: Numbers, arena: Arena, seed: int, say: Say) -> dict[str, list[Player]]:
-    """The heads of a training seed, a head of the same kind that sees statistics alone, and the controls of the subjects."""
+    """The heads of a training seed; for each subject its controls, and a head for the same reward that sees statistics alone."""
     heads = []
     for name in chosen_heads(part, numbers):
         say(f"  head {name}, seed {seed}")
         heads.append(arena.fit(name, {"seed": seed} | part.heads[name]))
-    rules = [arena.rival(heads[0])] if "statistics" in baselines_of(part, numbers) else []
+    subjects = [head for head in heads if head.name in subjects_of(part, numbers)]
+    rules = [arena.rival(head) for head in subjects]
     engine, held_out = TransformersEngine(arena.world.model, arena.world.tokenizer), arena.prompts("held_out")
     controlled = []
-    for head in heads:
-        if head.name in subjects_of(part, numbers):
-            choices = choices_of(engine, held_out, arena.play(head, "held_out", numbers.copies), head.policy)
-            stage = controls(head.policy, choices, held_out, numbers.copies)
-            built = {one.name: one.build(None, "greedy") for one in stage.compared}  # type: ignore[arg-type]
-            for name in (MEAN, SHUFFLED, BINNED):  # a head that always chooses the same is its own control
-                controlled.append(Player(f"{name} ({head.name})", built.get(name) or head.policy, f"{head.key} {name}"))
+    for head in subjects:
+        choices = choices_of(engine, held_out, arena.play(head, "held_out", numbers.copies), head.policy)
+        stage = controls(head.policy, choices, held_out, numbers.copies)
+        built = {one.name: one.build(None, "greedy") for one in stage.compared}  # type: ignore[arg-type]
+        for name in (MEAN, SHUFFLED, BINNED):  # a head that always chooses the same is its own control
+            controlled.append(Player(f"{name} ({head.name})", built.get(name) or head.policy, f"{head.key} {name}"))
     return {"heads": heads, "rules": rules, "controls": controlled}
 
 

@@ -70,7 +70,10 @@ class Part(BaseModel):
 
 
 class Recipe(BaseModel):
-    """An experiment: its texts for docs/paper.md, and its parts."""
+    """An experiment: its texts for docs/paper.md, and its parts.
+
+    `minutes`: what it took where it was measured, of processor time: the rivals, and one training seed, of all parts.
+    """
 
     model_config = ConfigDict(extra="forbid")
     title: str
@@ -79,6 +82,7 @@ class Recipe(BaseModel):
     found: str
     ours: str
     agrees: str = ""
+    minutes: dict[Size, tuple[float, float]] = {}
     parts: dict[str, Part]
 
 
@@ -93,6 +97,16 @@ def read_recipe(name: str) -> Recipe:
     shared = data.pop("shared", {})
     data["parts"] = {part: merged(shared, own or {}) for part, own in data["parts"].items()}
     return Recipe(**data)
+
+
+def forecast(recipes: list[str], size: Size, seeds: int, piece: str | None = None) -> str:
+    """What recipes took where they were measured, as a sentence."""
+    took = {name: minutes for name in recipes if (minutes := read_recipe(name).minutes.get(size))}
+    shares = {None: (1, seeds), "rivals": (1, 0)}.get(piece, (0, 1))
+    total = sum(share * part for minutes in took.values() for share, part in zip(shares, minutes, strict=True))
+    known = f"About {total:.0f} minutes of processor time where it was measured, less what is there already."
+    unknown = [name for name in recipes if name not in took]
+    return " ".join([*([known] if took else []), *([f"Not measured at this size: {', '.join(unknown)}."] if unknown else [])])
 
 
 def merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.families import race
 from benchmarks.paper.arena import Player
-from benchmarks.paper.claims import FAILS, HOLDS, OPEN, Key, decide, judge
+from benchmarks.paper.claims import FAILS, HOLDS, OPEN, Key, compared, decide, judge
 from benchmarks.paper.experiment import Field, correct
 from benchmarks.paper.recipe import Claim, read_recipe
 from latentknobs.evaluation.statistics import Interval
@@ -67,10 +67,15 @@ def test_one_correction_takes_in_all_tables_and_conclusions_of_a_recipe() -> Non
     assert once == pytest.approx(min(1, 2 * raw), abs=1e-6)
 
 
-def test_controls_of_a_head_are_in_its_own_tables_only() -> None:
+def test_what_was_made_for_a_head_is_in_its_own_tables_and_conclusions_only() -> None:
     found = table(0.3)
-    found.groups["controls"] = ["its mean (head)", "its mean (other)"]
-    assert [key.rival for key in found.rows("reward", "head", "all")] == ["cold", "warm", "bad", "its mean (head)"]
+    found.groups |= {"heads": ["head", "other"], "controls": ["its mean (head)", "its mean (other)"]}
+    found.groups["rules"] = ["statistics-only head (head)", "statistics-only head (other)"]
+    ours = ["statistics-only head (head)", "its mean (head)"]
+    assert [key.rival for key in found.rows("reward", "head", "all")] == ["other", "cold", "warm", "bad", *ours]
+    for over, rivals in (("rules", ours[:1]), ("statistics-only head", ours[:1]), ("its mean", ours[1:])):
+        claim = Claim(say="x", expect="better", over=[over])
+        assert [key.rival for key in compared(claim, found, "head", "reward")] == rivals
 
 
 @pytest.mark.parametrize(("head", "expected"), [(0.6, HOLDS), (0.3, OPEN), (0.1, FAILS)])

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks.paper.__main__ import commit, main
 from benchmarks.paper.archive import unpacked
+from benchmarks.paper.recipe import forecast, names, read_recipe
 
 
 def write(folder: Path, name: str, size: str, parts: dict[str, int]) -> None:
@@ -47,6 +48,15 @@ def test_an_unknown_recipe_or_part_is_refused_with_the_known_ones(tmp_path: Path
     told = runner.invoke(main, ["run", "ultra", "--part", "tokens", "--out", str(tmp_path)])
     assert told.exit_code and "no part 'tokens'" in told.output and "token level" in told.output
     assert not list(tmp_path.iterdir())
+
+
+def test_the_forecast_adds_up_rivals_and_training_seeds_and_names_what_was_not_measured() -> None:
+    rivals, seed = read_recipe("voting").minutes["reduced"]
+    assert f"About {rivals + 3 * seed:.0f} minutes" in forecast(["voting"], "reduced", 3)
+    assert f"About {rivals:.0f} minutes" in forecast(["voting"], "reduced", 3, "rivals")
+    assert f"About {seed:.0f} minutes" in forecast(["voting"], "reduced", 3, "0")
+    assert forecast(["voting"], "smoke", 3) == "Not measured at this size: voting."
+    assert forecast(names(), "smoke", 1) == f"Not measured at this size: {', '.join(names())}."
 
 
 def test_training_rollouts_are_compressed_while_nobody_trains(tmp_path: Path) -> None:
