@@ -1,8 +1,9 @@
-"""REINFORCE on the testbed and stories260K: estimators, LPO at equal rollouts, token and parallel budgets, ablations.
+"""REINFORCE on the testbed, stories260K and SmolLM2: estimators, LPO at equal rollouts, token and parallel budgets, ablations.
 
     python -m benchmarks.reinforce                               # everything, about two hours on one core; it can be interrupted
     python -m benchmarks.reinforce curves --task math --seed 3   # one part, task and seed: many of these can run side by side
 
+What runs on SmolLM2-135M-Instruct (tasks that begin with smollm2) needs the model of `make instruct`, and a GPU to end in time.
 Every result is a file in runs/reinforce; `python -m benchmarks.reinforce tables` reads them alone (docs/reinforce.md).
 """
 
@@ -17,14 +18,19 @@ import torch
 
 import latentknobs as lk
 from benchmarks.reinforce_runs import (
-    LONGEST,
+    BOTH,
+    INSTRUCT,
+    SO,
     STORIES,
+    SUMS,
     Case,
     both,
     choices,
     earned,
+    has_instruct,
     judged,
     lm,
+    longest_of,
     lpo_heads,
     prompts_of,
     spread,
@@ -40,14 +46,18 @@ from latentknobs.policies.controls import MeanShift, Shuffle
 
 OUT = Path("runs/reinforce")
 TASKS = ("constrained", "mixture", "math")
-WITH_STORIES = (*TASKS, STORIES)  # for the curves
+WITH_STORIES = (*TASKS, STORIES, SO)  # for the curves
 SEEDS = range(1, 6)
 POINTS = (256, 512, 1024, 2048)  # rollouts after which a head is judged; a step of REINFORCE has 64
 RATES = {"score": (3e-3, 1e-2, 3e-2), "marginal": (3e-3, 1e-2, 3e-2), "lpo": (3e-4, 1e-3, 3e-3)}  # the second: the default
 TEMPERATURES = lk.KnobSpace.of("temperature")
 FOUR = lk.KnobSpace.of({"temperature": [0.0, 0.5, 1.0, 1.25]})  # the paper's actions at token level
 FINE = lk.KnobSpace.of({"temperature": [0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25]})  # of constants
-BUDGETS = {"mixture": (16, 32, 64), "math": (16, 20, 24)}  # tokens: nearly every story is cut by each, solutions by the first two
+BUDGETS = {
+    "mixture": (16, 32, 64),
+    "math": (16, 20, 24),
+    SO: (16, 32, 48),
+}  # tokens: nearly every story is cut by each, solutions by the first two
 SEEN = {"with the budget": ("hidden", "remaining"), "without it": ("hidden",), "statistics": ("entropy", "max_prob")}
 SIX = lk.KnobSpace.of("temperature:0,0.5,0.75,1,1.25", "top_k:0,10", "top_p:0.95,1", "min_p:0,0.1").select(
     [{"temperature": t, "top_k": k, "top_p": p, "min_p": m} for t, k, p, m in (
@@ -100,7 +110,7 @@ def rivals() -> Iterator[Job]:
 
 def variance() -> Iterator[Job]:
     """Spread of the gradient of 8 prompts x 8 rollouts, on the same rollouts under both estimators."""
-    for task in TASKS:
+    for task in (*TASKS, SO):
         case = Case(task, 50, TEMPERATURES, {})
         yield Job(f"variance/{task} start", task, 0, partial(spread, case, None))
         yield Job(f"variance/{task} later", task, 0, lambda case=case: spread(case, case.heads([512])[512].head))
@@ -152,18 +162,23 @@ def controls(policy: Policy, case: Case, longest: Sequence[int], samples: int = 
 
 
 def parallel() -> Iterator[Job]:
-    """Sequence level under parallel budgets, best of B, on the mixture."""
+    """Sequence level under parallel budgets, best of B, on mixtures."""
     more, level = {"level": "sequence", "parallel": list(TOGETHER)}, parse_level("sequence")
     seen = SEEN | {"with the budget": ("hidden", "samples")}
-    for seed in SEEDS:
-        for name, features in seen.items():
-            case = Case("mixture", seed, SIX, more | {"features": features})
-            yield Job(f"parallel/{name} {seed}", "mixture", seed, partial(together, case, name == "with the budget"))
-    fixed = {f"constant {k}": ConstantPolicy(SIX, k) for k in range(SIX.K)} | {"uniform mixture": UniformPolicy(SIX, level)}
-    for name, policy in fixed.items():
-        yield Job(f"parallel/{name}", "mixture", 0, lambda policy=policy: {split: best_of(policy, split=split)
-                                                                           for split in ("held out", "tuning")})  # fmt: skip
-    yield Job("parallel/TURN", "mixture", 0, lambda: {"held out": best_of(turn("mixture"))})
+    for task, where in (("mixture", "parallel"), (BOTH, f"parallel/{BOTH}")):
+        for seed in SEEDS:
+            for name, features in seen.items():
+                case = Case(task, seed, SIX, more | {"features": features})
+                yield Job(f"{where}/{name} {seed}", task, seed, partial(together, case, name == "with the budget"))
+        fixed = {f"constant {k}": ConstantPolicy(SIX, k) for k in range(SIX.K)} | {"uniform mixture": UniformPolicy(SIX, level)}
+        for name, policy in fixed.items():
+            yield Job(f"{where}/{name}", task, 0, partial(on_both, task, policy))
+        yield Job(f"{where}/TURN", task, 0, lambda task=task: {"held out": best_of(task, turn(task))})
+
+
+def on_both(task: str, policy: Policy) -> dict[str, Any]:
+    """`best_of` on tuning and on held-out prompts."""
+    return {split: best_of(task, policy, split=split) for split in ("held out", "tuning")}
 
 
 def together(case: Case, has_controls: bool) -> dict[str, Any]:
@@ -171,19 +186,19 @@ def together(case: Case, has_controls: bool) -> dict[str, Any]:
     [policy] = case.heads([1536]).values()
     found: dict[str, dict[str, Any]] = {}
     for B in TOGETHER:
-        rivals = controls(policy, case, [LONGEST], B) if has_controls else {}
+        rivals = controls(policy, case, [longest_of(case.task)], B) if has_controls else {}
         for name, one in ({"head": policy} | rivals).items():
-            found.setdefault(name, {}).update(best_of(one, B))
+            found.setdefault(name, {}).update(best_of(case.task, one, B))
     return found
 
 
-def best_of(policy: Policy, samples: int | None = None, split: str = "held out") -> dict[str, list[float]]:
+def best_of(task: str, policy: Policy, samples: int | None = None, split: str = "held out") -> dict[str, list[float]]:
     """By prompt, the mean best reward of groups of B among 8 responses, for each B or (`samples`) for one."""
-    prompts = prompts_of("mixture", split, 96, 3)
+    prompts = prompts_of(task, split, 96, 3)
     rollouts = roll_out(
-        *lm("mixture"), prompts, policy, copies=8, samples=samples or 8, max_new_tokens=LONGEST, batch_size=256, seed=1001
+        *lm(task), prompts, policy, copies=8, samples=samples or 8, max_new_tokens=longest_of(task), batch_size=256, seed=1001
     )
-    rewards = torch.tensor(earned("mixture", prompts, rollouts, 8))
+    rewards = torch.tensor(earned(task, prompts, rollouts, 8))
     sizes = TOGETHER if samples is None else (samples,)
     return {str(B): [float(group_rewards(reward_C, B, "best")[1].mean()) for reward_C in rewards] for B in sizes}
 
@@ -193,14 +208,16 @@ def ablations() -> Iterator[Job]:
     changes = {"entropy": {"features": ("entropy",)}, "marginal mask": {"max_prob": 0.95},
                "score mask": {"estimator": "score", "max_prob": 0.95}}  # fmt: skip
     for seed in SEEDS:
-        for task in TASKS:
+        for task in (*TASKS, SO):
             for name, more in changes.items():
                 case = Case(task, seed, TEMPERATURES, more)
                 yield Job(f"ablations/{task} {name} {seed}", task, seed, partial(points_at, case, (512,), (task,)))
-        mixed, stories = (Case(task, seed, TEMPERATURES, {}) for task in ("mixture", "stories"))
-        singles = ("constrained", "stories", "math")
-        yield Job(f"ablations/mixed {seed}", "mixture", seed, partial(points_at, mixed, (512, 1536), singles))
-        yield Job(f"ablations/stories {seed}", "stories", seed, partial(points_at, stories, (512,), ("stories",)))
+        for mixture, singles in (("mixture", ("constrained", "stories", "math")), (BOTH, (SO, SUMS))):
+            case, where = Case(mixture, seed, TEMPERATURES, {}), "mixed" if mixture == "mixture" else f"{mixture} mixed"
+            yield Job(f"ablations/{where} {seed}", mixture, seed, partial(points_at, case, (512, 1536), singles))
+        for task in ("stories", SUMS):  # of which there are no curves
+            case = Case(task, seed, TEMPERATURES, {})
+            yield Job(f"ablations/{task} {seed}", task, seed, partial(points_at, case, (512,), (task,)))
 
 
 def points_at(case: Case, sizes: Sequence[int], tasks: Sequence[str]) -> dict[int, Any]:
@@ -217,18 +234,20 @@ PARTS = {
 @click.argument("parts", nargs=-1, type=click.Choice([*PARTS, "tables"]))
 @click.option("--task", multiple=True, help="Only these tasks.")
 @click.option("--seed", multiple=True, type=int, help="Only these training seeds; 0: what needs no training.")
-def main(parts: tuple[str, ...], task: tuple[str, ...], seed: tuple[int, ...]) -> None:
+@click.option("--only", default="", help="Only results with this in their name, such as 'marginal 0.01'.")
+def main(parts: tuple[str, ...], task: tuple[str, ...], seed: tuple[int, ...], only: str) -> None:
     """Runs what is not finished, then prints the tables."""
     for part in parts or PARTS:
         for job in PARTS[part]() if part in PARTS else ():
             path = OUT / f"{job.name.replace(' ', '_')}.json"
-            if not path.exists() and (not task or job.task in task) and (not seed or job.seed in seed):
+            wanted = (job.task in task if task else job.task not in INSTRUCT or has_instruct()) and (not seed or job.seed in seed)
+            if wanted and only in job.name and not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.with_suffix(".partial").write_text(json.dumps(job.make()), encoding="utf-8")
                 path.with_suffix(".partial").replace(path)
                 print(job.name, flush=True)
-    if not task and not seed:
-        tables(TASKS, WITH_STORIES)
+    if not (task or seed or only):
+        tables(TASKS, WITH_STORIES, SO)
 
 
 if __name__ == "__main__":

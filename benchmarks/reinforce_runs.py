@@ -1,6 +1,7 @@
 """What `python -m benchmarks.reinforce` runs on: prompts, policies that answer them, and short training runs of both learners."""
 
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,8 @@ import latentknobs as lk
 from benchmarks import stories260k
 from benchmarks.families import turning_point
 from benchmarks.fitting import fit_pairs
+from benchmarks.instruct import arena
+from benchmarks.instruct.tasks import FEW, MANY, TASKS
 from benchmarks.on_policy import heads
 from latentknobs import testbed
 from latentknobs.config import TrainConfig, make_config
@@ -40,9 +43,12 @@ from latentknobs.policies import ConstantPolicy, HeadPolicy, Policy, UniformPoli
 from latentknobs.policies.controls import Choices
 from latentknobs.rewards import resolve_rewards
 from latentknobs.rewards.spec import Rewards as AllRewards
+from latentknobs.training.fitstate import device_of
 
-JUDGED, COPIES, TUNED, LONGEST = 192, 2, 192, 64
+JUDGED, COPIES, TUNED = 192, 2, 192
 STORIES = "stories260k"  # a task of an LM of its own
+SO, SUMS, BOTH = "smollm2 so", "smollm2 sums", "smollm2 mixture"
+INSTRUCT = {SO: TASKS["so"], SUMS: TASKS["sums"], BOTH: TASKS["mixture"]}  # those of the instruct model
 Rewards = NDArray[np.float64]  # (prompts, copies)
 
 
@@ -50,15 +56,34 @@ Rewards = NDArray[np.float64]  # (prompts, copies)
 def lm(task: str) -> tuple[Any, Any]:
     """stories260K and its tokenizer for its own task; for all others the packaged LM."""
     torch.set_num_threads(1)
+    if task in INSTRUCT:
+        return _instruct()
     if task == STORIES:
         model, tokenizer = stories260k.load(stories260k.data_folder())
         return freeze(model), tokenizer
     return freeze(testbed.load_model()), testbed.load_tokenizer()
 
 
+def has_instruct() -> bool:
+    """Whether `make instruct` has prepared SmolLM2."""
+    return (stories260k.data_folder() / "SmolLM2-135M-Instruct").exists()
+
+
+@cache
+def _instruct() -> tuple[Any, Any]:
+    return arena.load(str(stories260k.data_folder() / "SmolLM2-135M-Instruct"))
+
+
+def longest_of(task: str) -> int:
+    """The most tokens of a response."""
+    return INSTRUCT[task].max_new_tokens if task in INSTRUCT else 64
+
+
 @cache
 def reward_of(task: str) -> AllRewards:
-    """Creative but well spelled words for stories260K; for all others that of the testbed."""
+    """Creative but well spelled words for stories260K, the task's own for the instruct model; for all others the testbed's."""
+    if task in INSTRUCT:
+        return resolve_rewards(INSTRUCT[task].reward)
     return resolve_rewards(stories260k.creative_reward(stories260k.data_folder()) if task == STORIES else "testbed")
 
 
@@ -69,6 +94,9 @@ def engine(task: str) -> Engine:
 
 def rows_of(task: str, is_held_out: bool, count: int, seed: int) -> list[dict[str, Any]]:
     """Rows of the held-out or the training prompts, in an order of the seed."""
+    if task in INSTRUCT:
+        rows = INSTRUCT[task].rows(is_held_out, sys.maxsize, FEW if is_held_out else MANY)
+        return random.Random(seed).sample(rows, min(count, len(rows)))
     if task != STORIES:
         return testbed.prompts(task, "eval" if is_held_out else "train", count, seed)
     rows = stories260k.openings(stories260k.stories(stories260k.data_folder()), lm(task)[1])[is_held_out]
@@ -85,10 +113,11 @@ def prompts_of(task: str, split: str, count: int, seed: int) -> list[Prompt]:
 
 
 def answers(
-    task: str, prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int, longest: int = LONGEST
+    task: str, prompts: Sequence[Prompt], policy: Policy, copies: int, seed: int, longest: int | None = None
 ) -> list[Rollout]:
-    """Responses in the order of the prompts."""
-    return roll_out(*lm(task), prompts, policy, copies=copies, max_new_tokens=longest, batch_size=256, seed=seed)
+    """Responses in the order of the prompts, of at most so many tokens; by default the task's own."""
+    tokens = longest or longest_of(task)
+    return roll_out(*lm(task), prompts, policy, copies=copies, max_new_tokens=tokens, batch_size=256, seed=seed)
 
 
 def earned(task: str, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], copies: int) -> Rewards:
@@ -97,13 +126,13 @@ def earned(task: str, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], co
     return rearrange(np.array(values, dtype=float), "(p c) -> p c", c=copies)
 
 
-def judged(task: str, policy: Policy, longest: int = LONGEST) -> list[float]:
+def judged(task: str, policy: Policy, longest: int | None = None) -> list[float]:
     """By held-out prompt, the same for all policies."""
     prompts = prompts_of(task, "held out", JUDGED, 3)
     return earned(task, prompts, answers(task, prompts, policy, COPIES, 1001, longest), COPIES).mean(-1).tolist()  # type: ignore[no-any-return]
 
 
-def tuned(task: str, policy: Policy, longest: int = LONGEST) -> float:
+def tuned(task: str, policy: Policy, longest: int | None = None) -> float:
     """Mean reward on tuning prompts."""
     prompts = prompts_of(task, "tuning", TUNED, 3)
     return float(earned(task, prompts, answers(task, prompts, policy, 1, 101, longest), 1).mean())
@@ -129,7 +158,12 @@ class Case:
 
     def heads(self, points: Sequence[int]) -> dict[int, HeadPolicy]:
         """The greedy policy after so many rollouts each, of one run."""
-        settings = {"learner": "reinforce", "seed": self.seed, "steps": max(points) // 64, "max_new_tokens": LONGEST}
+        settings = {
+            "learner": "reinforce",
+            "seed": self.seed,
+            "steps": max(points) // 64,
+            "max_new_tokens": longest_of(self.task),
+        }
         config = make_config(settings | dict(self.more))
         segmenter = parse_level(config.level)
         inputs = Inputs(self.space, segmenter, config.features, seed=self.seed, rollouts=config.rollouts)
@@ -190,7 +224,7 @@ def spread(case: Case, head: Any, batches: int = 32) -> dict[str, Any]:
             except NoExamplesError:  # then the gradient is zero, under both
                 gradients.append(torch.zeros(sum(weight.numel() for weight in head.parameters()), dtype=torch.float64))
                 continue
-            batch = Batch.read(cached, [Example(e.prompt, (rows[e.responses[0]],), e.weight) for e in examples], "cpu")
+            batch = Batch.read(cached, [Example(e.prompt, (rows[e.responses[0]],), e.weight) for e in examples], device_of(head))
             loss = learner.loss(head, batch, None).each_B.sum() / 64
             gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(head.parameters()))]).double())
         stacked = torch.stack(gradients)

@@ -207,7 +207,7 @@ def budgets() -> None:
     heads = ("with the budget", "without it", "statistics")
     shuffled = ("mean shift", "shuffle", "shuffle within bins")
     tables: list[tuple[str, Sequence[str], Policies]] = []
-    for task, sizes in (("mixture", (16, 32, 64)), ("math", (16, 20, 24))):
+    for task, sizes in (("mixture", (16, 32, 64)), ("math", (16, 20, 24)), ("smollm2 so", (16, 32, 48))):
         found = {name: [by_seed(f"tokens/{task} {name}", "head", n) for n in range(3)] for name in heads}
         found |= {name: [by_seed(f"tokens/{task} {heads[0]}", name, n) for n in range(3)] for name in shuffled}
         found |= {name: [by_seed(f"tokens/{task} constants", name, n) for n in range(3)] for name in ("greedy", "tuned")}
@@ -216,21 +216,27 @@ def budgets() -> None:
         print((read(f"tokens/{task} constants") or {}).get("chosen"))
         if task == "mixture":
             plot(axes[0], sizes, found)
-    found = {name: [by_seed(f"parallel/{name}", "head", B) for B in ("1", "4", "8")] for name in heads}
-    found |= {name: [by_seed(f"parallel/{heads[0]}", name, B) for B in ("1", "4", "8")] for name in shuffled}
-    constants = [one for k in range(6) if (one := read(f"parallel/constant {k}"))]
-    if len(constants) == 6:
-        best = {B: int(np.argmax([np.mean(one["tuning"][B]) for one in constants])) for B in ("1", "4", "8")}
-        found["greedy"] = [np.array([constants[0]["held out"][B]]) for B in best]
-        found["tuned"] = [np.array([constants[k]["held out"][B]]) for B, k in best.items()]
-        print(best)
-    found |= {name: [by_seed(f"parallel/{name}", "held out", B) for B in ("1", "4", "8")] for name in ("uniform mixture", "TURN")}
-    tables.append(("best of B", ["1", "4", "8"], found))
+    for title, where in (("best of B, mixture", "parallel"), ("best of B, smollm2 mixture", "parallel/smollm2 mixture")):
+        tables.append((title, ["1", "4", "8"], together(where, heads, shuffled)))
     compare(tables, heads[0])
-    plot(axes[1], (1, 4, 8), found)
+    plot(axes[1], (1, 4, 8), tables[-2][2])
     axes[0].set(xlabel="token budget", ylabel="held-out reward", title="token level")
     axes[1].set(xlabel="B", ylabel="held-out best of B", title="sequence level")
     save(figure, "reinforce-budgets.png")
+
+
+def together(where: str, heads: Sequence[str], shuffled: Sequence[str]) -> Policies:
+    """Policies at B = 1, 4 and 8."""
+    sizes = ("1", "4", "8")
+    found = {name: [by_seed(f"{where}/{name}", "head", B) for B in sizes] for name in heads}
+    found |= {name: [by_seed(f"{where}/{heads[0]}", name, B) for B in sizes] for name in shuffled}
+    constants = [one for k in range(6) if (one := read(f"{where}/constant {k}"))]
+    if len(constants) == 6:
+        best = {B: int(np.argmax([np.mean(one["tuning"][B]) for one in constants])) for B in sizes}
+        found["greedy"] = [np.array([constants[0]["held out"][B]]) for B in best]
+        found["tuned"] = [np.array([constants[k]["held out"][B]]) for B, k in best.items()]
+        print(where, best)
+    return found | {name: [by_seed(f"{where}/{name}", "held out", B) for B in sizes] for name in ("uniform mixture", "TURN")}
 
 
 def ablations(tasks: Sequence[str]) -> None:
@@ -243,18 +249,19 @@ def ablations(tasks: Sequence[str]) -> None:
             if found is not None and before is not None:
                 row(task, change, estimate(found), gain(found, before[: len(found)]))
     head("task", "mixed, 512 rollouts", "mixed, 1,536", "its own, 512", "mixed 1,536 over its own")
-    for task in ("constrained", "stories", "math"):
-        single = by_seed("ablations/stories", "512", "stories") if task == "stories" else None
+    mixtures = (("mixed", ("constrained", "stories", "math")), ("smollm2 mixture mixed", ("smollm2 so", "smollm2 sums")))
+    for where, task in ((where, task) for where, singles in mixtures for task in singles):
+        single = by_seed(f"ablations/{task}", "512", task)
         single = by_seed(f"curves/{task} marginal 0.01", "512", "held out") if single is None else single
-        mixed = [by_seed("ablations/mixed", size, task) for size in ("512", "1536")]
+        mixed = [by_seed(f"ablations/{where}", size, task) for size in ("512", "1536")]
         if single is not None and all(one is not None for one in mixed):
             row(task, *(estimate(one) for one in (*mixed, single) if one is not None), gain(mixed[1], single))
 
 
-def tables(tasks: Sequence[str], more: Sequence[str]) -> None:
-    """Everything that is there; `more` are the tasks of the curves."""
+def tables(tasks: Sequence[str], more: Sequence[str], instruct: str) -> None:
+    """Everything that is there; `more` are the tasks of the curves, `instruct` one of an instruct model."""
     curves(more)
     at_equal_rates(more)
-    variance(tasks)
+    variance([*tasks, instruct])
     budgets()
-    ablations(tasks)
+    ablations([*tasks, instruct])

@@ -2,11 +2,23 @@
 
 from typing import Any
 
+from benchmarks.instruct.tasks import MANY, MORE
+
 COLD_HOT = "temperature:0,0.4,0.8,1,1.2,1.5"  # two cold options, and hotter than any constant that is worth it
 PAPER = "temperature:0,0.2,0.4,0.6,0.8,1"
 PORTABLE = ("entropy", "max_prob", "top5_mass", "log_collision", "margin")
 REINFORCE = {"knobs": COLD_HOT, "learner": "reinforce", "steps": 16, "pairs_per_step": 64, "learning_rate": 1e-2}
-# Settings of `train`, and two of ours. alone: without a rival head, which would sample as much again. many: all templates.
+FEW_PROMPTS = REINFORCE | {"steps": 48, "schedule": "linear", "alone": True}
+LARGE = REINFORCE | {
+    "steps": 100, "pairs_per_step": 256, "batch_size": 256, "learning_rate": 3e-3, "schedule": "linear", "alone": True,
+    "breadth": MANY, "train_prompts": 4096,
+}  # fmt: skip
+IMITATION = FEW_PROMPTS | {
+    "steps": 32, "learning_rate": 3e-3, "breadth": MANY, "train_prompts": 4096,
+    "start": "sentence_start:cold=0,hot=1,after=.!?",
+}  # fmt: skip
+# Settings of `train`, and three of ours. alone: without a rival head, which would sample as much again. breadth: of `Task.rows`.
+# start: the rule, tuned on training prompts, that a head imitates first.
 VARIANTS: dict[str, dict[str, Any]] = {
     "lpo": {"knobs": COLD_HOT},
     "statistics": {"knobs": COLD_HOT, "features": PORTABLE},
@@ -25,8 +37,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reinforce-long": REINFORCE | {"steps": 64},
     "reinforce-slow": REINFORCE | {"learning_rate": 3e-3, "steps": 32},
     "reinforce-alone": REINFORCE | {"alone": True},
-    "reinforce-few": REINFORCE | {"steps": 48, "schedule": "linear", "alone": True},
-    "reinforce-many": REINFORCE | {"steps": 48, "schedule": "linear", "alone": True, "many": True, "train_prompts": 256},
+    "reinforce-few": FEW_PROMPTS,
+    "reinforce-few-sequence": FEW_PROMPTS | {"level": "sequence"},
+    "reinforce-few-statistics": FEW_PROMPTS | {"features": PORTABLE},
+    "reinforce-many": FEW_PROMPTS | {"breadth": MORE, "train_prompts": 256},
+    "reinforce-large": LARGE,
+    "reinforce-large-explore": LARGE | {"entropy_bonus": 0.1},
+    "reinforce-large-statistics": LARGE | {"features": PORTABLE},
+    "imitation": IMITATION | {"steps": 1, "learning_rate": 1e-9},
+    "reinforce-imitation": IMITATION,
+    "reinforce-alone-statistics": REINFORCE | {"alone": True, "features": PORTABLE},
     "reinforce-score": REINFORCE | {"estimator": "score"},
     "separate": {"knobs": COLD_HOT, "objective": "tokens_separate"},
     "printed": {"knobs": COLD_HOT, "objective": "tokens_printed"},

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.instruct import words
+from benchmarks.instruct import openers, words
 from benchmarks.instruct.rewards import Ideas, Names, Opener, Questions, Spread, last_number
 from latentknobs.data.prompts import is_held_out
 from latentknobs.rewards.text import Texts
 
 Row = dict[str, Any]
 Reward = Callable[..., list[float]]
+FEW, MORE, MANY = "few", "more", "many"
 Templates = tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]]]
 
 
@@ -25,7 +26,7 @@ class Task:
     Attributes:
         templates: what the user writes, and how the answer begins; `{}` is a subject in both.
         kind: which hand rules are tried, see `rivals.RULES`.
-        more: further templates, for heads that train on many; the rest never sees them.
+        more, many: further templates, for heads that train on `MORE` or `MANY` prompts; nothing else sees them.
     """
 
     name: str
@@ -35,15 +36,17 @@ class Task:
     kind: str
     max_new_tokens: int = 48
     more: Sequence[tuple[str, str]] = ()
+    many: Sequence[tuple[str, str]] = ()
 
-    def rows(self, held_out: bool, count: int, many: bool = False) -> list[Row]:
+    def rows(self, held_out: bool, count: int, breadth: str = FEW) -> list[Row]:
         """The first so many prompts, each a conversation, in an order that mixes templates and subjects.
 
         Args:
-            many: with the further templates.
+            breadth: of training prompts: FEW, or MORE and MANY: with further templates, MANY also with further subjects.
         """
-        templates = [*self.templates[held_out], *(self.more if many else ())]
-        pairs = [(template, subject) for template in templates for subject in self.subjects[held_out]]
+        further = {FEW: (), MORE: self.more, MANY: self.many}[breadth]
+        subjects = [*self.subjects[held_out], *(openers.subjects() if further and breadth == MANY else ())]
+        pairs = [(template, subject) for template in (*self.templates[held_out], *further) for subject in subjects]
         random.Random(0).shuffle(pairs)
         rows = {str(row["prompt"]): row for row in (self._row(*template, subject) for template, subject in pairs)}
         return list(rows.values())[:count]
@@ -72,9 +75,9 @@ class Mixture:
     kind: str = "sentences"
     max_new_tokens: int = 48
 
-    def rows(self, held_out: bool, count: int) -> list[Row]:
+    def rows(self, held_out: bool, count: int, breadth: str = FEW) -> list[Row]:
         """The same number of each task."""
-        each = [task.rows(held_out, count // len(self.tasks)) for task in self.tasks]
+        each = [task.rows(held_out, count // len(self.tasks), breadth) for task in self.tasks]
         return [row for rows in zip(*each, strict=False) for row in rows]
 
     def reward(
@@ -90,7 +93,7 @@ class Mixture:
 class Texts50(Task):
     """Paragraphs of WikiText-2, of which the model goes on from the first 50 tokens; no conversation."""
 
-    def rows(self, held_out: bool, count: int) -> list[Row]:
+    def rows(self, held_out: bool, count: int, breadth: str = FEW) -> list[Row]:
         """The first so many paragraphs of a split."""
         texts = [text for text in words.paragraphs() if is_held_out(text) == held_out]
         return [{"prompt": text, "group": text[:40], "task": self.name, "answer": ""} for text in texts[:count]]
@@ -114,27 +117,9 @@ def stories(opener: str) -> Task:
              f"{opener} a tale of {{}} was told. {opener} the evening came. {opener}"),
         ],
     )  # fmt: skip
-    more = [
-        (f"Compose a tale on {{}}, and let {opener} be the first word of every sentence.",
-         f"{opener} listen to the tale of {{}}. {opener} it is an old one. {opener}"),
-        (f"I need a text about {{}}. Its sentences all start with the word {opener}.",
-         f"{opener} let me tell you of {{}}. {opener} nobody knew the end. {opener}"),
-        (f"Topic: {{}}. Rule: the first word of each sentence is {opener}. Write.",
-         f"{opener} the topic is {{}}. {opener} much can be said. {opener}"),
-        (f"Could you describe {{}}? Use {opener} to open each sentence, please.",
-         f"{opener} picture {{}}. {opener} the air is still. {opener}"),
-        (f"A story on {{}}, every sentence of it opening with {opener}.",
-         f"{opener} once there was {{}}. {opener} people talked. {opener}"),
-        (f"Let us talk about {{}}. Whatever you say, start with {opener}.",
-         f"{opener} I thought about {{}}. {opener} it made me smile. {opener}"),
-        (f"{opener}, {opener}, {opener}: that is how your sentences should start. The subject is {{}}.",
-         f"{opener} my subject is {{}}. {opener} I will begin. {opener}"),
-        (f"Tell me more on {{}}, but start every single sentence with {opener}.",
-         f"{opener} more about {{}}. {opener} there is a lot. {opener}"),
-        (f"Give a short account of {{}}; sentences must open with the word {opener}.",
-         f"{opener} here comes {{}}. {opener} it was a long road. {opener}"),
-    ]  # fmt: skip
-    return Task(opener.lower(), templates, words.SUBJECTS, Opener(opener), "sentences", more=more)
+    more = [(text.replace("OPENER", opener), start.replace("OPENER", opener)) for text, start in openers.MORE]
+    many = [*more, *((text.replace("OPENER", opener), start.replace("OPENER", opener)) for text, start in openers.MANY)]
+    return Task(opener.lower(), templates, words.SUBJECTS, Opener(opener), "sentences", more=more, many=many)
 
 
 def listed(name: str, train: Sequence[str], held_out: Sequence[str], subjects: Any, reward: Reward, kind: str = "items") -> Task:
