@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.instruct.rewards import Ideas, Names, Opener, Questions, Spread, last_number
 from benchmarks.instruct.rivals import CONSTANTS, VARIANTS, rules
-from benchmarks.instruct.tasks import MIXTURE, SUMS, TASKS
+from benchmarks.instruct.tasks import MANY, MIXTURE, MORE, SUMS, TASKS
 from latentknobs.config import make_config
 from latentknobs.policies.names import policy_of
 from latentknobs.testbed import load_tokenizer
@@ -19,7 +19,7 @@ WRITTEN = sorted(set(TASKS) - {"repeats"})  # the others come from a file
 @pytest.mark.parametrize("task", WRITTEN)
 def test_held_out_prompts_share_neither_template_nor_text_with_training_prompts(task: str) -> None:
     train, held_out = (TASKS[task].rows(is_held_out, 64) for is_held_out in (False, True))
-    train += TASKS[task].rows(False, 256, True) if task in ("so", "then") else []
+    train += [row for breadth in (MORE, MANY) for row in TASKS[task].rows(False, 20_000, breadth)]
     assert len({str(row["prompt"]) for row in train}) >= 12
     assert not {row["group"] for row in train} & {row["group"] for row in held_out}
     texts = [{message["content"] for row in rows for message in row["prompt"]} - {"1."} for rows in (train, held_out)]
