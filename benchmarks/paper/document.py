@@ -178,5 +178,5 @@ def _interval(values: list[float]) -> str:
 
 
 def _percent(values: list[float]) -> str:
-    mean, low, high = (100 * value for value in values)
+    mean, low, high = (100 * min(max(value, 0.0), 1.0) for value in values)
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"

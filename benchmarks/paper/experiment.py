@@ -87,6 +87,8 @@ class Field:
             reach = float(np.nanmax(everyone) - np.nanmin(everyone)) or 1.0
             difference, ends = (wins(ours, theirs), (0.0, 1.0)) if key.is_share else (ours - theirs, (-reach, reach))
             found = estimate(difference.mean(1), ends, key.null)
+            if key.is_share:
+                found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
         return replace(found, p=self.corrected.get(key, found.p))
 
     def rows(self, name: str, subject: str, task: str) -> list[Key]:

@@ -53,6 +53,13 @@ def test_tasks_are_compared_on_their_own_prompts():
     assert [found.compare("temperature 1", task).wins.mean for task in ("a", "b")] == [1.0, 0.5]
 
 
+def test_the_interval_of_a_win_rate_stays_between_0_and_1():
+    often = report([1.0] * 19 + [0.0], [0.5] * 20).compare("temperature 1").wins
+    assert (often.mean, often.high) == (0.95, 1.0) and 0.5 < often.low < 0.95
+    seldom = report([0.0] * 19 + [1.0], [0.5] * 20).compare("temperature 1").wins
+    assert (seldom.low, seldom.mean) == (0.0, 0.05) and 0.05 < seldom.high < 0.5
+
+
 def test_a_report_survives_json():
     first = report([1.0, 0.25] * 10, [0.5, 0.0] * 10)
     again = Report.from_dict(json.loads(json.dumps(first.to_dict())))
