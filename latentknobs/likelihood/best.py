@@ -58,7 +58,7 @@ def best_values(logits_NV: Tensor, M: int) -> Tensor:
     if logits_NV.shape[1] <= 4 * M:
         return sort_descending(wide(logits_NV))[:, :M]
     logits_NV = wide(logits_NV)
-    return torch.from_numpy(best_tokens(logits_NV, M).value_NM) if host_sees(logits_NV) else logits_NV.topk(M, -1).values
+    return torch.from_numpy(best_tokens(logits_NV.detach(), M).value_NM) if host_sees(logits_NV) else logits_NV.topk(M, -1).values
 
 
 def sort_descending(value_NV: Tensor) -> Tensor:
@@ -77,13 +77,13 @@ def best_tokens(logits_NV: Tensor, M: int, greedy: Collection[int] = ()) -> Best
     are the largest of whole stretches of the row.
 
     Args:
-        logits_NV: float32 or float64.
+        logits_NV: float32 or float64, without gradient.
         greedy: rows of which only the first argmax is wanted; their other places repeat it.
     """
     N, V = logits_NV.shape
     width = next((width for width in WIDTHS if 3 * M * width < 2 * V), 1)
     blocks, M = V // width, min(M, V)
-    rows_NV = logits_NV.detach().numpy()
+    rows_NV = logits_NV.numpy()
     value_NM, found, is_found_V = np.empty((N, M), rows_NV.dtype), [], np.empty(V, bool)
     for n, (row_V, value_M) in enumerate(zip(rows_NV, value_NM, strict=True)):
         if n in greedy:

@@ -16,7 +16,7 @@ from torch import Tensor
 from latentknobs.knobs.knob import TINY, DecodingKnob, ScalingKnob, TruncationKnob, extend_over_ties
 from latentknobs.knobs.space import KnobSpace
 from latentknobs.likelihood.best import TOP, Best, best_tokens, top_by_key
-from latentknobs.likelihood.rows import check_distributions, checked, own_masses, wide
+from latentknobs.likelihood.rows import HUGE, check_distributions, checked, own_masses, wide
 from latentknobs.tensors import host_sees
 
 NO_CUTOFF = 1 << 30  # cutoff of rows that no knob cuts
@@ -49,9 +49,9 @@ class Cut:
             self.u_N: Any = None if u_N is None else u_N.numpy()
             steps = self._steps(space, np.ascontiguousarray(value_NJ.numpy().T))
             raw_NV = wide(logits_NV)
-            self.best = best_tokens(raw_NV, TOP, self.greedy)
-            self.logits_NV = checked(raw_NV, torch.from_numpy(self.best.value_NM[:, 0]))
-            if self.logits_NV is not raw_NV:  # huge ones were shifted
+            self.logits_NV, self.best = raw_NV, best_tokens(raw_NV, TOP, self.greedy)
+            if not all(-HUGE <= best <= HUGE for best in self.best.value_NM[:, 0].tolist()):
+                self.logits_NV = checked(raw_NV)
                 self.best = best_tokens(self.logits_NV, TOP)
         else:
             self.logits_NV = checked(logits_NV)
@@ -130,7 +130,7 @@ class Cut:
         """For each knob that acts: its values, the rows in which it acts, and what it divides by; greedy rows are noted."""
         steps = []
         for knob, value_N in zip(space.knobs, value_JN, strict=True):
-            neutral, divisor_N = value_N.dtype.type(knob.neutral), None
+            neutral, divisor_N = float(value_N.dtype.type(knob.neutral)), None
             rows = [n for n, value in enumerate(value_N.tolist()) if value != neutral]
             if rows and isinstance(knob, ScalingKnob):
                 divisors = [1.0] * len(value_N)
@@ -163,7 +163,8 @@ class Cut:
             shown_NW = self._shown(rows, width)
         own = knob.kept(torch.from_numpy(shown_NW), torch.from_numpy(value_N)).tolist()
         for n in rows:
-            self.kept[n] = min(self.kept[n], self._extended(n, own[n]))
+            if own[n] < self.kept[n]:
+                self.kept[n] = min(self.kept[n], self._extended(n, own[n]))
 
     def _shown(self, rows: list[int], width: int) -> Any:
         """What is left of each row, as far as it is in the top, and the mass of the rest of rows that no knob has cut yet."""

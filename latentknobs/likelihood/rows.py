@@ -33,15 +33,12 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def checked(logits_NV: Tensor, best_N: Tensor | None = None, first_row: int = 0) -> Tensor:
-    """The rows, wide, those of huge logits shifted; LogitsError, on the host, if one is not a distribution.
-
-    `best_N` are their largest logits, where they are known; `first_row` is the number of row 0 in messages.
-    """
+def checked(logits_NV: Tensor, first_row: int = 0) -> Tensor:
+    """Wide rows, huge logits shifted; on the host LogitsError if one, counted from `first_row`, is not a distribution."""
     logits_NV = wide(logits_NV)
     if not logits_NV.numel():
         return logits_NV
-    best_N = logits_NV.detach().amax(-1) if best_N is None else best_N
+    best_N = logits_NV.detach().amax(-1)
     if host_sees(best_N):
         if all(-HUGE <= best <= HUGE for best in best_N.tolist()):
             return logits_NV

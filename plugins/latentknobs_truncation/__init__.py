@@ -48,7 +48,7 @@ class TopP(TruncationKnob):
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) 1 + the number of prefixes whose mass is still below p."""
         mass_NV = torch.softmax(sorted_NV, -1).cumsum(-1)
-        return 1 + torch.searchsorted(mass_NV, value_N.contiguous().unsqueeze(-1)).squeeze(-1)  # masses ascend
+        return torch.searchsorted(mass_NV, value_N.contiguous().unsqueeze(-1)).squeeze(-1).add_(1)  # masses ascend
 
     def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
         """(N, C) probability of the tokens before, minus p: the token that crosses p is kept."""
@@ -66,7 +66,8 @@ class MinP(TruncationKnob):
 
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) count of logits >= max + ln(min_p): the logit form needs no normaliser."""
-        return (sorted_NV >= sorted_NV[:, :1] + value_N.log().unsqueeze(-1)).sum(-1)
+        ascending_NV = -sorted_NV
+        return torch.searchsorted(ascending_NV, ascending_NV[:, :1] - value_N.log().unsqueeze(-1), right=True).squeeze(-1)
 
     def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
         """(N, C) nats below max + ln(min_p)."""

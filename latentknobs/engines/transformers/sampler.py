@@ -9,6 +9,7 @@ need not be known. Only a draw from the rest asks for the exact cut, and is draw
 redraw is exact too).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def sample_values(
         return _sample_scaled(logits_NV, space, value_NJ, u_N)
     cut = Cut(logits_NV, space, value_NJ, u_N)
     tokens, rest = cut.draw(cut.u_N.tolist())
-    token_N = torch.tensor(tokens, dtype=torch.long).to(logits_NV.device, non_blocking=True)
+    token_N = torch.from_numpy(np.array(tokens, np.int64)).to(logits_NV.device, non_blocking=True)
     if not (rest or cut.undetermined):
         return token_N
     at_once = max(ROWS, WORK // logits_NV.shape[1]) if host_sees(logits_NV) else max(len(tokens), 1)
