@@ -244,6 +244,11 @@ class Learner(ABC):
         """
         return 1
 
+    @property
+    def imitates(self) -> str | None:
+        """On policy: the name of a policy that the module imitates before its first step; None: it starts as it is."""
+        return None
+
     def budget(self, tokens: int, step: int) -> Budget:
         """On policy: the budget of a step (from 0), `tokens` being the run's longest response.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from latentknobs.config import TrainConfig
+from latentknobs.data.columns import Column
 from latentknobs.data.examples import Example
 from latentknobs.data.featurise import featurise
 from latentknobs.data.rollouts import Rollout, batch_seed, roll_out_batch
@@ -29,9 +30,11 @@ from latentknobs.rewards import Score, ScoreCache, check_scored
 from latentknobs.training.checkpoint import Checkpoint
 from latentknobs.training.fit import SEGMENTS, resume, update
 from latentknobs.training.fitstate import FitState
+from latentknobs.training.imitation import VALUES, imitate, imitated
 from latentknobs.training.rundir import RunDir
 from latentknobs.training.sampling import shares_model
 
+IMITATED = 256  # responses show what a policy does that the head imitates first
 SILENT = 8  # steps in a row with nothing to learn from: at the beginning the run gives up, later it says so and goes on
 
 
@@ -72,25 +75,35 @@ class OnPolicy:
             )
         for learner in self.learners.values():
             learner.budgets(config.max_new_tokens, config.steps)
+            if learner.imitates is not None:
+                imitated(learner.imitates, learner.inputs.space, self.sources.tokenizer)
 
     def moments(self, part: str) -> tuple[Tensor, Tensor]:
         """Over as many responses as a step has, one to a prompt, by what explores first; they are not scored."""
-        learner, config = self.learners[part], self.config
-        policy, budgets = learner.explorer(None), learner.budgets(config.max_new_tokens, config.steps)
+        learner = self.learners[part]
+        policy = learner.explorer(None)
         assert policy is not None
-        rows = self._prompts(part, 0, config.pairs_per_step)
-        caches = []
+        return self._unscored(part, policy, self.config.pairs_per_step, "moments", learner.columns(learner.settings)).moments()
+
+    def _unscored(self, part: str, policy: Policy, count: int, what: str, columns: Mapping[str, Column]) -> FeatureCache:
+        """So many responses to the first prompts; budgets take turns."""
+        config, learner, caches = self.config, self.learners[part], []
+        budgets, rows = learner.budgets(config.max_new_tokens, config.steps), self._prompts(part, 0, count)
         for n, budget in enumerate(budgets):
             if mine := rows[n :: len(budgets)]:
-                rollouts = self._answers(mine, policy, budget, self._seed(part, f"moments {n}"))
-                caches.append(self._read(learner, rollouts, budget))
-        return FeatureCache.join(caches).moments()
+                rollouts = self._answers(mine, policy, budget, self._seed(part, f"{what} {n}"))
+                caches.append(self._read(learner, rollouts, budget, columns))
+        return FeatureCache.join(caches)
 
     def learn(self, part: str, module: nn.Module, checkpoint: Checkpoint, log: Callable[[dict[str, Any]], None]) -> nn.Module:
         """See `Lesson`; NoExamplesError if the first eight steps had nothing to learn from."""
         config, silent = self.config, 0
         state = FitState(module, config, self.learners[part].updates)
         resume(state, checkpoint, self.run.processes)
+        if state.step == 0 and self.number == 1 and (rule := self.learners[part].imitates) is not None:
+            space = self.learners[part].inputs.space
+            cache = self._unscored(part, imitated(rule, space, self.sources.tokenizer), IMITATED, "imitation", VALUES)
+            imitate(module, cache, space, self._seed(part, "imitation"))
         while state.step < config.steps:
             step = self._step(part, module, state.step)
             silent = silent + 1 if step.why else 0
@@ -129,7 +142,7 @@ class OnPolicy:
         used = sorted({n for example in (mine or examples[:1]) for n in example.responses})
         index = {n: r for r, n in enumerate(used)}
         local = [Example(e.prompt, tuple(index[n] for n in e.responses), e.weight) for e in mine]
-        features = self._read(learner, [rollouts[n] for n in used], budget)
+        features = self._read(learner, [rollouts[n] for n in used], budget, learner.columns(learner.settings))
         dropped = Count(len({*prompts} - {example.prompt for example in examples}), len({*prompts}))
         return Step(reward_N, learner, dropped, local, len(examples), features)
 
@@ -185,12 +198,12 @@ class OnPolicy:
         cache = ScoreCache(folder / f"{self.run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
         return score_rollouts(reward, self.sources.train, rollouts, cache)
 
-    def _read(self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget) -> FeatureCache:
+    def _read(self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget, columns: Mapping[str, Column]) -> FeatureCache:
         """Features and columns of responses."""
         config, inputs = self.config, learner.inputs
         found = featurise(
             self.sources.engine, self.sources.train, rollouts, inputs.space, inputs.segmenter, inputs.features,
-            learner.columns(learner.settings), floor=config.floor, min_spread=config.min_spread, batch_size=config.read_batch,
+            columns, floor=config.floor, min_spread=config.min_spread, batch_size=config.read_batch,
             max_new_tokens=budget.tokens, samples=budget.samples,
         )  # fmt: skip
         return found.cache

@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 
 import latentknobs as lk
 from latentknobs import testbed
+from latentknobs.data.prompts import make_prompts
+from latentknobs.data.rollouts import roll_out
 from latentknobs.engines.transformers import TransformersEngine
-from latentknobs.errors import ConfigError, NoExamplesError
+from latentknobs.errors import ConfigError, LatentKnobsError, NoExamplesError
 from latentknobs.policies import HeadPolicy, UniformPolicy
+from latentknobs.policies.names import policy_of
 from latentknobs.training import steps
 from latentknobs.training.status import read_status
 
@@ -220,3 +223,29 @@ def test_budgets_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(TransformersEngine, "sample", spy)
     lk.train(**SETTINGS | {"token_budgets": [4, 8], "parallel": [1, 2], "steps": 5}, output_dir=tmp_path)
     assert seen[:5] == [(4, 1), (8, 1), (4, 2), (8, 2), (4, 1)]
+
+
+def test_a_head_imitates_a_rule_before_its_first_step(tmp_path: Path) -> None:
+    rule = "sentence_start:cold=0,hot=1"
+    more = {"imitate": rule, "steps": 1, "learning_rate": 1e-9, "max_new_tokens": 24, "train_prompts": 128, "hidden": 64}
+    run = lk.train(**SETTINGS | more, output_dir=tmp_path)
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    prompts = make_prompts(testbed.prompts("stories", "eval", 16), tokenizer)
+    rollouts = roll_out(model, tokenizer, prompts, policy_of(rule, tokenizer), copies=1, max_new_tokens=24, batch_size=16, seed=3)
+    seen = TransformersEngine(model, tokenizer).observe([prompts[r.prompt].ids for r in rollouts], [r.ids for r in rollouts])
+    policy = run.adapter.policy()
+    chosen = torch.cat([policy.choose(one, torch.zeros(len(one.logits_NV)), None).value_NJ[:, 0] for one in seen])
+    wanted = torch.tensor([value for rollout in rollouts for (value,) in rollout.values])
+    assert 0 < (wanted == 0).sum() < len(wanted)
+    for value in (0, 1):
+        assert (chosen == value)[wanted == value].double().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("sentence_strat:cold=0", "sentence_start"), ("constant:top_p=0.5", "chooses top_p, and the head chooses temperature")],
+)
+def test_what_a_head_cannot_imitate_is_refused_before_anything_is_sampled(name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(LatentKnobsError, match=said):
+        lk.train(**SETTINGS | {"imitate": name}, output_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.jsonl"))

@@ -41,6 +41,11 @@ class Reinforce(Learner):
         """Of the setting."""
         return self.settings.updates
 
+    @property
+    def imitates(self) -> str | None:
+        """Of the setting."""
+        return self.settings.imitate
+
     def budget(self, tokens: int, step: int) -> Budget:
         """Steps take turns with the token budgets, and with each of these with the parallel budgets."""
         lengths, groups = self.settings.token_budgets or (tokens,), self.settings.parallel

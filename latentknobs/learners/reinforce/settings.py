@@ -44,5 +44,7 @@ class Settings(BaseModel):
     """What B responses earn: the best of their rewards (Pass@B of 0 and 1), or that of their majority answer."""
     vote: Annotated[str | None, Enters("fit")] = None
     """For majority: the answer of a response is its last number after this text; by default its last number."""
+    imitate: Annotated[str | None, Enters("fit")] = None
+    """A policy by name, such as a rule that was tuned by hand, that the head imitates before the first step."""
     token_budgets: Annotated[Counts, Enters("fit")] = ()
     """Token budgets to train for, at most max_new_tokens; steps take turns. By default max_new_tokens alone."""
