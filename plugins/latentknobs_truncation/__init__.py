@@ -66,7 +66,7 @@ class MinP(TruncationKnob):
 
     def kept(self, sorted_NV: Tensor, value_N: Tensor) -> Tensor:
         """(N,) count of logits >= max + ln(min_p): the logit form needs no normaliser."""
-        ascending_NV = -sorted_NV
+        ascending_NV = -sorted_NV.contiguous()
         return torch.searchsorted(ascending_NV, ascending_NV[:, :1] - value_N.log().unsqueeze(-1), right=True).squeeze(-1)
 
     def excess(self, columns: Columns, value_N: Tensor) -> Tensor:
