@@ -88,7 +88,7 @@ def shared(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> str:
 
 def curves(tasks: Sequence[str]) -> None:
     """Rewards by rollouts, gains, and the plot."""
-    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(2.1 * len(tasks), 2.9), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(tasks)))
     held_out: dict[tuple[str, str, str], dict[int, Any]] = {}
     head("task", "learner", *(f"{size} rollouts" for size in SIZES), "learning rates of the seeds, by rollouts")
@@ -114,6 +114,7 @@ def curves(tasks: Sequence[str]) -> None:
             )
         axis.set(title=task, xscale="log", xlabel="rollouts", xticks=[int(size) for size in SIZES], xticklabels=SIZES)
         axis.minorticks_off()
+        axis.tick_params(labelsize=7)
     head("task", "marginal over", *(f"{size} rollouts" for size in SIZES))
     for task in tasks:
         for other in ("score", "lpo"):
@@ -218,7 +219,8 @@ def budgets() -> None:
             plot(axes[0], sizes, found)
     for title, where in (("best of B, mixture", "parallel"), ("best of B, smollm2 mixture", "parallel/smollm2 mixture")):
         tables.append((title, ["1", "4", "8"], together(where, heads, shuffled)))
-    compare(tables, heads[0])
+    for is_instruct in (False, True):  # two pages, two corrections
+        compare([table for table in tables if table[0].startswith(("smollm2", "best of B, smollm2")) == is_instruct], heads[0])
     plot(axes[1], (1, 4, 8), tables[-2][2])
     axes[0].set(xlabel="token budget", ylabel="held-out reward", title="token level")
     axes[1].set(xlabel="B", ylabel="held-out best of B", title="sequence level")

@@ -9,6 +9,8 @@ state (Mamba and hybrids), none at all.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentknobs.engines.transformers.caches import cache_in, cache_name
+from latentknobs.engines.transformers.frozen import output_embeddings
 from latentknobs.engines.transformers.settings import announce, rollout_settings
 from latentknobs.engines.transformers.wrappers import layers_of
 
@@ -63,11 +66,21 @@ class PromptReader:
         mask_UP[is_single_U, -1], before_UP[is_single_U, -1] = 1, ids_UP[is_single_U, -1]
         ends = set(before_UP[:, -1].tolist())
         pad = next(token for token in range(len(ends) + 1) if token not in ends)  # generate warns of padding at the end
-        with rollout_settings(self.model):
+        with rollout_settings(self.model), _rows_together(self.model):
             output = self.model.generate(
                 input_ids=before_UP, attention_mask=mask_UP, max_new_tokens=1, pad_token_id=pad, return_dict_in_generate=True
             )
         return cache_name(output) or "", cache_in(output)
+
+
+@contextmanager
+def _rows_together(model: Any) -> Iterator[None]:
+    """Last states of many prompts are a view with gaps, for which torch copies the output embeddings once for each prompt."""
+    handle = output_embeddings(model).register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def can_repeat(cache: Any) -> bool:

@@ -51,6 +51,17 @@ def columns_read(lm: Any, call: Any) -> list[tuple[int, int]]:
     return read
 
 
+def test_the_last_states_of_many_prompts_are_one_block(lms: dict[str, Any]) -> None:
+    """A view with gaps would make torch copy the output embeddings once for each prompt, 29 GB for 512 prompts of SmolLM2."""
+    lm, seen = lms["llama"], []
+    handle = lm.lm_head.register_forward_hook(lambda module, args, out: seen.append(args[0].is_contiguous()))
+    try:
+        PromptReader(lm).read(torch.randint(3, VOCAB, (6, 5)), torch.ones(6, 5, dtype=torch.long))
+    finally:
+        handle.remove()
+    assert seen == [True] and not lm.lm_head._forward_pre_hooks
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gemma3", "qwen3", "neox"])
 def test_copies_say_and_choose_what_they_would_alone(family: str, level: str) -> None:
