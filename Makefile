@@ -23,7 +23,7 @@ help:
 	@echo "make data    real weights and texts that some tables need, from the hub into data/, once, checked by their hashes"
 	@echo "make instruct  fetches SmolLM2-135M-Instruct (93 MB) and prepares it for benchmarks/instruct"
 	@echo "make bench   what speed costs and brings: tables, sampler, generate, training (11 to 15 minutes, figures in runs/speed)"
-	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (over 16 minutes on 2 cores)"
+	@echo "make paper   the paper's experiments, reduced, and which conclusions hold (over 20 minutes of processor time, see docs/paper.md)"
 	@echo "make lint    ruff and mypy"
 	@echo "make picture the demo, and the token heat map of the README from it"
 	@echo "make format  let ruff sort imports and format"

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.paper.baselines import SOURCES
 from benchmarks.paper.claims import FAILS, VERDICTS
 from benchmarks.paper.figures import draw
-from benchmarks.paper.recipe import Recipe, names, read_recipe
+from benchmarks.paper.recipe import Recipe, forecast, names, read_recipe
 
 HEADER = """\
 # The paper, and beyond
@@ -44,6 +44,13 @@ member lies on its edge:
 """
 
 
+COST = """\
+## What it takes
+
+Minutes of processor time (one thread of a CPU, 2026-11-26): the rivals + each training seed. Pieces may run side by side
+(`--piece`), and `run` says the sum before it starts. `make paper`, reduced and with one training seed on two cores: """
+
+
 def write_page(results: Path, page: Path) -> None:
     """Writes the summary, the pages of tables (`paper/` beside it) and their plots (`images/paper/`)."""
     folder = page.parent / page.stem
@@ -55,12 +62,21 @@ def write_page(results: Path, page: Path) -> None:
         sections.append(_summary(name, recipe, summary))
         (folder / f"{name}.md").write_text(_tables(name, recipe, summary, page.parent), encoding="utf-8")
     pages = "\n".join(f"paper/{name}" for name in names())
-    sections += [_rivals(), f"```{{toctree}}\n:hidden:\n\n{pages}\n```\n"]
+    sections += [_rivals(), _cost(), f"```{{toctree}}\n:hidden:\n\n{pages}\n```\n"]
     page.write_text("\n".join(sections), encoding="utf-8")
 
 
 def _rivals() -> str:
     return RIVALS + "".join(f"| `{name}` | {text} |\n" for name, text in SOURCES.items())
+
+
+def _cost() -> str:
+    """Minutes of every recipe, as far as they were measured."""
+    lines = [COST + forecast(names(), "reduced", 1), "", "| recipe | reduced | full |", "|---|---|---|"]
+    for name in names():
+        took = [read_recipe(name).minutes.get(size) for size in ("reduced", "full")]
+        lines.append(f"| `{name}` | {' | '.join(f'{one[0]:g} + {one[1]:g}' if one else 'not timed' for one in took)} |")
+    return "\n".join([*lines, ""])
 
 
 def _summary(name: str, recipe: Recipe, summary: dict[str, Any] | None) -> str:

@@ -125,6 +125,8 @@ def test_a_run_asks_held_out_prompts_only_to_judge_and_is_not_repeated(
     summary_page, page = (tmp_path / "paper.md").read_text(), (tmp_path / "paper/ultra.md").read_text()
     assert summary_page.count("Not run yet.") == len(names()) - 1 and "[All tables](paper/ultra.md)" in summary_page
     assert "Smoke size: the figures mean nothing" in page
+    rivals_of_voting, seed_of_voting = read_recipe("voting").minutes["reduced"]
+    assert f"| `voting` | {rivals_of_voting:g} + {seed_of_voting:g} |" in summary_page
     assert (tmp_path / "images/paper/ultra-a-b.png").stat().st_size > 5000
     assert f"{again['tables'][0]['rows'][0]['gain'][0]:.3f}" in page
     rivals = [row["policy"] for row in again["tables"][0]["rows"]]
