@@ -1,7 +1,7 @@
 """The head of a run on policy, without its rival, which would sample as many responses again."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,17 @@ from latentknobs.training.rundir import RunDir
 from latentknobs.training.steps import OnPolicy
 
 
-def heads(
-    config: TrainConfig, inputs: Inputs, sources: Sources, points: Sequence[int], folder: Path,
-    prepare: Callable[[nn.Module], None] = lambda module: None,
-) -> dict[int, nn.Module]:  # fmt: skip
+def heads(config: TrainConfig, inputs: Inputs, sources: Sources, points: Sequence[int], folder: Path) -> dict[int, nn.Module]:
     """The heads after so many steps each, and after the last. An interrupted run goes on, with the points that are left.
 
     Args:
         folder: of the checkpoint, the metrics and the scores.
-        prepare: what happens to the new head before the first step.
     """
     learner, found = Reinforce(config["learner"], inputs), dict[int, nn.Module]()
     with RunDir(folder) as run:
         lesson = OnPolicy(run, config, sources, {"main": learner}, 1)
         torch.manual_seed(config.seed)
         module = learner.module(*lesson.moments("main")).to(sources.engine.device)
-        prepare(module)
 
         def log(row: dict[str, Any]) -> None:
             run.log(row)

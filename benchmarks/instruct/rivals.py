@@ -15,10 +15,9 @@ LARGE = REINFORCE | {
 }  # fmt: skip
 IMITATION = FEW_PROMPTS | {
     "steps": 32, "learning_rate": 3e-3, "breadth": MANY, "train_prompts": 4096,
-    "start": "sentence_start:cold=0,hot=1,after=.!?",
+    "imitate": "sentence_start:cold=0,hot=1,after=.!?",  # the best rule on training prompts
 }  # fmt: skip
-# Settings of `train`, and three of ours. alone: without a rival head, which would sample as much again. breadth: of `Task.rows`.
-# start: the rule, tuned on training prompts, that a head imitates first.
+# Settings of `train`, and two of ours. alone: without a rival head, which would sample as much again. breadth: of `Task.rows`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "lpo": {"knobs": COLD_HOT},
     "statistics": {"knobs": COLD_HOT, "features": PORTABLE},

@@ -81,7 +81,7 @@ def test_rivals_are_policies(kind: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_are_configs(variant: str) -> None:
-    settings = {name: value for name, value in VARIANTS[variant].items() if name not in ("alone", "breadth", "start")}
+    settings = {name: value for name, value in VARIANTS[variant].items() if name not in ("alone", "breadth")}
     knobs = settings["knobs"]
     config = make_config(settings | {"knobs": [knobs] if isinstance(knobs, str) else knobs})
     assert settings.keys() <= config.changed
