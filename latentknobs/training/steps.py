@@ -30,11 +30,10 @@ from latentknobs.rewards import Score, ScoreCache, check_scored
 from latentknobs.training.checkpoint import Checkpoint
 from latentknobs.training.fit import SEGMENTS, resume, update
 from latentknobs.training.fitstate import FitState
-from latentknobs.training.imitation import VALUES, imitate, imitated
+from latentknobs.training.imitation import RESPONSES, VALUES, imitate, imitated, nearest, thinned
 from latentknobs.training.rundir import RunDir
 from latentknobs.training.sampling import shares_model
 
-IMITATED = 256  # responses show what a policy does that the head imitates first
 SILENT = 8  # steps in a row with nothing to learn from: at the beginning the run gives up, later it says so and goes on
 
 
@@ -76,7 +75,7 @@ class OnPolicy:
         for learner in self.learners.values():
             learner.budgets(config.max_new_tokens, config.steps)
             if learner.imitates is not None:
-                imitated(learner.imitates, learner.inputs.space, self.sources.tokenizer)
+                imitated(learner.imitates, learner.inputs, self.sources)
 
     def moments(self, part: str) -> tuple[Tensor, Tensor]:
         """Over as many responses as a step has, one to a prompt, by what explores first; they are not scored."""
@@ -100,10 +99,8 @@ class OnPolicy:
         config, silent = self.config, 0
         state = FitState(module, config, self.learners[part].updates)
         resume(state, checkpoint, self.run.processes)
-        if state.step == 0 and self.number == 1 and (rule := self.learners[part].imitates) is not None:
-            space = self.learners[part].inputs.space
-            cache = self._unscored(part, imitated(rule, space, self.sources.tokenizer), IMITATED, "imitation", VALUES)
-            imitate(module, cache, space, self._seed(part, "imitation"))
+        if state.step == 0 and self.number == 1:
+            self._imitate(part, module)
         while state.step < config.steps:
             step = self._step(part, module, state.step)
             silent = silent + 1 if step.why else 0
@@ -117,6 +114,18 @@ class OnPolicy:
             if self.run.processes.is_main and (state.step % config.checkpoint_every == 0):
                 state.save(checkpoint)
         return module.eval()
+
+    def _imitate(self, part: str, module: nn.Module) -> None:
+        """Moves a new module towards a policy, if the learner names one; all processes go on with that of the first."""
+        inputs, name, processes = self.learners[part].inputs, self.learners[part].imitates, self.run.processes
+        if name is not None:
+            policy = imitated(name, inputs, self.sources)
+            cache = thinned(self._unscored(part, policy, RESPONSES, "imitation", VALUES))
+            columns = [[knob.name for knob in policy.space.knobs].index(knob.name) for knob in inputs.space.knobs]
+            option_N = nearest(cache.columns["value_NJ"][:, columns], inputs.space, name)
+            imitate(module, cache, option_N, inputs.space.K, self._seed(part, "imitation"))
+            weights = {key: value.cpu() for key, value in module.state_dict().items()}
+            module.load_state_dict(processes.gather(weights)[0])
 
     def _step(self, part: str, module: nn.Module, number: int) -> Step:
         config, processes = self.config, self.run.processes
@@ -203,7 +212,8 @@ class OnPolicy:
         config, inputs = self.config, learner.inputs
         found = featurise(
             self.sources.engine, self.sources.train, rollouts, inputs.space, inputs.segmenter, inputs.features,
-            columns, floor=config.floor, min_spread=config.min_spread, batch_size=config.read_batch,
+            columns, floor=config.floor, min_spread=None if columns is VALUES else config.min_spread,
+            unreachable="drop" if columns is VALUES else "refuse", batch_size=config.read_batch,
             max_new_tokens=budget.tokens, samples=budget.samples,
         )  # fmt: skip
         return found.cache

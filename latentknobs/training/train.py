@@ -36,6 +36,7 @@ from latentknobs.training.accounts import write_accounts
 from latentknobs.training.budgets import judge_budgets, planned_budgets
 from latentknobs.training.diagnostics import Facts, diagnose
 from latentknobs.training.fit import check_fit
+from latentknobs.training.imitation import unscored
 from latentknobs.training.judging import SUMMARY, Judge, mean_length, planned
 from latentknobs.training.modules import MAIN, RIVAL, Modules
 from latentknobs.training.plan import make_plan
@@ -178,7 +179,8 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
             _begin(run, config, learners[MAIN], sources, used * prompts)
         evaluation = planned(config, space, sources) | planned_budgets(config, learners[MAIN], sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
-        on_policy = len(learners) * learned_from(config, learners[MAIN], prompts) if learners[MAIN].on_policy else 0
+        on_policy = len(learners) * (learned_from(config, learners[MAIN], prompts) + unscored(config, learners[MAIN]))
+        on_policy *= learners[MAIN].on_policy
         say(f"{run.plan.responses(on_policy)} `latentknobs status {run.path} --watch` shows how long they take.")
         if config.account:
             say(f"The account reads {sum(evaluation.get(name, 0) for name in ('evaluation', 'controls')):,} of these again.")

@@ -21,6 +21,7 @@ from latentknobs.errors import ConfigError, LatentKnobsError, NoExamplesError
 from latentknobs.policies import HeadPolicy, UniformPolicy
 from latentknobs.policies.names import policy_of
 from latentknobs.training import steps
+from latentknobs.training.imitation import nearest
 from latentknobs.training.status import read_status
 
 SETTINGS: dict[str, Any] = {
@@ -66,7 +67,7 @@ def test_a_step_says_what_it_earned_and_how_many_responses_it_took_so_far(whole:
 def test_a_run_says_beforehand_what_its_steps_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lk.train(**SETTINGS | {"steps": 1}, output_dir=tmp_path)
     said = " ".join("".join(capsys.readouterr()).split())
-    assert "Responses to sample: at most 36 (16 for the steps of the head and its rival, 20 for round-1)." in said
+    assert "Responses to sample: at most 52 (32 for the steps of the head and its rival, 20 for round-1)." in said
 
 
 def test_rollouts_are_those_of_the_head_of_now_and_the_gradient_never_runs_the_lm(
@@ -243,9 +244,22 @@ def test_a_head_imitates_a_rule_before_its_first_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("sentence_strat:cold=0", "sentence_start"), ("constant:top_p=0.5", "chooses top_p, and the head chooses temperature")],
+    [
+        ("sentence_strat:cold=0", "sentence_start"),
+        ("constant:top_p=0.5", "chooses top_p, and the head chooses temperature"),
+        ("sentence_start:cold=0,hot=1", "at level 'token', and the head at level 'every:4'"),
+    ],
 )
 def test_what_a_head_cannot_imitate_is_refused_before_anything_is_sampled(name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(LatentKnobsError, match=said):
-        lk.train(**SETTINGS | {"imitate": name}, output_dir=tmp_path)
+        lk.train(**SETTINGS | {"imitate": name, "level": "every:4"}, output_dir=tmp_path)
     assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_value_is_imitated_by_the_nearest_option_and_never_by_the_opposite_one() -> None:
+    space = lk.KnobSpace.of("temperature:0,0.5,1", "top_k:0,20,50")
+    values = torch.tensor([[0.2, 5.0], [1.0, 0.0], [0.8, 49.0], [0.0, 24.0]], dtype=torch.float64)
+    found = [tuple(space.options[k].values()) for k in nearest(values, space, "rule").tolist()]
+    assert found == [(0, 20), (1, 0), (1, 50), (0, 20)]
+    with pytest.raises(ConfigError, match="top_k=60, and the grid of the run reaches from 0 to 50"):
+        nearest(torch.tensor([[0.5, 60.0]], dtype=torch.float64), space, "rule")

@@ -76,7 +76,9 @@ class PromptReader:
 @contextmanager
 def _rows_together(model: Any) -> Iterator[None]:
     """Last states of many prompts are a view with gaps, for which torch copies the output embeddings once for each prompt."""
-    handle = output_embeddings(model).register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    handle = output_embeddings(model).register_forward_pre_hook(
+        lambda module, args: (args[0].contiguous(), *args[1:]) if args else None
+    )
     try:
         yield
     finally:
