@@ -4,7 +4,7 @@
     python -m benchmarks.reinforce curves --task math --seed 3   # one part, task and seed: many of these can run side by side
 
 What runs on SmolLM2-135M-Instruct (tasks that begin with smollm2) needs the model of `make instruct`, and a GPU to end in time.
-Every result is a file in runs/reinforce; `python -m benchmarks.reinforce tables` reads them alone (docs/reinforce.md).
+Every result is a file in runs/reinforce; `python -m benchmarks.reinforce tables` reads them alone (docs/reinforce-results.md).
 """
 
 import json

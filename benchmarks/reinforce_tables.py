@@ -1,4 +1,4 @@
-"""The tables and plots of docs/reinforce.md, from the files of `python -m benchmarks.reinforce`; what is missing is empty."""
+"""Tables and plots of docs/reinforce-results.md, from the files of `python -m benchmarks.reinforce`; what is missing is empty."""
 
 import json
 from collections import Counter

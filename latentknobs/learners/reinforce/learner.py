@@ -26,7 +26,8 @@ class Reinforce(Learner):
     Settings = ReinforceSettings
     on_policy: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
-        "steps": 32, "learning_rate": 1e-2, "schedule": "constant", "validation": 0.0, "checkpoint_every": 1,
+        "knobs": ("temperature:0,0.5,1,1.25",), "steps": 32, "learning_rate": 1e-2, "schedule": "constant", "validation": 0.0,
+        "checkpoint_every": 1,
     }  # fmt: skip
     settings: ReinforceSettings
 

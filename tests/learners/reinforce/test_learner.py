@@ -124,6 +124,11 @@ def test_budgets_take_turns_and_must_fit_the_run() -> None:
         learner(rollouts=3, parallel=(4,)).budget(16, 0)
 
 
+def test_the_actions_are_the_papers_unless_others_are_named() -> None:
+    assert make_config({"learner": "reinforce"}).knobs == ("temperature:0,0.5,1,1.25",)
+    assert make_config({"learner": "reinforce", "knobs": ["temperature"]}).knobs == ("temperature",)
+
+
 def test_budgets_can_be_written_on_a_command_line() -> None:
     config = make_config({"learner": "reinforce:parallel=1,4,estimator=score,token_budgets=16"})
     assert (config.parallel, config.token_budgets, config.estimator) == ((1, 4), (16,), "score")
