@@ -32,12 +32,8 @@ def trained(arena: Arena, name: str, seed: int, variant: dict[str, Any]) -> lk.K
     return run.adapter
 
 
-def alone(arena: Arena, settings: dict[str, Any], rows: list[dict[str, Any]], folder: Path, start: str | None) -> lk.KnobAdapter:
-    """The head of a run of REINFORCE, which differs from that of `train` in its random numbers alone, without a rival.
-
-    Args:
-        start: a rule that the head imitates before the first step.
-    """
+def alone(arena: Arena, settings: dict[str, Any], rows: list[dict[str, Any]], folder: Path) -> lk.KnobAdapter:
+    """The head of a run of REINFORCE, which differs from that of `train` in its random numbers alone, without a rival."""
     knobs = settings.pop("knobs")
     space = lk.KnobSpace.of(*([knobs] if isinstance(knobs, str) else knobs))
     prompts, rewards = make_prompts(rows, arena.tokenizer), resolve_rewards(arena.task.reward)
