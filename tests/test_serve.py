@@ -32,12 +32,12 @@ def serve(*arguments: str) -> Any:
 
 
 @pytest.fixture
-def tested_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+def supported_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """This environment has no vLLM; it seems to have a version that was tested."""
     monkeypatch.setattr("latentknobs.engines.vllm.versions.installed", lambda: "0.32.0")
 
 
-def test_the_command_that_starts_vllm(folder: Path, tested_vllm: None) -> None:
+def test_the_command_that_starts_vllm(folder: Path, supported_vllm: None) -> None:
     found = serve("testbed", "--adapter", f"a={folder}", "--adapter", "b=edt:base=1.4,theta=3", "--print", "--", "--port", "8001")
     assert found.exit_code == 0, found.output
     assert "vllm.entrypoints.cli.main serve" in found.output and found.output.rstrip().endswith("--port 8001")
@@ -65,7 +65,7 @@ def test_other_plug_ins_stay_on(monkeypatch: pytest.MonkeyPatch) -> None:
     (["testbed", "--adapter", "a=greedy", "--", "--additional-config={}"], "the adapters are listed there"),
     (["testbed", "--adapter", "a=greedy", "--", "--grpc"], "requests are checked in vLLM's HTTP server"),
 ])  # fmt: skip
-def test_mistakes_are_found_before_vllm_starts(arguments: list[str], words: str, tested_vllm: None) -> None:
+def test_mistakes_are_found_before_vllm_starts(arguments: list[str], words: str, supported_vllm: None) -> None:
     found = serve(*arguments)
     assert found.exit_code == 2 and words in " ".join(found.output.split())
 

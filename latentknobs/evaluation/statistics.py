@@ -97,7 +97,7 @@ def _over_seeds(value_RP: Floats, null: float, below: float, above: float, p: fl
     total = max(by_seed + by_prompt - both, by_prompt)
     if total == 0:
         return below, above, p
-    # what `both` takes off the total would leave fewer degrees of freedom than either part has alone: then theirs
+    # Satterthwaite's formula is for sums: `both`, which is taken off, may bring it below the smaller of its parts, even to 0
     df = max(total**2 / (by_seed**2 / (R - 1) + by_prompt**2 / max(P - 1, 1)), min(R - 1, max(P - 1, 1)))
     student, alone = float(stdtrit(df, 1 - ALPHA / 2)), float(stdtrit(max(P - 1, 1), 1 - ALPHA / 2))
     further = max(student / alone, 1.0)

@@ -24,7 +24,7 @@ from latentknobs.training.fitstate import device_of
 RESPONSES = 256  # show what the policy does
 VALUES = {"value_NJ": Column(lambda reading: torch.tensor(reading.rollout.values, dtype=torch.float64), "first")}
 """What the policy that sampled a response chose at the beginning of its segments."""
-OTHERS = 0.05  # what imitation aims at for each other option (for half of all together), so that the steps after it still explore
+OTHERS = 0.05  # probability that is left to each option (0.5 to all of them together), so that the steps after it still explore
 UPDATES, BATCH, RATE, MOST = 500, 512, 1e-3, 50_000
 
 
@@ -73,7 +73,7 @@ def nearest(value_NJ: Tensor, space: KnobSpace, name: str) -> Tensor:
 
 
 def imitate(module: nn.Module, cache: FeatureCache, option_N: Tensor, K: int, seed: int) -> None:
-    """Moves a head towards one of K options in each segment, by cross-entropy."""
+    """Moves a head towards the option `option_N` of each of N segments, one of K, by cross-entropy."""
     device, generator = device_of(module), torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(module.parameters(), RATE)
     loss = nn.CrossEntropyLoss(label_smoothing=min(OTHERS * K, 0.5))
@@ -88,5 +88,7 @@ def thinned(cache: FeatureCache) -> FeatureCache:
     """At most some 50,000 segments of it, evenly spread; ConfigError if there are none."""
     total = len(cache.feature_NF)
     if not total:
-        raise ConfigError("No option of the grid can produce what the policy of imitate says. Widen the grid, or leave it out.")
+        raise ConfigError(
+            "No option of the grid can produce a response of the policy that imitate names. Widen the grid, or leave it out."
+        )
     return cache.where(torch.arange(total) % stride(total, MOST) == 0)

@@ -64,7 +64,7 @@ class Round:
         lesson = OnPolicy(run, config, sources, self.learners, self.number)
         lesson.check()
         inputs = f"{model_input(sources.train)} {reward_input(sources.train)} {reward.key}"
-        key = f"{self.key} {inputs} {config.rollouts} {self.number} {sources.engine.identity}"
+        key = f"{self.key} {inputs} {config.rollouts} {self.number} {sources.engine.identity}{lesson.start}"
         key = config.digest("features", config.digest("rollouts", key))
         return self.fitting.modules(lesson, key, fresh=bool(reward.unversioned) and not run.resume)
 

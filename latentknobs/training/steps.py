@@ -77,15 +77,23 @@ class OnPolicy:
             if learner.imitates is not None:
                 imitated(learner.imitates, learner.inputs, self.sources)
 
+    @property
+    def start(self) -> str:
+        """Identities of what the modules imitate first: a file that a name leads to may change, and then other heads are due."""
+        names = {learner.imitates: learner.inputs for learner in self.learners.values() if learner.imitates is not None}
+        return "".join(f" {imitated(name, inputs, self.sources).identity()}" for name, inputs in names.items())
+
     def moments(self, part: str) -> tuple[Tensor, Tensor]:
         """Over as many responses as a step has, one to a prompt, by what explores first; they are not scored."""
         learner = self.learners[part]
         policy = learner.explorer(None)
         assert policy is not None
-        return self._unscored(part, policy, self.config.pairs_per_step, "moments", learner.columns(learner.settings)).moments()
+        return self._unscored(part, policy, self.config.pairs_per_step, "moments").moments()
 
-    def _unscored(self, part: str, policy: Policy, count: int, what: str, columns: Mapping[str, Column]) -> FeatureCache:
-        """So many responses to the first prompts; budgets take turns."""
+    def _unscored(
+        self, part: str, policy: Policy, count: int, what: str, columns: Mapping[str, Column] | None = None
+    ) -> FeatureCache:
+        """So many responses of a policy to the first prompts, budgets taking turns; `columns` as in `_read`."""
         config, learner, caches = self.config, self.learners[part], []
         budgets, rows = learner.budgets(config.max_new_tokens, config.steps), self._prompts(part, 0, count)
         for n, budget in enumerate(budgets):
@@ -151,7 +159,7 @@ class OnPolicy:
         used = sorted({n for example in (mine or examples[:1]) for n in example.responses})
         index = {n: r for r, n in enumerate(used)}
         local = [Example(e.prompt, tuple(index[n] for n in e.responses), e.weight) for e in mine]
-        features = self._read(learner, [rollouts[n] for n in used], budget, learner.columns(learner.settings))
+        features = self._read(learner, [rollouts[n] for n in used], budget)
         dropped = Count(len({*prompts} - {example.prompt for example in examples}), len({*prompts}))
         return Step(reward_N, learner, dropped, local, len(examples), features)
 
@@ -207,13 +215,18 @@ class OnPolicy:
         cache = ScoreCache(folder / f"{self.run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
         return score_rollouts(reward, self.sources.train, rollouts, cache)
 
-    def _read(self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget, columns: Mapping[str, Column]) -> FeatureCache:
-        """Features and columns of responses."""
-        config, inputs = self.config, learner.inputs
+    def _read(
+        self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget, columns: Mapping[str, Column] | None = None
+    ) -> FeatureCache:
+        """Features of responses, with the columns and the segments that the learner learns from.
+
+        With other columns: of all segments, without responses that no option can produce.
+        """
+        config, inputs, is_own = self.config, learner.inputs, columns is None
         found = featurise(
             self.sources.engine, self.sources.train, rollouts, inputs.space, inputs.segmenter, inputs.features,
-            columns, floor=config.floor, min_spread=None if columns is VALUES else config.min_spread,
-            unreachable="drop" if columns is VALUES else "refuse", batch_size=config.read_batch,
-            max_new_tokens=budget.tokens, samples=budget.samples,
+            learner.columns(learner.settings) if columns is None else columns, floor=config.floor,
+            min_spread=config.min_spread if is_own else None, unreachable="refuse" if is_own else "drop",
+            batch_size=config.read_batch, max_new_tokens=budget.tokens, samples=budget.samples,
         )  # fmt: skip
         return found.cache

@@ -179,8 +179,8 @@ def _run(config: TrainConfig, space: KnobSpace, sources: Sources, resume: bool, 
             _begin(run, config, learners[MAIN], sources, used * prompts)
         evaluation = planned(config, space, sources) | planned_budgets(config, learners[MAIN], sources)
         run.plan = make_plan(run.path, config, prompts, evaluation, supplied, processes.size, used)
-        on_policy = len(learners) * (learned_from(config, learners[MAIN], prompts) + unscored(config, learners[MAIN]))
-        on_policy *= learners[MAIN].on_policy
+        by_steps = learned_from(config, learners[MAIN], prompts) + unscored(config, learners[MAIN])
+        on_policy = len(learners) * by_steps if learners[MAIN].on_policy else 0
         say(f"{run.plan.responses(on_policy)} `latentknobs status {run.path} --watch` shows how long they take.")
         if config.account:
             say(f"The account reads {sum(evaluation.get(name, 0) for name in ('evaluation', 'controls')):,} of these again.")

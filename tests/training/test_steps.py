@@ -256,6 +256,15 @@ def test_what_a_head_cannot_imitate_is_refused_before_anything_is_sampled(name: 
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
+def test_another_policy_of_the_same_name_makes_other_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, plain = SETTINGS | {"imitate": "constant:temperature=0", "output_dir": tmp_path}, steps.imitated
+    lk.train(**settings)
+    before = heads(tmp_path)
+    monkeypatch.setattr(steps, "imitated", lambda name, *more: plain("constant:temperature=1", *more))
+    lk.train(**settings, resume=True)
+    assert heads(tmp_path) != before
+
+
 def test_a_value_is_imitated_by_the_nearest_option_and_never_by_the_opposite_one() -> None:
     space = lk.KnobSpace.of("temperature:0,0.5,1", "top_k:0,20,50")
     values = torch.tensor([[0.2, 5.0], [1.0, 0.0], [0.8, 49.0], [0.0, 24.0]], dtype=torch.float64)
