@@ -76,10 +76,14 @@ def test_responses_of_similar_length_are_read_together_and_come_back_in_order(ma
     finally:
         hook.remove()
     length_R = [len(prompts[r.prompt].ids) + len(r.ids) for r in rollouts]
-    best = sorted(length_R, reverse=True)
-    assert [tuple(shape) for shape in shapes] == [(len(best[i : i + 3]), best[i]) for i in range(0, len(best), 3)]
+    order = sorted(range(len(rollouts)), key=lambda r: -length_R[r])
+    expected = []
+    for batch in ([rollouts[r] for r in order[i : i + 3]] for i in range(0, len(order), 3)):
+        questions = {prompts[rollout.prompt].ids for rollout in batch}
+        expected += [(len(questions), max(map(len, questions)) - 1), (len(batch), max(len(rollout.ids) for rollout in batch))]
+    assert [tuple(shape) for shape in shapes] == expected
     assert steps == [3, 3, 3, 1]
-    assert best != length_R, "the order must matter for this test"
+    assert order != sorted(order), "the order must matter for this test"
     alone = [featurise(TransformersEngine(*lm), prompts, [rollout], SPACE, TOKEN, ("hidden",)).cache for rollout in rollouts]
     whole = FeatureCache.join(alone)
     for found, expected in ((cache.feature_NF, whole.feature_NF), *((cache.columns[n], whole.columns[n]) for n in cache.columns)):

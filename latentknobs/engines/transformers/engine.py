@@ -12,6 +12,7 @@ from latentknobs.engines.transformers.attach import Attached
 from latentknobs.engines.transformers.leaving import sample_leaving
 from latentknobs.engines.transformers.prompt_reader import PromptReader
 from latentknobs.engines.transformers.record import split_sequences
+from latentknobs.engines.transformers.response_reader import read_after_prompts
 from latentknobs.engines.transformers.second import SECOND, LeftPadded
 from latentknobs.policies import Policy, reads
 
@@ -72,8 +73,9 @@ class TransformersEngine(Engine):
         return [Response(found, ((),) * len(found), None, "") for found in ids]
 
     def read(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Engine.read`: one forward pass over all of them."""
-        return frozen.read_responses(self.model, prompts, responses)
+        """See `Engine.read`: one forward pass over all responses, after one over their distinct prompts."""
+        pad = frozen.padding_id(self.model, self.tokenizer)
+        return read_after_prompts(self.model, self._prompts, prompts, responses, pad)
 
     @property
     def device(self) -> torch.device:

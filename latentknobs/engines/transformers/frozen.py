@@ -44,7 +44,8 @@ def input_device(model: Any) -> torch.device:
 def padding_id(model: Any, tokenizer: Any) -> int:
     """An id to pad with. It is masked, so any will do that the model has an embedding for, as not every tokenizer's own."""
     known = range(model.get_input_embeddings().weight.shape[0])
-    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token in known), 0)
+    own = () if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in own if token in known), 0)
 
 
 def context_length(model: Any) -> int | None:

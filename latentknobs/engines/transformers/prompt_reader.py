@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentknobs.engines.transformers.caches import cache_in, cache_name
-from latentknobs.engines.transformers.frozen import output_embeddings
+from latentknobs.engines.transformers.frozen import input_device, output_embeddings
 from latentknobs.engines.transformers.settings import announce, rollout_settings
 from latentknobs.engines.transformers.wrappers import layers_of
 
@@ -37,15 +37,24 @@ class PromptReader:
         self._kept: OrderedDict[Any, tuple[str, DynamicCache]] = OrderedDict()
         self._is_refused = False
 
+    @property
+    def device(self) -> torch.device:
+        """Where the token ids go."""
+        return input_device(self.model)
+
     def read(self, ids_BP: Tensor, mask_BP: Tensor) -> dict[str, Any]:
-        """The argument of `generate` that holds the cache of all columns but the last, if any, of prompts padded on the left."""
+        """The argument of `generate`, or of the model, that holds the cache of all columns but the last, if any.
+
+        Args:
+            ids_BP, mask_BP: prompts padded on the left.
+        """
         if self._is_refused or ids_BP.shape[1] < 2:
             return {}
         unique_U2P, row_B = torch.stack([ids_BP, mask_BP], 1).unique(dim=0, return_inverse=True)
         key = (tuple(unique_U2P.shape), hash(unique_U2P.cpu().numpy().tobytes()))
         if key not in self._kept:
             name, cache = self._read(*unique_U2P.unbind(1))
-            if not can_repeat(cache):
+            if not can_repeat(cache) or cache.get_seq_length() != ids_BP.shape[1] - 1:  # GPT's stays empty, CPM-Ant's has more
                 self._is_refused = True
                 announce(
                     f"Each copy of a prompt is read again: {type(self.model).__name__} keeps a {type(cache).__name__} here, "
