@@ -26,7 +26,7 @@ from latentknobs.heads.features import PORTABLE
 
 HERE = "head trained here"
 SIZES = {"train_prompts": 192, "max_new_tokens": 64, "batch_size": 256}
-JUDGED = {"eval_size": 160, "tune_size": 128, "seeds": 2}
+SETS = 2  # of responses to each prompt, also to tuning prompts, of which there are four fifths as many
 
 
 def world(name: str, device: str) -> dict[str, Any]:
@@ -55,14 +55,15 @@ def fit(name: str, seed: int, folder: Path, device: str) -> Path:
     return path
 
 
-def judged(source: str, target: str, seed: int, folder: Path, device: str) -> Report:
+def judged(source: str, target: str, seed: int, folder: Path, device: str, prompts: int) -> Report:
     """The head of one model on another, beside the head that was trained there; kept as a file."""
-    path = folder / f"{source}-{target}-{seed}.json"
+    path = folder / f"{source}-{target}-{seed}-{prompts}.json"
     if not path.exists():
         ours, theirs = (fit(name, seed, folder, device) for name in (source, target))
         report = lk.evaluate(
-            ours, extra={HERE: theirs}, reward=creative_reward(data_folder()), **world(target, device), **SIZES, **JUDGED
-        )
+            ours, extra={HERE: theirs}, reward=creative_reward(data_folder()), eval_size=prompts, tune_size=prompts * 4 // 5,
+            seeds=SETS, **world(target, device), **SIZES,
+        )  # fmt: skip
         path.write_text(json.dumps(report.to_dict()), encoding="utf-8")
     return Report.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
@@ -70,13 +71,14 @@ def judged(source: str, target: str, seed: int, folder: Path, device: str) -> Re
 @click.command()
 @click.option("--world", "worlds", multiple=True, default=("testbed", "stories260k"), show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--prompts", default=160, show_default=True, help="held out; on SmolLM2 without a GPU 64 take a quarter of an hour")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/portable"), show_default=True)
-def main(worlds: tuple[str, ...], seeds: tuple[int, ...], device: str, folder: Path) -> None:
+def main(worlds: tuple[str, ...], seeds: tuple[int, ...], prompts: int, device: str, folder: Path) -> None:
     """Trains and judges what is not there yet, and prints a table for each direction."""
     torch.set_num_threads(1)
     for source, target in permutations(worlds, 2):
-        report = Report.join([judged(source, target, seed, folder, device) for seed in seeds])
+        report = Report.join([judged(source, target, seed, folder, device, prompts) for seed in seeds])
         print(f"\n**{source} to {target}** ({report.tuned})\n\n| policy | reward | transferred head over it | p, corrected |")
         print("|---|---|---|---|")
         for row in report.table():

@@ -3,12 +3,14 @@
 python -m benchmarks.instruct headroom so       # what constants and hand rules reach, before anything is trained
 python -m benchmarks.instruct train so          # heads of three training seeds, and heads that see statistics alone
 python -m benchmarks.instruct compare so        # heads, their controls and all rivals on held-out prompts
+python -m benchmarks.instruct merge so --variant reinforce-large  # the heads of all seeds as one, for `compare --head merged`
 python -m benchmarks.instruct transfer so then  # the heads of one task on another, beside that task's own
 python -m benchmarks.instruct votes sums        # the accuracy of a majority
 python -m benchmarks.instruct rollouts          # what rollouts cost where copies share the reading of their prompt
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,6 +19,7 @@ import latentknobs as lk
 from benchmarks.instruct import comparison
 from benchmarks.instruct.arena import Arena, load
 from benchmarks.instruct.heads import trained
+from benchmarks.instruct.merged import merged
 from benchmarks.instruct.rivals import CONSTANTS, LAST, VARIANTS, rules
 from benchmarks.instruct.tasks import TASKS
 
@@ -41,7 +44,8 @@ TASK = click.argument("task", type=click.Choice(sorted(TASKS)))
 PROMPTS = click.option("--prompts", default=128, show_default=True, help="held out")
 COPIES = click.option("--copies", default=4, show_default=True, help="responses to each held-out prompt")
 TUNE = click.option("--tune", default=64, show_default=True, help="training prompts (8 responses each) that choose among rivals")
-HEAD = click.option("--head", default="lpo", type=click.Choice(sorted(VARIANTS)), show_default=True, help="the heads in question")
+HEADS = click.Choice(sorted([*VARIANTS, "merged"]))
+HEAD = click.option("--head", default="lpo", type=HEADS, show_default=True, help="the heads in question")
 
 
 @main.command()
@@ -91,6 +95,20 @@ def train(
 
 @main.command()
 @TASK
+@click.option("--variant", type=click.Choice(sorted(VARIANTS)), multiple=True, required=True, help="whose heads, of all seeds")
+@click.pass_context
+def merge(context: click.Context, task: str, variant: tuple[str, ...]) -> None:
+    """One head, `merged`, whose log-probabilities are the mean of those of several."""
+    folder = context.obj[1] / task / "adapters"
+    paths = [path for name in variant for path in sorted(folder.glob(f"{name}-[0-9]"))]
+    adapters = [lk.KnobAdapter.from_pretrained(path) for path in paths]
+    first = adapters[0]
+    replace(first, head=merged([one.head for one in adapters], first.space), rival=None).save_pretrained(folder / "merged-0")
+    print(f"{folder / 'merged-0'}: {', '.join(path.name for path in paths)}")
+
+
+@main.command()
+@TASK
 @HEAD
 @click.option("--only", multiple=True, help="other variants in the table; by default all that are trained")
 @PROMPTS
@@ -98,6 +116,7 @@ def train(
 @TUNE
 @click.option("--constants", is_flag=True, help="also every constant of the heads' own grid")
 @click.option("--few", nargs=2, type=int, help="prompts and copies of controls and constants, where they answer fewer")
+@click.option("--sets", default=1, show_default=True, help="sets of responses of all but controls, of other random numbers")
 @click.option("--statistics/--no-statistics", default=True, show_default=True, help="also the rival on statistics")
 @click.pass_context
 def compare(
@@ -110,10 +129,12 @@ def compare(
     tune: int,
     constants: bool,
     few: tuple[int, int] | None,
+    sets: int,
     statistics: bool,
 ) -> None:
     """Heads, controls and rivals; differences are paired by prompt, with 95 % intervals over prompts and training seeds."""
-    comparison.compare(arena_of(context, task), head, only, comparison.Sizes(prompts, copies, tune, few), constants, statistics)
+    sizes = comparison.Sizes(prompts, copies, tune, few, sets)
+    comparison.compare(arena_of(context, task), head, only, sizes, constants, statistics)
 
 
 @main.command()

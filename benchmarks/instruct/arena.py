@@ -55,10 +55,12 @@ class Arena:
             found += [Rollout(p, tuple(ids), None, text) for p, ids, text in json.loads(path.read_text(encoding="utf-8"))]
         return sorted(found, key=lambda one: one.prompt)
 
-    def score(self, policy: Policy | str, *, held_out: bool, count: int, copies: int) -> tuple[NDArray[np.float64], list[str]]:
+    def score(
+        self, policy: Policy | str, *, held_out: bool, count: int, copies: int, seed: int = 0
+    ) -> tuple[NDArray[np.float64], list[str]]:
         """(P, copies) rewards, and the texts."""
         prompts = self.prompts(held_out, count)
-        rows = self.answers(policy_of(policy, self.tokenizer), prompts, copies)
+        rows = self.answers(policy_of(policy, self.tokenizer), prompts, copies, seed)
         columns = {name: [prompts[row.prompt].columns[name] for row in rows] for name in prompts[0].columns}
         rewards = self.task.reward([prompts[row.prompt].text for row in rows], [row.text for row in rows], **columns)
         return np.array(rewards).reshape(len(prompts), copies), [row.text for row in rows]

@@ -24,12 +24,14 @@ class Sizes(NamedTuple):
     """Held-out prompts, responses to each, and training prompts (`TUNE_COPIES` responses) to tune rivals on.
 
     Controls and constants of a head's grid may answer the first `few` prompts, so often, alone: then all are compared on these.
+    All others may answer every prompt again, with so many `sets` of other random numbers.
     """
 
     prompts: int
     copies: int
     tune: int
     few: tuple[int, int] | None = None
+    sets: int = 1
 
     @property
     def controls(self) -> "Sizes":
@@ -65,8 +67,11 @@ def controls(arena: Arena, policies: Sequence[Policy], tune: int) -> Iterator[tu
 def score(arena: Arena, policies: Sequence[Policy | str], sizes: Sizes, held_out: bool = True) -> tuple[Floats, str]:
     """(S, P) mean rewards of each policy and prompt, and the first text."""
     count, copies = (sizes.prompts, sizes.copies) if held_out else (sizes.tune, TUNE_COPIES)
-    found = [arena.score(policy, held_out=held_out, count=count, copies=copies) for policy in policies]
-    return np.stack([reward_PC.mean(1) for reward_PC, _ in found]), found[0][1][0]
+    seeds = range(sizes.sets if held_out else 1)
+    found = [
+        [arena.score(policy, held_out=held_out, count=count, copies=copies, seed=seed) for seed in seeds] for policy in policies
+    ]
+    return np.stack([np.hstack([reward_PC for reward_PC, _ in one]).mean(1) for one in found]), found[0][0][1][0]
 
 
 def tuned(arena: Arena, sizes: Sizes) -> dict[str, Floats]:

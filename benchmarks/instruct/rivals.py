@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reinforce-few-sequence": FEW_PROMPTS | {"level": "sequence"},
     "reinforce-few-statistics": FEW_PROMPTS | {"features": PORTABLE},
     "reinforce-many": FEW_PROMPTS | {"breadth": MORE, "train_prompts": 256},
+    "reinforce-many-joint": FEW_PROMPTS | {"breadth": MORE, "train_prompts": 256, "knobs": [COLD_HOT, "min_p:0,0.1"]},
     "reinforce-large": LARGE,
     "reinforce-large-explore": LARGE | {"entropy_bonus": 0.1},
     "reinforce-large-statistics": LARGE | {"features": PORTABLE},
