@@ -102,7 +102,7 @@ class Head(Section):
     """Leave out segments whose log-likelihood differs by at most this (nats) between options; 0 loses nothing with `latent`
     and length_norm none."""
     read_batch: Harmless[Count] = 64
-    """Responses that the model reads together for features; lower it where memory is short, results stay the same."""
+    """Responses that the model reads together for features; lower it where memory is short; results agree up to rounding."""
     feature_ram: Harmless[float] = Field(default=4.0, gt=0)
     """GB of features held in memory; a larger store is streamed from disk."""
     hidden: Annotated[int | None, Enters("fit")] = Field(default=None, ge=1, le=2**16)
