@@ -101,6 +101,8 @@ def merge(context: click.Context, task: str, variant: tuple[str, ...]) -> None:
     """One head, `merged`, whose log-probabilities are the mean of those of several."""
     folder = context.obj[1] / task / "adapters"
     paths = [path for name in variant for path in sorted(folder.glob(f"{name}-[0-9]"))]
+    if not paths:
+        raise click.UsageError(f"There are no heads of {', '.join(variant)} in {folder}. Train them first.")
     adapters = [lk.KnobAdapter.from_pretrained(path) for path in paths]
     first = adapters[0]
     replace(first, head=merged([one.head for one in adapters], first.space), rival=None).save_pretrained(folder / "merged-0")

@@ -14,9 +14,12 @@ from latentknobs.knobs.space import KnobSpace
 
 @torch.no_grad()
 def merged(heads: Sequence[OptionHead], space: KnobSpace) -> OptionHead:
-    """One head for some without reducing layers and budgets."""
+    """One head for some (at least one) of the same features, without reducing layers (`rank`) and budgets.
+
+    (..., F) features give (..., K) log-probabilities: the mean of theirs, normalised.
+    """
     first = heads[0]
-    found = OptionHead(space, first.in_features, hidden=sum(head.hidden for head in heads), rank=0)
+    found = OptionHead(space, first.in_features, hidden=sum(head.hidden for head in heads), rank=0).to(first.shift_F.dtype)
     wide_H, inner_HH, out_K = (part for part in found.mlp if isinstance(part, nn.Linear))
     first_H, second_H, third_K = zip(*([part for part in head.mlp if isinstance(part, nn.Linear)] for head in heads), strict=True)
     # Each head standardises the features in its own way, so this goes into the first layer.

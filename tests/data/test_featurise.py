@@ -81,6 +81,7 @@ def test_responses_of_similar_length_are_read_together_and_come_back_in_order(ma
     for batch in ([rollouts[r] for r in order[i : i + 3]] for i in range(0, len(order), 3)):
         questions = {prompts[rollout.prompt].ids for rollout in batch}
         expected += [(len(questions), max(map(len, questions)) - 1), (len(batch), max(len(rollout.ids) for rollout in batch))]
+    assert shapes.pop(2)[0] == 1, "of the first padded batch one row is read again, alone"
     assert [tuple(shape) for shape in shapes] == expected
     assert steps == [3, 3, 3, 1]
     assert order != sorted(order), "the order must matter for this test"

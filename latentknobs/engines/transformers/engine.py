@@ -12,7 +12,7 @@ from latentknobs.engines.transformers.attach import Attached
 from latentknobs.engines.transformers.leaving import sample_leaving
 from latentknobs.engines.transformers.prompt_reader import PromptReader
 from latentknobs.engines.transformers.record import split_sequences
-from latentknobs.engines.transformers.response_reader import read_after_prompts
+from latentknobs.engines.transformers.response_reader import ResponseReader
 from latentknobs.engines.transformers.second import SECOND, LeftPadded
 from latentknobs.policies import Policy, reads
 
@@ -30,6 +30,7 @@ class TransformersEngine(Engine):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._prompts = PromptReader(model)
+        self._responses = ResponseReader(model, self._prompts)
 
     def sample(
         self, prompts: Sequence[Ids], policy: Policy, *, max_new_tokens: int, seed: int, samples: int = 1,
@@ -74,8 +75,7 @@ class TransformersEngine(Engine):
 
     def read(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Engine.read`: one forward pass over all responses, after one over their distinct prompts."""
-        pad = frozen.padding_id(self.model, self.tokenizer)
-        return read_after_prompts(self.model, self._prompts, prompts, responses, pad)
+        return self._responses.read(prompts, responses, frozen.padding_id(self.model, self.tokenizer))
 
     @property
     def device(self) -> torch.device:

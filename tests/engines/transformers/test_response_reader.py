@@ -13,6 +13,7 @@ from tiny_models import VOCAB, tiny_lm, word_tokenizer
 
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.engines.transformers.frozen import read_responses
+from latentknobs.engines.transformers.settings import announce
 
 FAMILIES = ("llama", "gpt2", "gemma2", "gemma3", "qwen3", "neox", "mamba", "gpt")
 MODELS: dict[str, Any] = {}
@@ -50,7 +51,9 @@ def test_each_distinct_prompt_is_read_once_and_not_at_all_after_its_responses_we
     lm = lm_of("llama")
     questions, responses = [[3, 5, 7], [9, 11]] * 4, [[5, 6]] * 8
     engine = TransformersEngine(lm, word_tokenizer())
-    assert columns_read(lm, lambda: list(engine.read(questions, responses))) == [(2, 2), (8, 2)]
+    assert columns_read(lm, lambda: list(engine.read(questions, responses))) == [(2, 2), (8, 2), (1, 4)], (
+        "one row once more, alone"
+    )
     assert columns_read(lm, lambda: list(engine.read(questions, responses))) == [(8, 2)]
 
 
@@ -61,3 +64,29 @@ def test_the_model_is_left_as_it_was() -> None:
     assert lm.training and torch.equal(torch.get_rng_state(), state) and not lm.lm_head._forward_pre_hooks
     assert not hidden_TD.requires_grad and not logits_TV.requires_grad
     lm.eval()
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_model_that_counts_padding_is_read_copy_by_copy(takes: bool) -> None:
+    """gpt2 has learned positions, so that a shift shows; here it does not hear of `position_ids`."""
+    lm = tiny_lm("gpt2").double()
+    forward = lm.forward
+
+    def deaf(input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **others: Any) -> Any:
+        return forward(input_ids=input_ids, attention_mask=attention_mask, **others)
+
+    def unknown(input_ids: Any = None, attention_mask: Any = None, use_cache: Any = None, past_key_values: Any = None) -> Any:
+        return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, past_key_values=past_key_values)
+
+    lm.forward = deaf if takes else unknown
+    questions, responses = [[3, 5, 7, 9, 11], [9, 11]] * 2, [[5, 6], [7], [8, 9], []]
+    announce.cache_clear()
+    engine = TransformersEngine(lm, word_tokenizer())
+    if takes:
+        with pytest.warns(UserWarning, match="Each response is read with its whole prompt: GPT2LMHeadModel"):
+            found = list(engine.read(questions, responses))
+    else:
+        found = list(engine.read(questions, responses))
+    for (hidden_TD, logits_TV), question, response in zip(found, questions, responses, strict=True):
+        ((hidden, logits),) = read_responses(lm, [question], [response])
+        torch.testing.assert_close((hidden_TD, logits_TV), (hidden, logits), rtol=0, atol=1e-10)

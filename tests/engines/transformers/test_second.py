@@ -54,7 +54,7 @@ def test_only_spaces_that_need_second_logits_pay_for_them(lm: nn.Module) -> None
         plain = TransformersEngine(lm, None).observe(PROMPTS, RESPONSES)
         assert [set(one.parts) for one in plain] == [{"hidden_ND", "logits_NV"}] * 3
         (context, *_) = TransformersEngine(lm, None).observe(PROMPTS, RESPONSES, ("previous_NL",))
-        assert "second_NV" not in context.parts and len(forwards.widths) == 4, "prompts and responses, once each"
+        assert "second_NV" not in context.parts and len(forwards.widths) == 6, "prompts, responses, and one row alone"
         forwards.widths.clear()
         generated(lm, UniformPolicy(lk.KnobSpace.of("temperature", "repetition_penalty"), Every(1)), max_new_tokens=3)
         assert forwards.widths == [5, 1, 1]
