@@ -26,18 +26,19 @@ from benchmarks.instruct.tasks import TASKS
 
 @click.group()
 @click.option("--model", default=f"{os.environ.get('LATENTKNOBS_DATA', 'data')}/SmolLM2-135M-Instruct", show_default=True)
+@click.option("--dtype", default="auto", show_default=True, help="float32 where the processor has neither AMX nor AVX512-bf16")
 @click.option("--out", default="runs/instruct", show_default=True)
 @click.option("--batch", default=64, show_default=True, help="responses answered together; an interruption costs one batch")
 @click.pass_context
-def main(context: click.Context, model: str, out: str, batch: int) -> None:
+def main(context: click.Context, model: str, dtype: str, out: str, batch: int) -> None:
     """What adapting is worth on a small instruct model."""
-    context.obj = (model, Path(out), batch)
+    context.obj = ((model, dtype), Path(out), batch)
 
 
 def arena_of(context: click.Context, task: str) -> Arena:
     """The arena of a task."""
     model, out, batch = context.obj
-    return Arena(*load(model), TASKS[task], out / task, batch)
+    return Arena(*load(*model), TASKS[task], out / task, batch)
 
 
 TASK = click.argument("task", type=click.Choice(sorted(TASKS)))
@@ -176,7 +177,7 @@ def rollouts(context: click.Context, copies: int, rounds: int) -> None:
     """Time of 64 responses as long as their prompts, over that of transformers' own sampling of the same batch."""
     from benchmarks.instruct.speed import measure
 
-    measure(*load(context.obj[0]), copies, rounds)
+    measure(*load(*context.obj[0]), copies, rounds)
 
 
 if __name__ == "__main__":

@@ -78,10 +78,10 @@ class Arena:
         return Choices(torch.cat(values), entropy_M, max_prob_M)
 
 
-def load(folder: str) -> tuple[Any, Any]:
+def load(folder: str, dtype: str = "auto") -> tuple[Any, Any]:
     """The prepared model, on one thread."""
     from latentknobs.config import make_config
     from latentknobs.models.loading import load_model
 
     torch.set_num_threads(1)
-    return load_model(folder, make_config({"model": folder}))
+    return load_model(folder, make_config({"model": folder, "dtype": dtype}))

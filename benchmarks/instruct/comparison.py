@@ -1,7 +1,7 @@
 """Tables of the instruct model: heads against their controls and all rivals, transfer, votes."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,13 +74,29 @@ def score(arena: Arena, policies: Sequence[Policy | str], sizes: Sizes, held_out
     return np.stack([np.hstack([reward_PC for reward_PC, _ in one]).mean(1) for one in found]), found[0][0][1][0]
 
 
+def finalists(heat: Mapping[str, Floats], task_P: NDArray[np.str_]) -> list[str]:
+    """The best quarter of some policies by their (P,) rewards, over all prompts and over those of each task."""
+    kept = set()
+    for is_in_P in [np.ones(len(task_P), bool), *(task_P == task for task in set(task_P))]:
+        order = sorted(heat, key=lambda name: -heat[name][is_in_P].mean())
+        kept |= {*order[: -(-len(order) // 4)]}
+    return [name for name in heat if name in kept]
+
+
+def tuning(arena: Arena, names: Sequence[str], sizes: Sizes, task_P: NDArray[np.str_]) -> dict[str, Floats]:
+    """(P,) rewards on all tuning prompts of those that a first heat, on a quarter of them, does not rule out."""
+    first = sizes._replace(tune=-(-sizes.tune // 4))
+    heat = {name: score(arena, [name], first, held_out=False)[0][0] for name in names}
+    return {name: score(arena, [name], sizes, held_out=False)[0][0] for name in finalists(heat, task_P[: first.tune])}
+
+
 def tuned(arena: Arena, sizes: Sizes) -> dict[str, Floats]:
     """(1, P) of the best constant and the best rule of training prompts, also one for each task, of greedy and of the mixture."""
     out: dict[str, Floats] = {}
     tasks = {held_out: np.array([row["task"] for row in arena.task.rows(held_out, count)])
              for held_out, count in ((True, sizes.prompts), (False, sizes.tune))}  # fmt: skip
     for kind, names in (("constant", CONSTANTS), ("rule", [*CONSTANTS, *rules(arena.task.kind)])):
-        dev = {name: score(arena, [name], sizes, held_out=False)[0][0] for name in names}
+        dev = tuning(arena, names, sizes, tasks[False])
         best = max(dev, key=lambda name: dev[name].mean())
         out[f"best {kind}: {best.partition(':')[2] if kind == 'constant' else best}"] = score(arena, [best], sizes)[0]
         if len(set(tasks[False])) > 1:

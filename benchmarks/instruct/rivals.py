@@ -9,6 +9,7 @@ PAPER = "temperature:0,0.2,0.4,0.6,0.8,1"
 PORTABLE = ("entropy", "max_prob", "top5_mass", "log_collision", "margin")
 REINFORCE = {"knobs": COLD_HOT, "learner": "reinforce", "steps": 16, "pairs_per_step": 64, "learning_rate": 1e-2}
 FEW_PROMPTS = REINFORCE | {"steps": 48, "schedule": "linear", "alone": True}
+QUICK = FEW_PROMPTS | {"steps": 16, "breadth": MORE, "train_prompts": 256}
 LARGE = REINFORCE | {
     "steps": 100, "pairs_per_step": 256, "batch_size": 256, "learning_rate": 3e-3, "schedule": "linear", "alone": True,
     "breadth": MANY, "train_prompts": 4096,
@@ -41,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reinforce-few-statistics": FEW_PROMPTS | {"features": PORTABLE},
     "reinforce-many": FEW_PROMPTS | {"breadth": MORE, "train_prompts": 256},
     "reinforce-many-joint": FEW_PROMPTS | {"breadth": MORE, "train_prompts": 256, "knobs": [COLD_HOT, "min_p:0,0.1"]},
+    "reinforce-quick": QUICK,
+    "reinforce-quick-positions": QUICK | {"discount": 0.9, "baseline": "mean"},
     "reinforce-large": LARGE,
     "reinforce-large-explore": LARGE | {"entropy_bonus": 0.1},
     "reinforce-large-statistics": LARGE | {"features": PORTABLE},
