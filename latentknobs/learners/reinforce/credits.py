@@ -71,6 +71,7 @@ def position_advantages(return_PRT: Tensor, baseline: Baseline, normalise: bool)
     others_PRT = (return_PRT.nansum(1, keepdim=True) - return_PRT) / (count_P1T - 1)  # alone: 0 / 0, NaN
     by_position = zip(return_PRT.unbind(-1), others_PRT.unbind(-1), strict=True)
     found_PRT = torch.stack([baselined(return_PR, others_PR, baseline) for return_PR, others_PR in by_position], dim=-1)
+    found_PRT[found_PRT.abs() < 1e-12] = 0.0  # equal returns, whose mean is rounded
     if normalise:
         found_PRT = found_PRT / found_PRT.square().nanmean().sqrt().clamp(min=1e-8)
     return found_PRT.nan_to_num(0.0)

@@ -84,6 +84,8 @@ def test_each_token_of_a_rollout_has_the_advantage_of_its_own_place() -> None:
 
 def test_rewards_that_never_change_teach_nothing() -> None:
     one, rollouts = learner(discount=0.9), two_prompts()[0]
+    steady = [[t / 3 for t in range(len(row.ids) + 1)] for row in rollouts]  # added alike everywhere, up to rounding
+    assert not any(sum((row.advantages for row in one.credited(rollouts[:2], steady[:2])), ()))
     found = one.credited(rollouts, [[1.0] * (len(row.ids) + 1) for row in rollouts])
     with pytest.raises(NoExamplesError, match="All 5 rewards are 1"):
         one.examples(found, [1.0] * 5)
