@@ -75,7 +75,8 @@ class Field:
         """Mean of a measure over prompts and training seeds; prompts where it is not defined are left out."""
         value_RP = self.by_run(name, player, task)
         value_RP = value_RP[:, ~np.isnan(value_RP).any(0)]
-        return estimate(value_RP, null=null) if value_RP.shape[1] else Interval(*[float("nan")] * 3)
+        ends = (0.0, 1.0) if name.startswith("non_greedy") else None
+        return estimate(value_RP, ends, null) if value_RP.shape[1] else Interval(*[float("nan")] * 3)
 
     def compare(self, key: Key) -> Interval:
         """A comparison, its p corrected where a correction is known."""
@@ -87,8 +88,6 @@ class Field:
             reach = float(np.nanmax(everyone) - np.nanmin(everyone)) or 1.0
             difference, ends = (wins(ours, theirs), (0.0, 1.0)) if key.is_share else (ours - theirs, (-reach, reach))
             found = estimate(difference.mean(1), ends, key.null)
-            if key.is_share:
-                found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
         return replace(found, p=self.corrected.get(key, found.p))
 
     def rows(self, name: str, subject: str, task: str) -> list[Key]:

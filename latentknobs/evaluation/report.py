@@ -110,7 +110,6 @@ class Report:
         low, high = self._ends
         gain = estimate(self._by_run(ours - theirs), (low - high, high - low))
         share = estimate(self._by_run(wins(ours, theirs)), (0.0, 1.0), 0.5)
-        share = replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0))
         return Comparison(policy, task, estimate(self._by_run(theirs), (low, high)), gain, share, gain.p)
 
     def table(self) -> list[Comparison]:

@@ -45,7 +45,8 @@ def estimate(value: Sequence[float] | Floats, ends: tuple[float, float] | None =
 
     Args:
         value: (P,) one for each prompt, or (R, P) with R training seeds.
-        ends: least and greatest value that a prompt could have; by default those that occur, 1 apart if there is only one.
+        ends: least and greatest value that a prompt could have, where the interval stops too; by default those that occur, 1
+            apart if there is only one.
         null: the mean of which `p` is the probability.
     """
     value_RP = np.atleast_2d(np.asarray(value, dtype=np.float64))
@@ -59,6 +60,8 @@ def estimate(value: Sequence[float] | Floats, ends: tuple[float, float] | None =
     below, above, p = _two_more(value_P, low, high, null) if is_rare or P < FEWEST else _bootstrap(value_P, null)
     if len(value_RP) > 1:
         below, above, p = _over_seeds(value_RP, null, below, above, p)
+    if ends is not None:
+        below, above = min(below, max(mean - low, 0.0)), min(above, max(high - mean, 0.0))
     return Interval(mean, float(mean - below), float(mean + above), p)
 
 
