@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,7 @@ from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.sampling import read_all
 from latentknobs.training.train import noted
 
+UNFINISHED = "unfinished"  # within the folder of an evaluation
 Opponent = Policy | KnobAdapter | str | Path
 SHOWN = (
     "model", "gguf_file", "device", "dtype", "prompts", "eval_prompts", "train_prompts", "reward", "reward_weights", "engine",
@@ -71,7 +73,7 @@ def evaluate(
         extra: the same, under names of your own.
         settings: fields of `TrainConfig` that concern evaluation: `eval_size`, `tune_size`, `pick`, `max_new_tokens`,
             `batch_size`, `seed`, `device`, `dtype`, `reward_weights`; `account` accounts for every policy, too; `output_dir` is a
-            folder for all responses and the report as a page, by default none.
+            folder for all responses and the report as a page, by default none. The same call goes on there if it was ended.
 
     Raises:
         AdapterError: an adapter cannot be read, or was trained on a model of another shape.
@@ -96,8 +98,8 @@ def evaluate(
             usual = lineup(adapters[0].space, adapters[0].rival_features)
             others = _others(against, extra or {}, sources, config.pick, usual)
             accounts, texts = dict[int, Account](), dict[tuple[str, ...], list[Rollout]]()
-            with TemporaryDirectory(dir=folder) as place:
-                runs = [Path(place) / f"{n}" for n in range(len(adapters))]
+            with _workplace(folder) as place:
+                runs = [place / f"{n}" for n in range(len(adapters))]
                 reports = [
                     _evaluate(one, config, sources, others, accounts, texts, run, runs[0] if run != runs[0] else None)
                     for one, run in zip(adapters, runs, strict=True)
@@ -117,6 +119,18 @@ def _folder(config: TrainConfig) -> Path:
         (folder / "evaluation").mkdir(parents=True, exist_ok=True)
         os.utime(folder / "evaluation")  # an error where nothing can be written
     return folder
+
+
+@contextmanager
+def _workplace(folder: Path | None) -> Iterator[Path]:
+    """Where the responses are until the report is there: in its folder, so that the same evaluation goes on if it was ended."""
+    if folder is None:
+        with TemporaryDirectory() as place:
+            yield Path(place)
+    else:
+        with RunDir(folder / UNFINISHED, processes=Processes(alone=True)) as whole:  # its lock keeps two evaluations apart
+            yield whole.path
+            shutil.rmtree(whole.path)
 
 
 def _write(folder: Path, report: Report, config: TrainConfig, first: Report, adapter: KnobAdapter, sources: Sources) -> None:
@@ -164,7 +178,9 @@ def _evaluate(
         say(f"The account reads the responses to held-out prompts again, {most:,} at most.")
     if after is None and (most := most_wider(adapter.space, tuning)):
         say(f"Up to {most:,} more responses if the best constant is at the edge of the options.")
-    with RunDir(folder, processes=Processes(alone=True), resume=True, after=after) as run:
+    # scores that an ended evaluation left are trusted only where the reward says by its version that it is the same
+    resume = not (folder.exists() and sources.reward.unversioned)
+    with RunDir(folder, processes=Processes(alone=True), resume=resume, after=after) as run:
         judge = Judge(run, own, sources, "", adapter, others)
         report, _ = judge.compared(adapter)
         for (stage, name), paths in judge.files.items():
