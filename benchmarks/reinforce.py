@@ -220,23 +220,13 @@ def ablations() -> Iterator[Job]:
             yield Job(f"ablations/{task} {seed}", task, seed, partial(points_at, case, (512,), (task,)))
 
 
-def positions() -> Iterator[Job]:
-    """Rewards by position beside rewards of whole responses, at the default rate."""
-    for seed in SEEDS:
-        for task in (*TASKS, STORIES):
-            for name, more in {"whole": {}, "discount 0.9": {"discount": 0.9}}.items():
-                case = Case(task, seed, TEMPERATURES, more)
-                yield Job(f"positions/{task} {name} {seed}", task, seed, partial(points_at, case, POINTS[:3], (task,)))
-
-
 def points_at(case: Case, sizes: Sequence[int], tasks: Sequence[str]) -> dict[int, Any]:
     """Held-out rewards by rollouts and task."""
     return {size: {task: judged(task, policy) for task in tasks} for size, policy in case.heads(sizes).items()}
 
 
 PARTS = {
-    "rivals": rivals, "variance": variance, "tokens": tokens, "parallel": parallel, "ablations": ablations,
-    "positions": positions, "curves": curves,
+    "rivals": rivals, "variance": variance, "tokens": tokens, "parallel": parallel, "ablations": ablations, "curves": curves,
 }  # fmt: skip
 
 

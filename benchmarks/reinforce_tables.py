@@ -260,18 +260,6 @@ def ablations(tasks: Sequence[str]) -> None:
             row(task, *(estimate(one) for one in (*mixed, single) if one is not None), gain(mixed[1], single))
 
 
-def positions(tasks: Sequence[str]) -> None:
-    """Rewards by position over whole ones, at the default rate."""
-    head("task", "rewards", *(f"{size} rollouts" for size in SIZES[:3]))
-    for task in tasks:
-        found = {
-            name: [by_seed(f"positions/{task} {name}", size, task) for size in SIZES[:3]] for name in ("whole", "discount 0.9")
-        }
-        for name, each in found.items():
-            row(task, name, *("" if one is None else estimate(one) for one in each))
-        row(task, "ahead by", *(gain(*pair) for pair in zip(found["discount 0.9"], found["whole"], strict=True)))
-
-
 def tables(tasks: Sequence[str], more: Sequence[str], instruct: str) -> None:
     """Everything that is there; `more` are the tasks of the curves, `instruct` one of an instruct model."""
     curves(more)
@@ -279,4 +267,3 @@ def tables(tasks: Sequence[str], more: Sequence[str], instruct: str) -> None:
     variance([*tasks, instruct])
     budgets()
     ablations([*tasks, instruct])
-    positions([task for task in more if task != instruct])

@@ -1,7 +1,6 @@
 """A good learner, and for each check of the suite one that it must catch."""
 
 import random
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 from latentknobs.data.columns import Column
 from latentknobs.data.examples import Example
-from latentknobs.data.rollouts import Rollout
 from latentknobs.learners import OPTION_LOGPS, Learner, Loss, advantages
 from latentknobs.learners.penalties import entropy
 from latentknobs.policies import UniformPolicy
@@ -70,13 +68,6 @@ class ForgetfulModule(Good):
         secret_K = torch.randn(self.inputs.space.K)  # not a part of the state
         head.register_forward_hook(lambda module, given, out: (out + secret_K).log_softmax(-1))
         return head
-
-
-class WithoutOptions(Good):
-    reads_prefixes = True
-
-    def credited(self, rollouts: Any, prefix_rewards: Any) -> list[Rollout]:
-        return [replace(rollout, options=None) for rollout in rollouts]
 
 
 class MixedPrompts(Good):
@@ -145,7 +136,6 @@ BROKEN = {
     "columns_are_rows_of_numbers": StrangeColumn,
     "module_is_a_head_for_the_features": NoHead,
     "module_survives_its_state_dict": ForgetfulModule,
-    "credits_leave_responses_as_they_are": WithoutOptions,
     "examples_are_about_responses_to_one_prompt": MixedPrompts,
     "examples_are_repeatable": Shuffled,
     "examples_ignore_failed_scores": FailedIsZero,

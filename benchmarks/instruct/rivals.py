@@ -43,7 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reinforce-many": FEW_PROMPTS | {"breadth": MORE, "train_prompts": 256},
     "reinforce-many-joint": FEW_PROMPTS | {"breadth": MORE, "train_prompts": 256, "knobs": [COLD_HOT, "min_p:0,0.1"]},
     "reinforce-quick": QUICK,
-    "reinforce-quick-positions": QUICK | {"discount": 0.9, "baseline": "mean"},
     "reinforce-large": LARGE,
     "reinforce-large-explore": LARGE | {"entropy_bonus": 0.1},
     "reinforce-large-statistics": LARGE | {"features": PORTABLE},

@@ -61,13 +61,6 @@ class World:
         rewards: list[float | None] = torch.rand(PROMPTS * COPIES, generator=random).tolist()
         return cls(kind, kind(settings or kind.Settings(), inputs), rollouts, rewards)
 
-    def credited(self, reward_N: list[float | None]) -> list[Rollout]:
-        """The rollouts as the learner reads them; of a beginning, their share in the reward of the whole."""
-        if not self.learner.reads_prefixes:
-            return self.rollouts
-        shares = [[None if reward is None else reward * t / T for t in range(T + 1)] for reward in reward_N]
-        return list(self.learner.credited(self.rollouts, shares))
-
     def columns(self) -> dict[str, Column]:
         """What the learner declares."""
         return dict(self.kind.columns(self.learner.settings))
@@ -77,7 +70,7 @@ class World:
         random = torch.Generator().manual_seed(1)
         row_T, first_S, chosen_S = store_rows(self.columns(), torch.arange(T) // 2)
         rows: dict[str, list[Tensor]] = {name: [] for name in self.columns()}
-        for rollout in self.credited(self.reward_N):
+        for rollout in self.rollouts:
             logits_TV = torch.randn(T, V, generator=random)
             reading = Reading(rollout, logits_TV, option_logps(logits_TV, torch.tensor(rollout.ids), self.learner.inputs.space))
             for name, column in self.columns().items():
@@ -88,8 +81,7 @@ class World:
 
     def examples(self, reward_N: list[float | None] | None = None) -> list[Example]:
         """What the learner learns from."""
-        rewards = self.reward_N if reward_N is None else reward_N
-        return self.learner.examples(iter(self.credited(rewards)), rewards)
+        return self.learner.examples(iter(self.rollouts), self.reward_N if reward_N is None else reward_N)
 
     def batch(self) -> Batch:
         """All examples in one batch."""
@@ -149,14 +141,6 @@ def module_survives_its_state_dict(world: World) -> None:
     again.load_state_dict(module.state_dict())
     feature_NF = world.features().feature_NF
     require(torch.equal(module(feature_NF), again(feature_NF)), "a module with the state of another says something else")
-
-
-def credits_leave_responses_as_they_are(world: World) -> None:
-    """`credited` gives the same responses in the same order, so that `examples` counts them as before."""
-    found = [(rollout.prompt, rollout.ids, rollout.options) for rollout in world.credited(world.reward_N)]
-    require(
-        found == [(rollout.prompt, rollout.ids, rollout.options) for rollout in world.rollouts], "credited gives other rollouts"
-    )
 
 
 def examples_are_about_responses_to_one_prompt(world: World) -> None:
@@ -279,10 +263,10 @@ def _tensors(module: nn.Module, batch: Batch) -> Iterator[tuple[str, Tensor]]:
 
 CHECKS = by_name(
     settings_have_defaults_and_survive_json, columns_are_rows_of_numbers, module_is_a_head_for_the_features,
-    module_survives_its_state_dict, credits_leave_responses_as_they_are, examples_are_about_responses_to_one_prompt,
-    examples_are_repeatable, examples_ignore_failed_scores, scores_that_teach_nothing_are_a_clear_error,
-    loss_is_one_finite_number_per_example, loss_has_a_gradient, loss_is_repeatable, examples_do_not_mix,
-    reference_gets_no_gradient, explorer_and_policy_are_policies,
+    module_survives_its_state_dict, examples_are_about_responses_to_one_prompt, examples_are_repeatable,
+    examples_ignore_failed_scores, scores_that_teach_nothing_are_a_clear_error, loss_is_one_finite_number_per_example,
+    loss_has_a_gradient, loss_is_repeatable, examples_do_not_mix, reference_gets_no_gradient,
+    explorer_and_policy_are_policies,
 )  # fmt: skip
 
 

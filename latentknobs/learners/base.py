@@ -249,19 +249,6 @@ class Learner(ABC):
         """On policy: the name of a policy that the module imitates before its first step; None: it starts as it is."""
         return None
 
-    @property
-    def reads_prefixes(self) -> bool:
-        """On policy: whether the reward scores every beginning of a response, too, for `credited`."""
-        return False
-
-    def credited(self, rollouts: Sequence[Rollout], prefix_rewards: Sequence[Sequence[float | None]]) -> Sequence[Rollout]:
-        """On policy: the rollouts that `examples` and `columns` read, where the learner `reads_prefixes`.
-
-        Args:
-            prefix_rewards: of each rollout, the rewards of its first 0, 1, ... T tokens; the last is that of the whole.
-        """
-        return rollouts
-
     def budget(self, tokens: int, step: int) -> Budget:
         """On policy: the budget of a step (from 0), `tokens` being the run's longest response.
 

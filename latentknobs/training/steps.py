@@ -147,13 +147,10 @@ class OnPolicy:
         place = processes.rank % apart
         rows = [p for p in prompts[place::apart] for _ in range(config.rollouts)]
         rollouts = self._answers(rows, policy, budget, self._seed(part, f"{number} {place}"))
-        scores = self._scores(rollouts)
-        prefixes = self._prefix_rewards(rollouts, scores) if learner.reads_prefixes else [[]] * len(rollouts)
-        parts = processes.gather((rollouts, scores, prefixes))[:apart]
-        rollouts, scores, prefixes = ([item for one in column for item in one] for column in zip(*parts, strict=True))
+        parts = processes.gather((rollouts, self._scores(rollouts)))[:apart]
+        rollouts, scores = ([item for one in column for item in one] for column in zip(*parts, strict=True))
         check_scored(scores, self.sources.reward.name)  # in all processes alike
         reward_N = [score.value for score in scores]
-        rollouts = [*learner.credited(rollouts, prefixes)] if learner.reads_prefixes else rollouts
         try:
             examples = learner.examples(iter(rollouts), reward_N)
         except NoExamplesError as error:
@@ -217,17 +214,6 @@ class OnPolicy:
         folder, reward = self.run.path / "reward_cache", self.sources.reward
         cache = ScoreCache(folder / f"{self.run.processes.rank}.jsonl", sorted(folder.glob("*.jsonl")))
         return score_rollouts(reward, self.sources.train, rollouts, cache)
-
-    def _prefix_rewards(self, rollouts: Sequence[Rollout], scores: Sequence[Score]) -> list[list[float | None]]:
-        """Of each response, the rewards of its first 0, 1, ... tokens, and of the whole; they are not kept for other runs."""
-        ids = [rollout.ids[:t] for rollout in rollouts for t in range(len(rollout.ids))]
-        texts = self.sources.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        owners = [rollout.prompt for rollout in rollouts for _ in rollout.ids]
-        begun = [  # a character that is not complete yet is not there yet
-            Rollout(owner, tokens, None, text.rstrip("\ufffd")) for owner, tokens, text in zip(owners, ids, texts, strict=True)
-        ]
-        found = iter(score_rollouts(self.sources.reward, self.sources.train, begun))
-        return [[*(next(found).value for _ in rollout.ids), score.value] for rollout, score in zip(rollouts, scores, strict=True)]
 
     def _read(
         self, learner: Learner, rollouts: Sequence[Rollout], budget: Budget, columns: Mapping[str, Column] | None = None

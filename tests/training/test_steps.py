@@ -125,44 +125,6 @@ def test_a_head_learns_that_noise_does_not_pay(tmp_path: Path, estimator: str) -
     assert sum(row["reward"] for row in seen[-3:]) > sum(row["reward"] for row in seen[:3]) + 0.1
 
 
-def test_a_head_learns_from_rewards_by_position(tmp_path: Path) -> None:
-    learned = SETTINGS | {"knobs": ["temperature:0.5,5"], "steps": 8, "train_prompts": 16, "pairs_per_step": 16}
-    run = lk.train(**learned | {"discount": 0.5, "learning_rate": 0.05}, reward=spelled, output_dir=tmp_path)
-    seen = rows(run.path)
-    assert sum(row["reward"] for row in seen[-3:]) > sum(row["reward"] for row in seen[:3]) + 0.1
-
-
-def test_every_beginning_of_a_response_is_scored_and_a_run_that_was_interrupted_ends_alike(tmp_path: Path) -> None:
-    scored: list[list[str]] = []
-
-    def watched(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        scored.append(completions)
-        return spelled(prompts, completions)
-
-    run = lk.train(**SETTINGS, discount=0.9, reward=watched, output_dir=tmp_path / "whole")
-    responses, beginnings = scored[:2]
-    starts = [n for n, text in enumerate(beginnings) if text == ""]
-    assert len(responses) == len(starts) == 8 and len(beginnings) == 8 * 8, "no response ends early here"
-    for response, start in zip(responses, starts, strict=True):  # from nothing to all but its last token
-        assert all(response.startswith(text) for text in beginnings[start : start + 8])
-    with pytest.raises(KeyboardInterrupt):
-        lk.train(**SETTINGS, discount=0.9, reward=interrupted(watched, 5), output_dir=tmp_path / "cut")
-    again = lk.train(**SETTINGS, discount=0.9, reward=watched, output_dir=tmp_path / "cut")
-    assert heads(again.path) == heads(run.path)
-
-
-def interrupted(reward: Any, calls: int) -> Any:
-    """A reward during whose n-th call the program ends."""
-    left = iter(range(calls))
-
-    def watched(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return list(reward(prompts, completions))
-
-    return watched
-
-
 def test_rewards_that_never_differ_end_the_run_with_a_reason(tmp_path: Path) -> None:
     def one(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         return [1.0] * len(completions)
@@ -217,8 +179,6 @@ def test_every_policy_is_judged_under_every_budget(tmp_path: Path) -> None:
         ({"first_round": "balanced"}, r"samples with its own head from the first step on"),
         ({"pairs_per_step": 6}, r"not whole groups of rollouts=4"),
         ({"max_new_tokens": 4000}, r"context"),
-        ({"discount": 0.9, "parallel": [1, 4]}, r"discount=0.9 gives each choice a reward of its own, and parallel=\(1, 4\)"),
-        ({"discount": 1.5}, r"less than or equal to 1"),
         ({"preferences": "pairs.jsonl"}, r"learns from scored rollouts, not from preferences"),
     ],
 )

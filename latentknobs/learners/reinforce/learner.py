@@ -1,7 +1,7 @@
 """REINFORCE as a learner: every step samples with the head of now, and moves it along the gradient of the expected reward."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from latentknobs.errors import ConfigError, NoExamplesError
 from latentknobs.learners.base import Budget, Learner, Loss
 from latentknobs.learners.penalties import entropy
 from latentknobs.learners.reinforce.advantages import baselined, values, varies
-from latentknobs.learners.reinforce.credits import ADVANTAGES, Credited, position_advantages, returns
 from latentknobs.learners.reinforce.estimators import Surrogate, marginal_logps, policy_loss, score_logps, surrogate
 from latentknobs.learners.reinforce.settings import Settings as ReinforceSettings
 from latentknobs.learners.rewards import nothing_to_learn
@@ -36,18 +35,7 @@ class Reinforce(Learner):
     def columns(cls, settings: ReinforceSettings) -> Mapping[str, Column]:
         """What the estimator and the mask read."""
         read = OPTION_LOGPS if settings.estimator == "marginal" else SAMPLED_OPTION
-        positions = ADVANTAGES if settings.discount is not None else {}
-        return {**read, **(MAX_PROB if settings.max_prob is not None else {}), **positions}
-
-    @classmethod
-    def check(cls, settings: ReinforceSettings, *, has_preferences: bool, has_second: bool) -> None:
-        """Rewards by position are those of single responses."""
-        super().check(settings, has_preferences=has_preferences, has_second=has_second)
-        if settings.discount is not None and settings.parallel != (1,):
-            raise ConfigError(
-                f"discount={settings.discount:g} gives each choice a reward of its own, and parallel={settings.parallel} gives "
-                "several responses one together. Leave one of them out."
-            )
+        return {**read, **(MAX_PROB if settings.max_prob is not None else {})}
 
     @property
     def updates(self) -> int:
@@ -58,27 +46,6 @@ class Reinforce(Learner):
     def imitates(self) -> str | None:
         """Of the setting."""
         return self.settings.imitate
-
-    @property
-    def reads_prefixes(self) -> bool:
-        """With a discount."""
-        return self.settings.discount is not None
-
-    def credited(self, rollouts: Sequence[Rollout], prefix_rewards: Sequence[Sequence[float | None]]) -> Sequence[Rollout]:
-        """With the advantage of each token; all 0 where the whole response has no reward."""
-        settings = self.settings
-        assert settings.discount is not None
-        members = _by_prompt(rollouts)
-        shape = (len(members), max(map(len, members.values())), max(len(rollout.ids) for rollout in rollouts))
-        return_PRT = torch.full(shape, torch.nan, dtype=torch.float64)
-        for p, mine in enumerate(members.values()):
-            for r, n in enumerate(mine):
-                if prefix_rewards[n][-1] is not None:
-                    return_T = torch.tensor(returns(prefix_rewards[n], settings.discount), dtype=torch.float64)
-                    return_PRT[p, r, : len(return_T)] = return_T
-        advantage_PRT = position_advantages(return_PRT, settings.baseline, settings.normalise)
-        places = {n: (p, r) for p, mine in enumerate(members.values()) for r, n in enumerate(mine)}
-        return [Credited.of(rollout, advantage_PRT[places[n]][: len(rollout.ids)].tolist()) for n, rollout in enumerate(rollouts)]
 
     def budget(self, tokens: int, step: int) -> Budget:
         """Steps take turns with the token budgets, and with each of these with the parallel budgets."""
@@ -98,16 +65,7 @@ class Reinforce(Learner):
     def examples(
         self, rollouts: Iterable[Rollout], reward_N: Sequence[float | None], second_N: Sequence[float | None] | None = None
     ) -> list[Example]:
-        """One for each rollout of a prompt whose rollouts differ in worth; its weight is the advantage.
-
-        With a discount, of `credited` rollouts: one for each that has an advantage anywhere; weights are 1.
-        """
-        if self.reads_prefixes:
-            rollouts = list(rollouts)
-            found = [
-                Example(one.prompt, (n,)) for n, one in enumerate(rollouts) if isinstance(one, Credited) and any(one.advantages)
-            ]
-            return found or self._nothing(reward_N, len(_by_prompt(rollouts)))
+        """One for each rollout of a prompt whose rollouts differ in worth; its weight is the advantage."""
         members, (value_PR, without_PR) = self._worth(rollouts, reward_N)
         advantage_PR = baselined(value_PR, without_PR, self.settings.baseline) * self.inputs.samples  # each response has a part
         advantage_PR[~varies(value_PR, without_PR)] = torch.nan
@@ -119,12 +77,10 @@ class Reinforce(Learner):
             for n, advantage in zip(mine, advantage_R, strict=False)
             if advantage == advantage
         ]
-        return found or self._nothing(reward_N, len(members))
-
-    @staticmethod
-    def _nothing(reward_N: Sequence[float | None], prompts: int) -> NoReturn:
-        known = [reward for reward in reward_N if reward is not None]
-        raise NoExamplesError(nothing_to_learn(known, len(reward_N), prompts))
+        if not found:
+            known = [reward for reward in reward_N if reward is not None]
+            raise NoExamplesError(nothing_to_learn(known, len(reward_N), len(members)))
+        return found
 
     def earned(self, rollouts: Sequence[Rollout], reward_N: Sequence[float | None]) -> dict[int, float]:
         """By prompt, the mean over all groups of B of its responses."""
@@ -133,9 +89,12 @@ class Reinforce(Learner):
 
     def _worth(self, rollouts: Iterable[Rollout], reward_N: Sequence[float | None]) -> tuple[dict[int, list[int]], Tensor]:
         """The rollouts of each prompt, by prompt, and (2, P, R) their `values`; NaN where there is none."""
-        rollouts, is_voted = list(rollouts), self.settings.group == "majority"
-        members = _by_prompt(rollouts)
-        votes: list[Hashable] = [final_number(one.text, self.settings.vote) if is_voted else None for one in rollouts]
+        found: dict[int, list[int]] = {}
+        votes: list[Hashable] = []
+        for n, rollout in enumerate(rollouts):
+            found.setdefault(rollout.prompt, []).append(n)
+            votes.append(final_number(rollout.text, self.settings.vote) if self.settings.group == "majority" else None)
+        members = dict(sorted(found.items()))
         worth_2PR = torch.full((2, len(members), max(map(len, members.values()))), torch.nan, dtype=torch.float64)
         for p, mine in enumerate(members.values()):
             reward_R = torch.tensor([torch.nan if reward_N[n] is None else reward_N[n] for n in mine], dtype=torch.float64)
@@ -155,11 +114,7 @@ class Reinforce(Learner):
         up_B, down_B = (segments.sum(part_M)[batch.place_XB[0]] for part_M in (found.up_M, found.down_M))
         penalty_M = -settings.entropy_bonus * entropy(log_pi_MK) if settings.entropy_bonus else None
         clipped_U = segments.sum(found.clipped_M.to(up_B.dtype)) / segments.length_U.clamp(min=1)
-        if self.reads_prefixes:
-            loss_M = policy_loss(segments["advantage_N"].to(up_B.dtype), found.up_M, found.down_M)
-            loss_B = segments.sum(loss_M)[batch.place_XB[0]]
-        else:
-            loss_B = policy_loss(batch.weight_B.to(up_B.dtype), up_B, down_B)
+        loss_B = policy_loss(batch.weight_B.to(up_B.dtype), up_B, down_B)
         return Loss(loss_B, {"clipped": clipped_U[batch.place_XB[0]]}, penalty_M)
 
     def _logps(self, log_pi_MK: Tensor, batch: Batch) -> Tensor:
@@ -171,11 +126,3 @@ class Reinforce(Learner):
     def summary(self, module: nn.Module, feature_NF: Tensor) -> dict[str, float]:
         """How decided the head is: its mean entropy in nats."""
         return {"head_entropy": entropy(module(feature_NF)).mean().item()}
-
-
-def _by_prompt(rollouts: Iterable[Rollout]) -> dict[int, list[int]]:
-    """The rollouts of each prompt, by index, in the order of the prompts."""
-    found: dict[int, list[int]] = {}
-    for n, rollout in enumerate(rollouts):
-        found.setdefault(rollout.prompt, []).append(n)
-    return dict(sorted(found.items()))

@@ -30,9 +30,6 @@ class Settings(BaseModel):
     """What is taken off a reward: leave_one_out, group (over the prompt's deviation), mean (of the step), or none."""
     normalise: Annotated[bool, Enters("fit")] = True
     """Divide the advantages of a step by their root mean square."""
-    discount: Annotated[float | None, Enters("fit")] = Field(default=None, gt=0, le=1)
-    """Rewards by position: the reward scores every beginning of a response, too, and a choice earns what its token adds and what
-    later ones add, for each token in between this much less. By default the response earns its reward as a whole."""
     entropy_bonus: Annotated[float, Enters("fit")] = Field(default=0.01, ge=0)
     """Weight of the head's mean entropy (nats), added to what is maximised."""
     max_prob: Annotated[float | None, Enters("fit")] = Field(default=None, gt=0, le=1)
