@@ -12,6 +12,7 @@ from typing import Any
 
 from latentknobs.adapter import KnobAdapter, read_adapter
 from latentknobs.config import TrainConfig, make_config, write_yaml
+from latentknobs.content import digest
 from latentknobs.data.disk import write_text
 from latentknobs.data.rollouts import Rollout, write_lines
 from latentknobs.engines.served import measure_drift
@@ -34,6 +35,7 @@ from latentknobs.training.judging import SUMMARY, Judge, slug, stages_of
 from latentknobs.training.processes import Processes
 from latentknobs.training.rundir import RunDir, explained
 from latentknobs.training.sampling import read_all
+from latentknobs.training.subject import model_content, tokenizer_content
 from latentknobs.training.train import noted
 
 UNFINISHED = "unfinished"  # within the folder of an evaluation
@@ -73,7 +75,8 @@ def evaluate(
         extra: the same, under names of your own.
         settings: fields of `TrainConfig` that concern evaluation: `eval_size`, `tune_size`, `pick`, `max_new_tokens`,
             `batch_size`, `seed`, `device`, `dtype`, `reward_weights`; `account` accounts for every policy, too; `output_dir` is a
-            folder for all responses and the report as a page, by default none. The same call goes on there if it was ended.
+            folder for all responses and the report as a page, by default none. The same call goes on there if it was ended;
+            responses are those of the same model, prompts, settings, and policies of the same class and values.
 
     Raises:
         AdapterError: an adapter cannot be read, or was trained on a model of another shape.
@@ -100,13 +103,14 @@ def evaluate(
             accounts, texts = dict[int, Account](), dict[tuple[str, ...], list[Rollout]]()
             with _workplace(folder) as place:
                 runs = [place / f"{n}" for n in range(len(adapters))]
+                key = digest(model_content(sources.model), tokenizer_content(sources.tokenizer)) if folder else ""
                 reports = [
-                    _evaluate(one, config, sources, others, accounts, texts, run, runs[0] if run != runs[0] else None)
+                    _evaluate(one, config, sources, others, accounts, texts, run, runs[0] if run != runs[0] else None, key)
                     for one, run in zip(adapters, runs, strict=True)
                 ]
-            joint = reports[0] if len(reports) == 1 else Report.join(reports)
-            if folder:
-                _write(folder, joint, config, reports[0], adapters[0], sources)
+                joint = reports[0] if len(reports) == 1 else Report.join(reports)
+                if folder:
+                    _write(folder, joint, config, reports[0], adapters[0], sources)
             return joint
 
 
@@ -123,14 +127,20 @@ def _folder(config: TrainConfig) -> Path:
 
 @contextmanager
 def _workplace(folder: Path | None) -> Iterator[Path]:
-    """Where the responses are until the report is there: in its folder, so that the same evaluation goes on if it was ended."""
-    if folder is None:
-        with TemporaryDirectory() as place:
-            yield Path(place)
-    else:
-        with RunDir(folder / UNFINISHED, processes=Processes(alone=True)) as whole:  # its lock keeps two evaluations apart
-            yield whole.path
-            shutil.rmtree(whole.path)
+    """Where the responses are until the report is there: in its folder, so that the same evaluation goes on if it was ended.
+
+    A temporary one without such a folder, and where a launcher has started several processes, which share nothing here.
+    """
+    if folder is None or int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        with TemporaryDirectory(dir=folder) as temporary:
+            yield Path(temporary)
+        return
+    place = folder / UNFINISHED
+    with RunDir(place, processes=Processes(alone=True)):  # its lock keeps two evaluations apart
+        for scores in place.glob("*/*/scores"):  # a reward may have failed, or changed; its cache keeps what is known to stand
+            shutil.rmtree(scores)
+        yield place
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def _write(folder: Path, report: Report, config: TrainConfig, first: Report, adapter: KnobAdapter, sources: Sources) -> None:
@@ -159,11 +169,12 @@ def check_alike(adapters: Sequence[KnobAdapter]) -> None:
 
 def _evaluate(
     adapter: KnobAdapter, config: TrainConfig, sources: Sources, others: Sequence[Compared], accounts: dict[int, Account],
-    texts: dict[tuple[str, ...], list[Rollout]], folder: Path, after: Path | None,
+    texts: dict[tuple[str, ...], list[Rollout]], folder: Path, after: Path | None, key: str,
 ) -> Report:  # fmt: skip
     """The report on one adapter, from a run of its own in `folder`, which takes what it can from the one `after`.
 
-    `accounts` and `texts` are what is known already: accounts by the `id` of the responses, responses by policy and content.
+    `key` tells models apart. `accounts` and `texts` are what is known already: accounts by the `id` of the responses, responses
+    by policy and content.
     """
     adapter.check_model(sources.model, strict=False)
     own = config.replace(rival_features=adapter.rival_features, level=adapter.segmenter.level, keep_head=True)
@@ -178,10 +189,8 @@ def _evaluate(
         say(f"The account reads the responses to held-out prompts again, {most:,} at most.")
     if after is None and (most := most_wider(adapter.space, tuning)):
         say(f"Up to {most:,} more responses if the best constant is at the edge of the options.")
-    # scores that an ended evaluation left are trusted only where the reward says by its version that it is the same
-    resume = not (folder.exists() and sources.reward.unversioned)
-    with RunDir(folder, processes=Processes(alone=True), resume=resume, after=after) as run:
-        judge = Judge(run, own, sources, "", adapter, others)
+    with RunDir(folder, processes=Processes(alone=True), resume=True, after=after) as run:
+        judge = Judge(run, own, sources, key, adapter, others)
         report, _ = judge.compared(adapter)
         for (stage, name), paths in judge.files.items():
             if stage in (evaluation.name, "controls"):

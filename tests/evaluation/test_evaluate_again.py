@@ -4,14 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import latentknobs as lk
+import latentknobs.training.evaluate as evaluating
 from latentknobs import testbed
 from latentknobs.adapter import describe_model
 from latentknobs.engines.transformers import TransformersEngine
 from latentknobs.heads.option_head import OptionHead
 from latentknobs.heads.segmenters import parse_level
 from latentknobs.training.evaluate import UNFINISHED
+from latentknobs.training.processes import Processes
 from latentknobs.training.rundir import RunDir
 
 SMALL = {"seeds": 1, "train_prompts": 8, "eval_size": 6, "tune_size": 4, "max_new_tokens": 8}
@@ -80,6 +83,57 @@ def test_scores_of_a_reward_without_a_version_are_computed_again(
     found = lk.evaluate(adapter, reward=Counted(scale=3.0, version=None), output_dir=tmp_path / "ended", **SMALL)
     fresh = lk.evaluate(adapter, reward=Counted(scale=3.0, version=None), output_dir=tmp_path / "fresh", **SMALL)
     assert all(np.array_equal(found.rewards[name], fresh.rewards[name]) for name in fresh.rewards)
+
+
+def test_responses_of_another_model_are_not_taken_over(adapter: lk.KnobAdapter, tmp_path: Any) -> None:
+    other = testbed.load_model()
+    with torch.no_grad():
+        other.get_input_embeddings().weight.mul_(1.5)
+    same = {"tokenizer": testbed.load_tokenizer(), "prompts": "testbed:stories"} | SMALL
+    with pytest.raises(KeyboardInterrupt):
+        lk.evaluate(adapter, model=testbed.load_model(), reward=Counted(ends_at=3), output_dir=tmp_path / "ended", **same)
+    found = lk.evaluate(adapter, model=other, reward=Counted(), output_dir=tmp_path / "ended", **same)
+    fresh = lk.evaluate(adapter, model=other, reward=Counted(), **same)
+    assert all(np.array_equal(found.rewards[name], fresh.rewards[name]) for name in fresh.rewards)
+
+
+def test_scores_that_failed_are_asked_for_again(adapter: lk.KnobAdapter, sampled: list[int], tmp_path: Any) -> None:
+    class Down(Counted):
+        def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+            self.calls += 1
+            if self.calls > self.left:
+                raise OSError("the judge is down")
+            return [self.scale * len(text) for text in completions]
+
+    with pytest.raises(lk.errors.RewardError):
+        lk.evaluate(adapter, reward=Down(ends_at=4), output_dir=tmp_path / "down", **SMALL)
+    before = sum(sampled)
+    found = lk.evaluate(adapter, reward=Down(), output_dir=tmp_path / "down", **SMALL)
+    between = sum(sampled) - before
+    fresh = lk.evaluate(adapter, reward=Counted(), **SMALL)
+    assert found.left_out == 0 and between < sum(sampled) - before - between, "responses are kept, failures are not"
+    assert all(np.array_equal(found.rewards[name], fresh.rewards[name]) for name in fresh.rewards)
+
+
+def test_a_report_that_cannot_be_written_keeps_the_responses(
+    adapter: lk.KnobAdapter, sampled: list[int], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(lk.errors.RunError, match="is full"):
+        patch.setattr(evaluating, "write_report", full)
+        lk.evaluate(adapter, reward=Counted(), output_dir=tmp_path / "full", **SMALL)
+    sampled.clear()
+    lk.evaluate(adapter, reward=Counted(), output_dir=tmp_path / "full", **SMALL)
+    assert not sampled and (tmp_path / "full" / "report.html").exists()
+
+
+def test_processes_of_a_launcher_share_nothing(adapter: lk.KnobAdapter, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with RunDir(tmp_path / UNFINISHED, processes=Processes(alone=True)):
+        lk.evaluate(adapter, reward=Counted(), output_dir=tmp_path, **SMALL)
+    assert (tmp_path / "report.html").exists()
 
 
 def test_two_evaluations_do_not_share_a_folder(adapter: lk.KnobAdapter, tmp_path: Any) -> None:
