@@ -44,7 +44,9 @@ def arena_of(context: click.Context, task: str) -> Arena:
 TASK = click.argument("task", type=click.Choice(sorted(TASKS)))
 PROMPTS = click.option("--prompts", default=128, show_default=True, help="held out")
 COPIES = click.option("--copies", default=4, show_default=True, help="responses to each held-out prompt")
-TUNE = click.option("--tune", default=64, show_default=True, help="training prompts (8 responses each) that choose among rivals")
+TUNE = click.option(
+    "--tune", default=64, show_default=True, help="training prompts (8 responses each) that choose among rivals; 16 of them first"
+)
 HEADS = click.Choice(sorted([*VARIANTS, "merged"]))
 HEAD = click.option("--head", default="lpo", type=HEADS, show_default=True, help="the heads in question")
 

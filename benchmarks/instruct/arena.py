@@ -40,7 +40,8 @@ class Arena:
 
     def answers(self, policy: Policy, prompts: Sequence[Prompt], copies: int, seed: int = 0) -> list[Rollout]:
         """So many responses to each prompt, in their order."""
-        key = digest(policy.identity(), [prompt.text for prompt in prompts], copies, seed, self.task.max_new_tokens)[:16]
+        dtype = () if self.model.dtype == torch.bfloat16 else (str(self.model.dtype),)
+        key = digest(policy.identity(), [prompt.text for prompt in prompts], copies, seed, self.task.max_new_tokens, *dtype)[:16]
         found: list[Rollout] = []
         for number, batch in enumerate(plan_batches(prompts, copies, self.batch)):
             path = self.folder / "answers" / f"{key}-{self.batch}-{number:03d}.json"

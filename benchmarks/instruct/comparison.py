@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
         return Sizes(*self.few, self.tune) if self.few else self
 
 
-TUNE_COPIES = 8
+TUNE_COPIES, FIRST = 8, 16  # responses to each tuning prompt; prompts of the first heat
 
 
 def heads(folder: Path, only: Sequence[str] = (), rivals: bool = False) -> dict[str, list[Policy]]:
@@ -83,11 +83,12 @@ def finalists(heat: Mapping[str, Floats], task_P: NDArray[np.str_]) -> list[str]
     return [name for name in heat if name in kept]
 
 
-def tuning(arena: Arena, names: Sequence[str], sizes: Sizes, task_P: NDArray[np.str_]) -> dict[str, Floats]:
-    """(P,) rewards on all tuning prompts of those that a first heat, on a quarter of them, does not rule out."""
-    first = sizes._replace(tune=-(-sizes.tune // 4))
+def tuning(arena: Arena, names: Sequence[str], sizes: Sizes) -> dict[str, Floats]:
+    """(P,) rewards on all tuning prompts of those that a first heat, on a quarter of them but `FIRST` at least, leaves."""
+    first = sizes._replace(tune=min(sizes.tune, max(FIRST, sizes.tune // 4)))
+    task_P = np.array([row["task"] for row in arena.task.rows(False, first.tune)])
     heat = {name: score(arena, [name], first, held_out=False)[0][0] for name in names}
-    return {name: score(arena, [name], sizes, held_out=False)[0][0] for name in finalists(heat, task_P[: first.tune])}
+    return {name: score(arena, [name], sizes, held_out=False)[0][0] for name in finalists(heat, task_P)}
 
 
 def tuned(arena: Arena, sizes: Sizes) -> dict[str, Floats]:
@@ -96,7 +97,7 @@ def tuned(arena: Arena, sizes: Sizes) -> dict[str, Floats]:
     tasks = {held_out: np.array([row["task"] for row in arena.task.rows(held_out, count)])
              for held_out, count in ((True, sizes.prompts), (False, sizes.tune))}  # fmt: skip
     for kind, names in (("constant", CONSTANTS), ("rule", [*CONSTANTS, *rules(arena.task.kind)])):
-        dev = tuning(arena, names, sizes, tasks[False])
+        dev = tuning(arena, names, sizes)
         best = max(dev, key=lambda name: dev[name].mean())
         out[f"best {kind}: {best.partition(':')[2] if kind == 'constant' else best}"] = score(arena, [best], sizes)[0]
         if len(set(tasks[False])) > 1:

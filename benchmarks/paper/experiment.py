@@ -75,8 +75,10 @@ class Field:
         """Mean of a measure over prompts and training seeds; prompts where it is not defined are left out."""
         value_RP = self.by_run(name, player, task)
         value_RP = value_RP[:, ~np.isnan(value_RP).any(0)]
-        ends = (0.0, 1.0) if name.startswith("non_greedy") else None
-        return estimate(value_RP, ends, null) if value_RP.shape[1] else Interval(*[float("nan")] * 3)
+        if not value_RP.shape[1]:
+            return Interval(*[float("nan")] * 3)
+        found = estimate(value_RP, null=null)
+        return found.within(0.0, 1.0) if name.startswith("non_greedy") else found
 
     def compare(self, key: Key) -> Interval:
         """A comparison, its p corrected where a correction is known."""
@@ -88,6 +90,7 @@ class Field:
             reach = float(np.nanmax(everyone) - np.nanmin(everyone)) or 1.0
             difference, ends = (wins(ours, theirs), (0.0, 1.0)) if key.is_share else (ours - theirs, (-reach, reach))
             found = estimate(difference.mean(1), ends, key.null)
+            found = found.within(0.0, 1.0) if key.is_share else found
         return replace(found, p=self.corrected.get(key, found.p))
 
     def rows(self, name: str, subject: str, task: str) -> list[Key]:

@@ -109,7 +109,7 @@ class Report:
         ours, theirs = self.rewards[HEAD][:, keep], self.rewards[policy][:, keep]
         low, high = self._ends
         gain = estimate(self._by_run(ours - theirs), (low - high, high - low))
-        share = estimate(self._by_run(wins(ours, theirs)), (0.0, 1.0), 0.5)
+        share = estimate(self._by_run(wins(ours, theirs)), (0.0, 1.0), 0.5).within(0.0, 1.0)
         return Comparison(policy, task, estimate(self._by_run(theirs), (low, high)), gain, share, gain.p)
 
     def table(self) -> list[Comparison]:

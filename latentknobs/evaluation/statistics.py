@@ -7,7 +7,7 @@ Training seeds by Student's t with Satterthwaite's degrees of freedom: a bootstr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -36,6 +36,10 @@ class Interval:
     high: float
     p: float = 1.0
 
+    def within(self, low: float, high: float) -> "Interval":
+        """The same, cut at limits that no mean can pass, such as 0 and 1 of a share; extremes that occurred are no limits."""
+        return replace(self, low=max(self.low, low), high=min(self.high, high))
+
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
@@ -45,8 +49,7 @@ def estimate(value: Sequence[float] | Floats, ends: tuple[float, float] | None =
 
     Args:
         value: (P,) one for each prompt, or (R, P) with R training seeds.
-        ends: least and greatest value that a prompt could have, where the interval stops too; by default those that occur, 1
-            apart if there is only one.
+        ends: least and greatest value that a prompt could have; by default those that occur, 1 apart if there is only one.
         null: the mean of which `p` is the probability.
     """
     value_RP = np.atleast_2d(np.asarray(value, dtype=np.float64))
@@ -60,8 +63,6 @@ def estimate(value: Sequence[float] | Floats, ends: tuple[float, float] | None =
     below, above, p = _two_more(value_P, low, high, null) if is_rare or P < FEWEST else _bootstrap(value_P, null)
     if len(value_RP) > 1:
         below, above, p = _over_seeds(value_RP, null, below, above, p)
-    if ends is not None:
-        below, above = min(below, max(mean - low, 0.0)), min(above, max(high - mean, 0.0))
     return Interval(mean, float(mean - below), float(mean + above), p)
 
 

@@ -1,8 +1,11 @@
 """Tuning of rivals on the instruct model: what a first heat leaves for all tuning prompts."""
 
+from typing import Any
+
 import numpy as np
 
-from benchmarks.instruct.comparison import finalists
+from benchmarks.instruct.arena import Arena
+from benchmarks.instruct.comparison import Sizes, finalists, tuning
 from benchmarks.instruct.rivals import CONSTANTS, rules
 from benchmarks.instruct.tasks import TASKS
 
@@ -21,7 +24,26 @@ def test_prompts_of_a_first_heat_begin_those_of_the_second() -> None:
         assert TASKS[task].rows(False, 16) == rows[:16] and len(rows) == 64
 
 
-def test_a_first_heat_halves_what_tuning_costs() -> None:
-    names = [*CONSTANTS, *rules("sentences")]
-    left = finalists({name: np.array([float(n)]) for n, name in enumerate(names)}, np.array(["so"]))
-    assert len(names) * 16 + len(left) * 64 <= len(names) * 64 / 2 + 64
+def test_the_tuned_ones_have_answered_every_prompt_and_the_best_is_among_them() -> None:
+    """With rewards of a table in place of responses."""
+    task = TASKS["mixture"]
+    names = [*CONSTANTS, *rules(task.kind)]
+    asked: dict[str, list[int]] = {}
+
+    class Table(Arena):
+        def __init__(self) -> None:
+            self.task = task
+
+        def score(self, policy: Any, *, held_out: bool, count: int, copies: int, seed: int = 0) -> Any:
+            asked.setdefault(policy, []).append(len(task.rows(held_out, count)))
+            place = names.index(policy)
+            rows = task.rows(held_out, count)
+            worth = [
+                place if row["task"] == "so" else -place for row in rows
+            ]  # the last is best at one task, the first at another
+            return np.repeat(np.array(worth, float)[:, None], copies, 1), [""]
+
+    found = tuning(Table(), names, Sizes(8, 1, 21))
+    assert {names[0], names[-1]} <= found.keys() and all(len(reward_P) == 20 for reward_P in found.values())
+    assert all(asked[name] == ([16, 20] if name in found else [16]) for name in names)
+    assert len(found) < len(names)
