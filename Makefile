@@ -83,9 +83,9 @@ vllm: $(VLLM)/.ready
 
 # Side by side: the offline tests and the servers (llama.cpp's too), and vLLM's model runner of GPUs, its kernels interpreted.
 check-vllm: $(VLLM)/.ready
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 timeout 900 $(VLLM)/bin/python -m pytest tests/engines/within_vllm/real \
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 timeout 2400 $(VLLM)/bin/python -m pytest tests/engines/within_vllm/real \
 		> $(VLLM)/v2.log 2>&1 & v2=$$!; \
-	OMP_NUM_THREADS=1 timeout 900 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/within_vllm/real \
+	OMP_NUM_THREADS=1 timeout 2400 $(VLLM)/bin/python -m pytest -n 2 --dist loadfile tests/engines/within_vllm/real \
 		tests/engines/openai/test_llama_cpp.py $(if $(FULL),-m 'not tutorial'); v1=$$?; \
 	wait $$v2; v2=$$?; cat $(VLLM)/v2.log; test $$v1 = 0 -a $$v2 = 0
 
