@@ -40,6 +40,7 @@ class Arena:
 
     def answers(self, policy: Policy, prompts: Sequence[Prompt], copies: int, seed: int = 0) -> list[Rollout]:
         """So many responses to each prompt, in their order."""
+        # the format of the prepared model is not named, so that answers of before it could be chosen are found
         dtype = () if self.model.dtype == torch.bfloat16 else (str(self.model.dtype),)
         key = digest(policy.identity(), [prompt.text for prompt in prompts], copies, seed, self.task.max_new_tokens, *dtype)[:16]
         found: list[Rollout] = []

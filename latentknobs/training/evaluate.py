@@ -26,7 +26,7 @@ from latentknobs.models.sources import Sources, gather
 from latentknobs.models.world import left_as_it_was
 from latentknobs.policies import Pick, Policy
 from latentknobs.policies.names import policy_of
-from latentknobs.progress import say
+from latentknobs.progress import processes, say
 from latentknobs.reporting import write_report, write_samples
 from latentknobs.reporting.samples import RESPONSES
 from latentknobs.rewards import RewardSpec
@@ -131,11 +131,13 @@ def _workplace(folder: Path | None) -> Iterator[Path]:
 
     A temporary one without such a folder, and where a launcher has started several processes, which share nothing here.
     """
-    if folder is None or int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if folder is None or processes() > 1:
         with TemporaryDirectory(dir=folder) as temporary:
             yield Path(temporary)
         return
     place = folder / UNFINISHED
+    if place.exists():
+        say(f"An evaluation that was ended left responses in {str(place)!r}: those of the same policies and prompts are kept.")
     with RunDir(place, processes=Processes(alone=True)):  # its lock keeps two evaluations apart
         for scores in place.glob("*/*/scores"):  # a reward may have failed, or changed; its cache keeps what is known to stand
             shutil.rmtree(scores)

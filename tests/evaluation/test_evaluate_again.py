@@ -56,7 +56,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_an_ended_evaluation_goes_on_and_says_the_same(adapter: lk.KnobAdapter, sampled: list[int], tmp_path: Any) -> None:
+def test_an_ended_evaluation_goes_on_and_says_the_same(
+    adapter: lk.KnobAdapter, sampled: list[int], tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = lk.evaluate(adapter, reward=(reward := Counted()), output_dir=tmp_path / "whole", **SMALL)
     total, calls = sum(sampled), reward.calls
     assert not (tmp_path / "whole" / UNFINISHED).exists() and calls > 4
@@ -64,9 +66,11 @@ def test_an_ended_evaluation_goes_on_and_says_the_same(adapter: lk.KnobAdapter, 
     with pytest.raises(KeyboardInterrupt):
         lk.evaluate(adapter, reward=Counted(ends_at=calls - 1), output_dir=tmp_path / "ended", **SMALL)
     before = sum(sampled)
+    assert "that was ended" not in capsys.readouterr().err
     assert before > 0 and (tmp_path / "ended" / UNFINISHED).exists()
     again = lk.evaluate(adapter, reward=(reward := Counted()), output_dir=tmp_path / "ended", **SMALL)
     assert sum(sampled) == total and reward.calls < calls, "nothing is sampled twice"
+    assert "An evaluation that was ended left responses in" in capsys.readouterr().err
     assert again.rewards.keys() == whole.rewards.keys()
     assert all(np.array_equal(again.rewards[name], whole.rewards[name]) for name in whole.rewards)
     assert not (tmp_path / "ended" / UNFINISHED).exists()
